@@ -48,6 +48,9 @@ RULES: dict[str, Rule] = {
     "trainer.truncated": one_of("grade", "mask"),
     "trainer.old_logprobs": one_of("sampler", "trainer"),
     "trainer.confidence": one_of("sampler", "trainer"),
+    "trainer.importance_sampling": one_of("none", "token_truncate", "token_mask", "sequence_mask"),
+    "trainer.importance_cap": number(lambda v: v > 1, "a number > 1"),
+    "trainer.autocast": one_of("bfloat16"),
     "trainer.epsilon_low": number(lambda v: 0 < v < 1, "a number between 0 and 1"),
     "trainer.epsilon_high": POSITIVE,
     "trainer.dual_clip": number(lambda v: v > 1, "a number > 1, or null for none"),
@@ -79,10 +82,28 @@ RULES: dict[str, Rule] = {
     "objective.scale_mixed": number(lambda v: v > 0, "a number > 0, or null for 1/G"),
     "objective.scale_negative": number(lambda v: v > 0, "a number > 0, or null for 1/G"),
     "objective.scale_by_std": (bool, lambda v: True, "true or false"),
+    "sampler.max_num_seqs": at_least(1),
+    "sampler.dtype": one_of("float32", "bfloat16", "float16"),
+    "sampler.max_model_len": at_least(2),
+    "sampler.kv_cache_space": POSITIVE,
+    "sampler.gpu_memory_utilization": number(lambda v: 0 < v <= 1, "a share of the GPU's memory in (0, 1]"),
+    "sampler.tensor_parallel_size": at_least(1),
+    "sampler.enforce_eager": (bool, lambda v: True, "true or false"),
+    "sampler.sleep": (bool, lambda v: True, "true or false"),
+    "sampler.parity_every": at_least(0),
+    "sampler.max_logp_difference": POSITIVE,
     "model.prompt.template": one_of("chat", "plain"),
     "model.prompt.max_length": at_least(1),
 }
-NULLABLE = {"trainer.dual_clip", "trainer.num_threads", "objective.scale_mixed", "objective.scale_negative"}
+NULLABLE = {
+    "trainer.autocast",
+    "trainer.dual_clip",
+    "trainer.num_threads",
+    "objective.scale_mixed",
+    "objective.scale_negative",
+    "sampler.max_model_len",
+    "sampler.kv_cache_space",
+}
 
 
 def check_values(config: DictConfig) -> None:
@@ -118,6 +139,9 @@ def check_training(config: DictConfig) -> None:
             f"(model.prompt.max_length + trainer.max_completion_length)"
         )
         raise ConfigError("trainer.max_tokens_per_microbatch", trainer.max_tokens_per_microbatch, valid)
+    if trainer.importance_sampling != "none" and trainer.old_logprobs == "sampler":
+        valid = "none, or trainer.old_logprobs=trainer: with the engine's, the surrogate's ratio corrects already"
+        raise ConfigError("trainer.importance_sampling", trainer.importance_sampling, valid)
     betas = list(trainer.adam_betas)
     if len(betas) != 2 or not all(isinstance(b, NUMBER) and 0 <= b < 1 for b in betas):
         raise ConfigError("trainer.adam_betas", betas, "two numbers in [0, 1)")
