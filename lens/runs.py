@@ -201,8 +201,11 @@ def locate(checkpoint: str) -> tuple[Path | None, str]:
 
 def model_path(config: DictConfig) -> str:
     """The name or folder of the config's model; the tiny one is made first where it is not there yet."""
-    if config.model.name_or_path is not None:
-        return config.model.name_or_path
+    if (name := config.model.name_or_path) is not None:
+        if config.model.fetch is not None and not Path(name).exists():
+            command = f"python scripts/fetch_model.py model={HydraConfig.get().runtime.choices.model}"
+            raise ConfigError("model.name_or_path", name, f"a folder; `{command}` makes it")
+        return name
     if config.model.recipe is None:
         raise ConfigError("model.name_or_path", None, "a Hugging Face name or folder")
     return str(make_tiny(instantiate(config.model.recipe), Path(config.outputs) / "models"))

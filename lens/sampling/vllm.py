@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -17,8 +19,11 @@ from lens.sampling.rollouts import Rollouts, derive_seed, end_token_ids
 # vllm reads these when it is imported. The engine lives in this process, so that weights need no file on their way.
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # the trainer's threads are the same ones
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")  # its warnings on every start are about speed on other machines
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")  # vllm imports a client library that W&B would advertise Weave for
+logging.getLogger("vllm").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
 try:
     from vllm import LLM, SamplingParams
     from vllm.inputs import TokensPrompt
