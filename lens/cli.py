@@ -37,7 +37,8 @@ ONE_OF = ("run", "multirun", "cfg", "info", "shell_completion")  # Hydra's optio
 def config_hash(*, _root_: DictConfig) -> str:
     """A short hash of all that decides a run's results; Hydra's own settings are not part of it."""
     decisive = [key for key in _root_ if key not in ("hydra", *NOT_HASHED)]
-    values = OmegaConf.to_container(OmegaConf.masked_copy(_root_, decisive), resolve=True)
+    values = {key: _root_[key] for key in decisive}  # values, as some of them refer to keys that are not among them
+    values = {k: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for k, v in values.items()}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
