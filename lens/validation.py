@@ -37,6 +37,7 @@ POSITIVE = number(lambda v: v > 0, "a number > 0")
 RULES: dict[str, Rule] = {
     "seed": at_least(0),
     "resume": one_of("auto", "never", "must"),
+    "jobs": (int, lambda v: v == -1 or v >= 1, "an integer >= 1, or -1 for all cores"),
     "check_golds": (bool, lambda v: True, "true or false"),
     "trainer.max_steps": at_least(1),
     "trainer.num_prompts_per_rollout": at_least(1),
