@@ -92,6 +92,7 @@ REFUSED = {
     ),
     "odd size": bad("dataset.arithmetic.size=7: a multiple of 5", given="dataset.arithmetic.size=7"),
     "no workers": bad("num_workers=0", given="grader.num_workers=0"),
+    "no jobs": bad("jobs=0: an integer >= 1, or -1 for all cores", given="-m jobs=0 seed=0,1"),
     "no sequences": bad("sampler.max_num_seqs=0: an integer >= 1", given="sampler.max_num_seqs=0"),
     "outputs in a device": bad("outputs='/dev/null", "written to", given="outputs=/dev/null/x", real=True),
     "outputs in a file": bad("outputs='{file}", "written to", given="outputs={file}/x"),
