@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lens.errors import ConfigError, StopRequested
 from lens.progress import close_open_bars
 
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported: vllm's kernels warn of nothing new
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 NOT_HASHED = ("check_golds", "jobs", "outputs", "resume", "tracking")  # keys that do not change what a run computes
 HALF_MADE = {".hydra"}  # what Hydra itself puts into a run folder, beside the log

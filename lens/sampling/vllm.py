@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lens.errors import ConfigError
+from lens.progress import progress_bar
 from lens.prompts import Prompt
 from lens.sampling.rollouts import Rollouts, derive_seed, end_token_ids
 
@@ -130,7 +131,10 @@ class VLLMSampler:
             for prompt in prompts
         ]
         outputs = self.llm.generate(
-            [TokensPrompt(prompt_token_ids=list(prompt.token_ids)) for prompt in prompts], requests, use_tqdm=False
+            [TokensPrompt(prompt_token_ids=list(prompt.token_ids)) for prompt in prompts],
+            requests,
+            use_tqdm=progress is not None
+            and (lambda total, **_: progress_bar(total, unit="question", desc=progress, leave=False)),
         )
         if self.sleep:
             self.llm.sleep(level=1)
