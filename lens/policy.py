@@ -29,8 +29,7 @@ def load_model(
     """A causal language model and its tokenizer, by Hugging Face name or folder; safetensors only, no remote code.
 
     The model is on the GPU where there is one. Dropout is off: the probabilities that are trained are those that were
-    sampled from. ``key`` is where the name
-    stands in the config, for error messages.
+    sampled from. ``key`` is where the name stands in the config, for error messages.
 
     Raises:
         ConfigError: no such model, a folder without tokenizer or whole weights, an unknown dtype, no end token.
@@ -122,7 +121,9 @@ class Layout(NamedTuple):
 
     def to(self, device: torch.device) -> Layout:
         """The same on a device."""
-        return Layout(*torch.utils._pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), tuple(self)))
+        mask = None if self.mask is None else self.mask.to(device)
+        predicting = tuple(index.to(device) for index in self.predicting)
+        return Layout(self.ids.to(device), self.positions.to(device), mask, predicting, self.targets.to(device))
 
 
 def lay_out(rollouts: Rollouts, packs: Sequence[Sequence[int]]) -> Layout:

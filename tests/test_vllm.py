@@ -203,6 +203,40 @@ def test_the_first_sync_is_probed_and_then_every_so_many():
     assert [sync for sync in range(1, 10) if is_probed(sync, 0)] == [1]
 
 
+# --- whose memory ---
+
+
+class Sleeper:
+    """Stands in for an engine on a GPU, which no machine of ours has, and writes down what it is asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __getattr__(self, name: str) -> Any:
+        def ask(*args: Any, **options: Any) -> list[Any]:
+            self.asked.append((name, *options.get("tags", ())))
+            return []
+
+        return ask
+
+
+def test_an_engine_that_sleeps_wakes_in_stages_around_a_sync(engine, monkeypatch):
+    sleeper = Sleeper()
+    monkeypatch.setattr(engine, "llm", sleeper)
+    monkeypatch.setattr(engine, "sleep", True)
+    with pytest.raises(ValueError, match="max"):  # of no completions
+        engine.sample([], 1, 0, max_completion_length=1)
+    assert sleeper.asked == [("generate",), ("sleep",)]
+    engine.sync([])
+    assert sleeper.asked[2:] == [("wake_up", "weights"), ("collective_rpc",), ("reset_prefix_cache",)]
+    engine.sync([])
+    assert ("wake_up", "weights") not in sleeper.asked[5:]
+    with pytest.raises(ValueError, match="max"):
+        engine.sample([], 1, 0, max_completion_length=1)
+    assert sleeper.asked[7:] == [("wake_up", "kv_cache"), ("generate",), ("sleep",)]
+    engine.asleep.clear()
+
+
 # --- what cannot work ---
 
 
