@@ -111,6 +111,11 @@ REFUSED = {
     ),
     "unknown W&B mode": bad("tracking.wandb.mode='on': one of auto", given="tracking.wandb.mode=on"),
     "nothing to resume": bad("resume='must': auto", given="resume=must"),
+    "resuming from nowhere": bad("resume='{absent}': auto, never, must, or a run", given="resume={absent}"),
+    "resuming from a model": bad("resume='{endless}': a whole checkpoint", "checksums", given="resume={endless}"),
+    "best of what is not measured": bad(
+        "trainer.keep_best='pass@8': one of pass@1, pass@2, pass@4, as", given="trainer.keep_best=pass@8"
+    ),
     "a job of a sweep": bad(
         "objective.alpha=-1: a number >= 0", given="-m objective.alpha=-1,-2 hydra.launcher.n_jobs=1"
     ),
@@ -402,6 +407,9 @@ OUT_OF_BOUNDS = {
     "trainer.grad_share_every": [-1],
     "trainer.checkpoint_every": [0],
     "trainer.keep_checkpoints": [0],
+    "trainer.keep_best": ["reward", "pass@"],
+    "trainer.non_finite": ["ignore"],
+    "trainer.max_entropy": [0],
     "trainer.rollouts_every": [-1],
     "trainer.num_threads": [0],
     "evaluation.every": [-1],
@@ -451,6 +459,10 @@ def test_every_rule_refuses(plain, key):
         ("trainer.dual_clip", None),
         ("trainer.dual_clip", 3),
         ("trainer.num_threads", None),
+        ("trainer.keep_best", None),
+        ("trainer.keep_best", "pass@16"),
+        ("trainer.max_entropy", None),
+        ("resume", "/"),
         ("trainer.beta", 0),
         ("evaluation.temperature", 0),
         ("evaluation.every", 0),
