@@ -33,6 +33,7 @@ def random_states() -> dict[str, Any]:
         "python": [version, list(python), gauss],
         "numpy": [name, keys.tolist(), position, has_gauss, cached],
         "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all(),
     }
 
 
@@ -43,6 +44,7 @@ def restore_random_states(states: dict[str, Any]) -> None:
     name, keys, position, has_gauss, cached = states["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
     torch.set_rng_state(states["torch"])
+    torch.cuda.set_rng_state_all(states["cuda"])
 
 
 def save(
@@ -71,8 +73,7 @@ def save(
     """
     target = folder / f"step_{state['step']:06d}"
     unfinished = target.with_name(target.name + UNFINISHED)
-    for leftover in folder.glob(f"*{UNFINISHED}"):
-        shutil.rmtree(leftover)
+    shutil.rmtree(unfinished, ignore_errors=True)
     try:
         unfinished.mkdir(parents=True)
         model.save_pretrained(unfinished)
@@ -90,10 +91,17 @@ def save(
     drop(target)
     unfinished.rename(target)
     flush_to_disk(folder)
-    for old in [c for c in all_checkpoints(folder) if step_of(c) <= state["step"]][:-keep]:
+    prune(folder, state["step"], keep=keep, best=best)
+    return target
+
+
+def prune(folder: Path, step: int, *, keep: int, best: int | None) -> None:
+    """Drop checkpoints that are not to stay, of those up to a step, and what a kill has left of others; see `save`."""
+    for leftover in folder.glob(f"*{UNFINISHED}"):
+        shutil.rmtree(leftover)
+    for old in [c for c in all_checkpoints(folder) if step_of(c) <= step][:-keep]:
         if step_of(old) != best:
             drop(old)
-    return target
 
 
 def drop(checkpoint: Path) -> None:

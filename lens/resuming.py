@@ -88,7 +88,7 @@ def check_config(config: dict[str, Any], of_checkpoint: dict[str, Any], where: P
     said = {key: f"{key} is {here.get(key)!r}, there {there.get(key)!r}" for key in keys}
     rounding = [said.pop(key) for key in keys if is_among(key, ROUNDING)]
     if said:
-        valid = f"never, another run folder, or the config of {where}: {'; '.join(said.values())}"
+        valid = f"a run goes on with its own config alone, that of {where}: {'; '.join(said.values())}"
         raise ConfigError("resume", config["resume"], valid)
     if rounding:
         log.warning("Equal up to rounding from here on, no more bit for bit: %s", "; ".join(rounding))

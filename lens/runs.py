@@ -157,7 +157,8 @@ def finished_summary(folder: Path, config: dict[str, Any]) -> dict[str, Any] | N
     summary = json.loads((folder / SUMMARY).read_text())
     if summary["step"] < config["trainer"]["max_steps"]:
         return None
-    check_config(config, json.loads((folder / PROVENANCE).read_text())["config"], folder)
+    if known := json.loads((folder / PROVENANCE).read_text()).get("config"):  # runs of older versions have none
+        check_config(config, known, folder)
     return summary
 
 

@@ -222,13 +222,13 @@ class Trainer:
 
     def _save(self) -> None:
         """A checkpoint, if there is none of this state; only what it holds is given to W&B: nothing is taken back."""
-        at, s = self.position, self.settings
+        at = self.position
         if self.saved_at == at.step:
             return
         states = {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
         state = {**self.identity, **at.state(), **states, "lines": self.tracker.lines}
-        folder, best = self.folder / "checkpoints", at.best.get("step") if s.keep_best else None
-        checkpoints.save(folder, self.model, self.tokenizer, state, keep=s.keep_checkpoints, best=best)
+        kept = {"keep": self.settings.keep_checkpoints, "best": at.best.get("step")}
+        checkpoints.save(self.folder / "checkpoints", self.model, self.tokenizer, state, **kept)
         self.saved_at = at.step
         self.tracker.commit()
 
@@ -236,6 +236,8 @@ class Trainer:
         """Go on from a checkpoint's state; the weights are those that the model was loaded with."""
         self.position = Position.from_state(state)
         self.saved_at = state["step"]
+        kept = {"keep": self.settings.keep_checkpoints, "best": state["best"].get("step")}
+        checkpoints.prune(self.folder / "checkpoints", state["step"], **kept)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         checkpoints.restore_random_states(state["random"])
