@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ from lens.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
+SUMMARY, PROVENANCE = "summary.json", "provenance.json"
 KEYWORDS = ("auto", "never", "must")
 # What may differ between a checkpoint's config and the one that goes on from it: keys, or whole sections.
 FREE = (  # they change neither weights nor metrics
@@ -34,6 +36,22 @@ ROUNDING = (  # they change speed and memory, and the order in which numbers are
     "sampler.max_num_seqs",
 )
 LENGTHLESS = ("constant", "constant_with_warmup")  # learning rate schedules that do not depend on max_steps
+
+
+def finished_summary(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
+    """The summary of a run that has reached max_steps.
+
+    Raises:
+        ConfigError: it was another config's.
+    """
+    if config["resume"] == "never" or not (folder / SUMMARY).exists():
+        return None
+    summary = json.loads((folder / SUMMARY).read_text())
+    if summary["step"] < config["trainer"]["max_steps"]:
+        return None
+    if known := json.loads((folder / PROVENANCE).read_text()).get("config"):  # runs of older versions have none
+        check_config(config, known, folder)
+    return summary
 
 
 def find_state(folder: Path, config: dict[str, Any]) -> tuple[Path, dict[str, Any]] | None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,7 +25,7 @@ from lens.policy import load_model
 from lens.problems import load_evaluation_sets
 from lens.prompts import PromptFormat, encode_problems
 from lens.reporting.terminal import show_table
-from lens.resuming import check_config, copy_history, find_state
+from lens.resuming import PROVENANCE, SUMMARY, copy_history, find_state, finished_summary
 from lens.sampling.rollouts import derive_seed
 from lens.stopping import StopSignals
 from lens.tiny import make_tiny
@@ -38,8 +36,6 @@ from lens.validation import check_objective, check_training, check_values
 
 log = logging.getLogger(__name__)
 disable_progress_bars()  # of datasets, which would run through the bars that tell something
-
-SUMMARY, PROVENANCE = "summary.json", "provenance.json"
 
 
 def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str, float]:
@@ -144,22 +140,6 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
     accuracies = ", ".join(f"{name} {100 * value:.1f} %" for name, value in metrics.items() if is_headline(name))
     log.info("Finished at step %d (%s): %s", trainer.position.step, accuracies, folder)
     return metrics
-
-
-def finished_summary(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
-    """The summary of a run that has reached max_steps.
-
-    Raises:
-        ConfigError: it was another config's.
-    """
-    if config["resume"] == "never" or not (folder / SUMMARY).exists():
-        return None
-    summary = json.loads((folder / SUMMARY).read_text())
-    if summary["step"] < config["trainer"]["max_steps"]:
-        return None
-    if known := json.loads((folder / PROVENANCE).read_text()).get("config"):  # runs of older versions have none
-        check_config(config, known, folder)
-    return summary
 
 
 def store_config(config: DictConfig, folder: Path) -> None:
