@@ -14,10 +14,10 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test page-test lint format clean
 
 help:  ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "Variables: TORCH=cpu|cuda (here: $(TORCH)), PYTHON=$(PYTHON), VENV=$(VENV), TORCH_INDEX=URL of CPU builds of torch"
 
 setup: $(STAMP)  ## make .venv and install lens with everything it needs
@@ -43,6 +43,9 @@ test: setup  ## run the tests, and check lint and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+page-test: setup  ## click through a report's page in Chromium (Debian: chromium chromium-driver)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -rP tests/reporting/chromium_page.py
 
 lint: setup  ## check lint and format
 	$(BIN)/ruff check .

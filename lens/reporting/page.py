@@ -11,7 +11,6 @@ from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from lens.reporting.browser import FIELDS, Browsed
 from lens.reporting.formats import TEXT_COLUMNS
@@ -83,8 +82,8 @@ def write_page(
         "answers": f"{sum(len(group['answers']) for chunk in chunks for group in chunk.groups):,}",
         "index": embedded({"fields": FIELDS, "runs": runs}),
         "chunks": [(chunk.key, embedded(chunk.groups)) for chunk in chunks],
-        "css": Markup((PAGE / "page.css").read_text()),
-        "scripts": Markup((PAGE / "latex.js").read_text() + (PAGE / "browser.js").read_text()),
+        "css": (PAGE / "page.css").read_text(),
+        "scripts": (PAGE / "latex.js").read_text() + (PAGE / "browser.js").read_text(),
     }
     template = Environment(loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined)
     unfinished = path.with_suffix(".unfinished")
@@ -92,9 +91,9 @@ def write_page(
     return unfinished.replace(path)
 
 
-def embedded(value: Any) -> Markup:
+def embedded(value: Any) -> str:
     """JSON for a script element: no ``<`` of a text can end it."""
-    return Markup(json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"))
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 def cells_of(table: pd.DataFrame) -> dict[str, Any]:
