@@ -56,7 +56,7 @@ def reported(tmp_path_factory) -> tuple[Path, Path]:
         for seed in SEEDS:
             folder = make_run(base / "runs" / f"{objective}-{seed}", objective, seed)
             add_rollouts(folder, objective, seed=seed)
-    (base / "runs" / "<b>empty</b>").mkdir()
+    (base / "runs" / "<b>empty").mkdir()
     return base / "runs", report([base / "runs"], "grpo", base / "report", completions=10000)
 
 
@@ -93,7 +93,7 @@ def test_what_models_and_folders_say_is_text(document, reported):
     assert len(scripts) == 1 + 4 + 1  # the index, two steps of two runs, the code
     assert sum(attributes.get("type") is None for attributes in scripts) == 1
     assert not any(tag == "img" and "onerror" in attributes for tag, attributes in document.elements)
-    assert "<b>empty</b>: empty" in document.text
+    assert "<b>empty: empty" in document.text
 
 
 def test_each_number_of_the_browser_is_that_of_the_stored_answers(document, reported):

@@ -119,7 +119,7 @@ def test_a_report_prints_tables_and_writes_them_with_figures(runs, tmp_path, cap
     (runs / "lens-3" / "metrics.jsonl").unlink()  # as a copy that broke off leaves it
     report([runs], "grpo", tmp_path / "report", completions=0)
     printed = capsys.readouterr().out
-    assert f"note: {runs / 'lens-3'}: not finished, left out" in printed
+    assert f"note: {runs / 'lens-3'}: not whole (no metrics.jsonl), left out" in printed
     assert "note: lens: no finished run with seed 3" in printed
     for text in ("Accuracy on held-out problems", "Difference to grpo in points", "Signal of negative groups"):
         assert text in printed

@@ -29,7 +29,7 @@ const Latex = (() => {
   const SPACES = table({ ",": 0.17, ":": 0.22, ";": 0.28, " ": 0.25, "!": 0, quad: 1, qquad: 2 });
   const FRACTIONS = new Set(["frac", "dfrac", "tfrac", "cfrac"]);
   const WORDS = new Set(["text", "textbf", "textit", "textrm", "texttt", "mbox", "mathrm", "operatorname", "textnormal"]);
-  const LOOKS = new Set(["mathbf", "mathbb", "mathcal", "mathit", "mathsf", "boldsymbol", "bm", "displaystyle", "textstyle",
+  const LOOKS = new Set(["mathbf", "mathcal", "mathit", "mathsf", "boldsymbol", "bm", "displaystyle", "textstyle",
     "limits", "nolimits", "left", "right", "big", "Big", "bigg", "Bigg", "bigl", "bigr", "Bigl", "Bigr", "middle"]);
   const OVER = table({ overline: "‾", bar: "‾", hat: "^", widehat: "^", vec: "→", overrightarrow: "→", tilde: "~", dot: "˙" });
   const BLACKBOARD = table({ R: "ℝ", Z: "ℤ", N: "ℕ", Q: "ℚ", C: "ℂ", P: "ℙ" });
@@ -80,12 +80,13 @@ const Latex = (() => {
       const base = this.atom();
       let below, above;
       for (;;) {
+        const { place } = this;
         this.skipSpace();
         const token = this.peek();
         if (token === "_" && !below) { this.next(); below = this.argument(); }
         else if (token === "^" && !above) { this.next(); above = this.argument(); }
         else if (token === "'" && !above) { this.next(); above = element("mo", ["′"]); }
-        else break;
+        else { this.place = place; break; }
       }
       if (below && above) return element("msubsup", [base, below, above]);
       if (below) return element("msub", [base, below]);
@@ -203,8 +204,9 @@ const Latex = (() => {
     return element("math", [element("mrow", nodes)], block ? { display: "block" } : {});
   }
 
-  // Formulas between delimiters ($ x $ is how a word-level tokenizer writes $x$), and commands that stand in plain text, as \boxed{} often does.
-  const FORMULA = /\$\$([^]+?)\$\$|\\\[([^]+?)\\\]|\\\(([^]+?)\\\)|\$(?=\S)((?:\\[^]|[^$\\])+?)\$(?!\d)|\$ ([^$]+?) \$|\\[a-zA-Z]+/gu;
+  // Formulas between delimiters ($ x $ is how a word-level tokenizer writes $x$), and commands that stand in plain text,
+  // as \boxed{} often does.
+  const FORMULA = /\$\$([^]+?)\$\$|\\\[([^]+?)\\\]|\\\(([^]+?)\\\)|\$(?=\S)((?:\\[^]|[^$\\])+?)\$(?!\d)|\$ ([^$]+?) \$|\\(?:[a-zA-Z]+|[$%])/gu;
 
   // The text as a fragment of text nodes and MathML.
   function render(text) {
