@@ -234,7 +234,7 @@ def test_a_report_against_an_unknown_baseline_names_those_there_are(report, logs
     _, folder, _ = report
     result = run("scripts/report.py", f"runs={folder}", "baseline=dapo", f"target={tmp_path / 'r'}", folder=logs)
     assert result.code == 2
-    assert result.stderr == "error: baseline='dapo': one of grpo, lens\n"
+    assert result.stderr == "error: baseline='dapo': one of grpo, lens; null: no differences\n"
     assert not (tmp_path / "r").exists()
 
 

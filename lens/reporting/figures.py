@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -49,6 +50,7 @@ STYLE = {
 SMOOTHING_STEPS = 5
 BINS = np.linspace(0, 1, 26)  # of confidence
 LEGEND_CHARACTERS = 60  # that fit beside each other a column wide
+LEGEND_LINE = 0.135  # inches
 MILLION = 1e6
 
 # Averages of runs over a shared axis: x, mean and 95 % half-width.
@@ -167,7 +169,7 @@ def confidence_figure(arms: Sequence[Arm], path: Path) -> Path | None:
             ):
                 values = of_arm["confidence"][members]
                 axes.hist(values, BINS, weights=np.full(len(values), weight), label=name, **look)
-            axes.set(title=label if columns == 1 else shortened(label, 24))
+            axes.set(title=textwrap.fill(label, 44 // columns))
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         figure.supylabel("answers (%, log scale)", fontsize=8)
@@ -275,6 +277,8 @@ def finish(figure: plt.Figure, panels: Sequence[plt.Axes], xlabel: str | None, p
         figure.supxlabel(xlabel, fontsize=8)
     handles, labels = panels[0].get_legend_handles_labels()
     columns = max(1, min(3, LEGEND_CHARACTERS // (max(map(len, labels)) + 4)))
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + LEGEND_LINE * (-(-len(labels) // columns) - 1))
     figure.legend(handles, labels, loc="outside upper center", ncols=columns)
     path.parent.mkdir(parents=True, exist_ok=True)
     png = path.with_suffix(".png")
@@ -282,10 +286,3 @@ def finish(figure: plt.Figure, panels: Sequence[plt.Axes], xlabel: str | None, p
     figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})
     plt.close(figure)
     return png
-
-
-def shortened(text: str, characters: int) -> str:
-    """A text that fits, with its end where it differs from others."""
-    return (
-        text if len(text) <= characters else f"{text[: characters // 3]}…{text[-(characters - characters // 3 - 1) :]}"
-    )

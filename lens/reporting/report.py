@@ -35,12 +35,12 @@ DIFFERENCE = (
 COMPUTE = "Compute spent, summed over runs"
 
 
-def report(runs: Sequence[Path], baseline: str, target: Path, *, completions: int) -> Path:
+def report(runs: Sequence[Path], baseline: str | None, target: Path, *, completions: int) -> Path:
     """Print the tables of all finished runs below some folders, and write tables, figures and the page.
 
     Args:
         runs: folders with run folders, at any depth.
-        baseline: the arm that others are compared with.
+        baseline: the arm that others are compared with; None: no differences.
         target: the folder to write to. Files of several settings lie in a folder each.
         completions: answers in the page's browser, at most.
 
@@ -104,7 +104,7 @@ def report(runs: Sequence[Path], baseline: str, target: Path, *, completions: in
     return page
 
 
-def tables_of(arms: Sequence[Arm], baseline: str) -> dict[str, Captioned]:
+def tables_of(arms: Sequence[Arm], baseline: str | None) -> dict[str, Captioned]:
     """The tables of one setting, by the name of their files; differences only where there are any."""
     tables = {
         "accuracy": (ACCURACY, accuracy_table(arms)),
@@ -120,7 +120,7 @@ def listed(what: str, folder: Path, names: Iterable[str | Path], kinds: str) -> 
     return f"{what + ':':<8} {folder}/{{{','.join(Path(name).stem for name in names)}}}.{{{kinds}}}"
 
 
-def check_baseline(settings: Sequence[Sequence[Arm]], baseline: str) -> list[str]:
+def check_baseline(settings: Sequence[Sequence[Arm]], baseline: str | None) -> list[str]:
     """A line for each setting that cannot be compared, and for each arm that differs in more than its objective.
 
     Raises:
@@ -128,9 +128,11 @@ def check_baseline(settings: Sequence[Sequence[Arm]], baseline: str) -> list[str
     """
     several = [arms for arms in settings if len(arms) > 1]
     has = [any(baseline in (arm.label, arm.variant) for arm in arms) for arms in several]
+    if baseline is None:
+        return []
     if several and not any(has):
         labels = dict.fromkeys(arm.label for arms in settings for arm in arms)
-        raise ConfigError("baseline", baseline, f"one of {', '.join(labels)}")
+        raise ConfigError("baseline", baseline, f"one of {', '.join(labels)}; null: no differences")
     notes = [
         f"{title_of(arms)}: no arm {baseline} to compare with"
         for arms, found in zip(several, has, strict=True)

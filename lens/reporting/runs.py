@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -196,11 +197,17 @@ def arms_of(runs: Sequence[Run]) -> list[Arm]:
         members.setdefault((variant, run.experiment), []).append(run)
     common = Counter(variant for variant, _ in members)
     arms = []
-    for variant, experiment in sorted(members, key=lambda key: (key[0] != "grpo", *key)):
+    for variant, experiment in sorted(members, key=lambda key: (key[0] != "grpo", natural(key[0]), key[1])):
         label = variant if common[variant] == 1 else f"{experiment}: {variant}"
         of_arm = sorted(members[variant, experiment], key=lambda run: run.seed)
         arms.append(Arm(label, of_arm, variant))
     return arms
+
+
+def natural(text: str) -> list[tuple[float, str]]:
+    """A key to sort by in which numbers count as numbers: alpha=4 comes before alpha=16."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", text)
+    return [(float(part), "") if place % 2 else (-1.0, part) for place, part in enumerate(parts)]
 
 
 def label_of(objective: str, overrides: Sequence[str]) -> str:
@@ -221,7 +228,7 @@ def title_of(arms: Sequence[Arm]) -> str:
     return " · ".join(filter(None, [experiments, choices.get("model"), choices.get("dataset")]))
 
 
-def baseline_of(arm: Arm, arms: Sequence[Arm], baseline: str) -> Arm | None:
+def baseline_of(arm: Arm, arms: Sequence[Arm], baseline: str | None) -> Arm | None:
     """The arm of the same setting to compare an arm with: that of its own experiment, or the first there is."""
     named = [a for a in arms if a.setting == arm.setting and baseline in (a.label, a.variant)]
     own = [a for a in named if a.experiment == arm.experiment]

@@ -75,7 +75,7 @@ def results_table(settings: Sequence[Sequence[Arm]]) -> pd.DataFrame:
     return pd.DataFrame(rows).astype(object).fillna("-")
 
 
-def difference_table(arms: Sequence[Arm], baseline: str) -> pd.DataFrame:
+def difference_table(arms: Sequence[Arm], baseline: str | None) -> pd.DataFrame:
     """Points above the baseline, paired by seed and problem: a row per part and other arm, cells are `Difference`s.
 
     The last columns count problems: those that at least one answer of the arm solves and none of the baseline's, and

@@ -152,7 +152,7 @@ def test_a_report_prints_tables_and_writes_them_with_figures(runs, tmp_path, cap
 def test_one_arm_is_reported_without_differences(tmp_path, capsys):
     for seed in SEEDS:
         make_run(tmp_path / "runs" / str(seed), "lens", seed)
-    report([tmp_path / "runs"], "lens", tmp_path / "report", completions=0)
+    report([tmp_path / "runs"], None, tmp_path / "report", completions=0)
     printed = capsys.readouterr().out
     assert "Accuracy" in printed
     assert "Difference" not in printed

@@ -25,11 +25,11 @@ def runs(tmp_path) -> Path:
 def test_an_arm_is_called_by_what_sets_it_apart(tmp_path):
     shared = ["model.name_or_path=/models/x", "trainer.max_steps=20", "outputs=/o", "experiment=tiny"]
     make_run(tmp_path / "a", "grpo", 0, *shared)
-    for number, alpha in enumerate((0.25, 4)):
+    for number, alpha in enumerate((16, 0.25, 4)):
         config = {"objective": {"alpha": alpha}}
         make_run(tmp_path / f"b{number}", "lens", 0, *shared, f"objective.alpha={alpha}", config=config)
     arms, _ = load_arms([tmp_path])
-    assert [arm.label for arm in arms] == ["grpo", "lens alpha=0.25", "lens alpha=4"]
+    assert [arm.label for arm in arms] == ["grpo", "lens alpha=0.25", "lens alpha=4", "lens alpha=16"]
 
 
 def test_labels_leave_out_what_changes_no_result():
