@@ -18,7 +18,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test kill-test lint format clean
+.PHONY: help setup demo test kill-test page-test lint format clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,8 +58,11 @@ test: setup  ## run the tests, and check lint and format
 	$(BIN)/ruff format --check .
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-kill-test: setup  ## kill a training run with SIGKILL at every kind of point and 20 random moments, and compare its end
+kill-test: $(STAMP)  ## kill a training run with SIGKILL at every kind of point and 20 random moments, and compare its end
 	HF_HUB_OFFLINE=1 LENS_KILLS=20 $(BIN)/python -m pytest -rP tests/test_kills.py
+
+page-test: $(STAMP)  ## click through a report's page in Chromium (Debian: chromium chromium-driver)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -rP tests/reporting/chromium_page.py
 
 lint: $(STAMP)  ## check lint and format
 	$(BIN)/ruff check .
