@@ -54,7 +54,7 @@ PLAIN_NUMBER = re.compile(r"[-\d./ ]{1,60}")
 
 
 def check_golds(grader: Grader, sets: Mapping[str, Dataset]) -> dict[str, list[dict[str, str]]]:
-    """Grade each gold answer against itself; log the first that fail, and return all: id, answer and verdict, by set."""
+    """Grade each gold answer against itself; log the first that fail; return all, by set: id, answer, verdict."""
     failing = {}
     for name, problems in sets.items():
         found = grader.check_golds(problems["answer"][:])

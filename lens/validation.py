@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ def one_of(*options: str) -> Rule:
 
 NOT_NEGATIVE = number(lambda v: v >= 0, "a number >= 0")
 POSITIVE = number(lambda v: v > 0, "a number > 0")
+RHO = "a number gamma in (0, 1] for gamma^length, policy, or null for the length-normalised form"
 
 RULES: dict[str, Rule] = {
     "seed": at_least(0),
@@ -78,21 +79,23 @@ RULES: dict[str, Rule] = {
     "objective.difficulty": one_of("length_normalized", "sequence"),
     "objective.scale_mixed": number(lambda v: v > 0, "a number > 0, or null for 1/G"),
     "objective.scale_negative": number(lambda v: v > 0, "a number > 0, or null for 1/G"),
+    "objective.rho": ((str, *NUMBER), lambda v: v == "policy" if isinstance(v, str) else 0 < v <= 1, RHO),
     "objective.scale_by_std": (bool, lambda v: True, "true or false"),
     "model.prompt.template": one_of("chat", "plain"),
     "model.prompt.max_length": at_least(1),
 }
-NULLABLE = {"trainer.dual_clip", "trainer.num_threads", "objective.scale_mixed", "objective.scale_negative"}
+NULLABLE = {"trainer.dual_clip", "trainer.num_threads"}
+NULLABLE |= {"objective.scale_mixed", "objective.scale_negative", "objective.rho"}
 
 
-def check_values(config: DictConfig) -> None:
+def check_values(config: DictConfig, rules: Mapping[str, Rule] = RULES) -> None:
     """Hold every key that the config has against its rule.
 
     Raises:
         ConfigError: for the first that fails, with key, value and what would be valid.
     """
     absent = object()
-    for key, (kind, holds, valid) in RULES.items():
+    for key, (kind, holds, valid) in rules.items():
         value = OmegaConf.select(config, key, default=absent)
         if value is absent or (value is None and key in NULLABLE):
             continue
@@ -118,6 +121,9 @@ def check_training(config: DictConfig) -> None:
             f"(model.prompt.max_length + trainer.max_completion_length)"
         )
         raise ConfigError("trainer.max_tokens_per_microbatch", trainer.max_tokens_per_microbatch, valid)
+    if OmegaConf.select(config, "objective.rho") is not None and config.objective.difficulty != "length_normalized":
+        valid = f"length_normalized, as objective.rho={config.objective.rho} says what the difficulty is estimated from"
+        raise ConfigError("objective.difficulty", config.objective.difficulty, valid)
     betas = list(trainer.adam_betas)
     if len(betas) != 2 or not all(isinstance(b, NUMBER) and 0 <= b < 1 for b in betas):
         raise ConfigError("trainer.adam_betas", betas, "two numbers in [0, 1)")

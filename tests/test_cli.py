@@ -416,6 +416,7 @@ OUT_OF_BOUNDS = {
     "objective.difficulty": ["exact"],
     "objective.scale_mixed": [0],
     "objective.scale_negative": [0],
+    "objective.rho": [0, 1.1, "pi"],
     "objective.scale_by_std": [0],
     "model.prompt.template": ["bare"],
     "model.prompt.max_length": [0],

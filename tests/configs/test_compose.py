@@ -114,7 +114,7 @@ def test_every_objective_weighs_groups(option):
     negative, mixed, positive = advantages
     assert (positive == 0).all()
     assert mixed[correct[1]].min() > 0 > mixed[~correct[1]].max()
-    if option in ("grpo", "lens_mixed_only"):
+    if option in ("grpo", "lens_mixed_only", "lens_rho_policy"):
         assert (negative == 0).all()
     else:
         assert (negative != 0).all()
