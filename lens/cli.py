@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -28,13 +29,16 @@ from lens.progress import close_open_bars
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 NOT_HASHED = ("check_golds", "outputs", "resume", "tracking")  # keys that do not change what a run computes
 HALF_MADE = {".hydra"}  # what Hydra itself puts into a run folder, beside the log
-BAD_INPUT, INTERRUPTED = 2, 130
+BAD_CONFIG = (ConfigError, HydraException, OmegaConfBaseException)
+CRASHED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+ONE_OF = ("run", "multirun", "cfg", "info", "shell_completion")  # Hydra's options that say what to do
 
 
 def config_hash(*, _root_: DictConfig) -> str:
     """A short hash of all that decides a run's results; Hydra's own settings are not part of it."""
     decisive = [key for key in _root_ if key not in ("hydra", *NOT_HASHED)]
-    values = OmegaConf.to_container(OmegaConf.masked_copy(_root_, decisive), resolve=True)
+    values = {key: _root_[key] for key in decisive}  # values, as some of them refer to keys that are not among them
+    values = {k: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for k, v in values.items()}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -44,7 +48,7 @@ OmegaConf.register_new_resolver("lens.config_hash", config_hash, replace=True)
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Decorate a function of a composed config as a script: @hydra.main, with errors as lines.
 
-    Exit codes: 0 done; 2 a config that cannot work; 130 stopped by Ctrl-C or SIGTERM, and resumable.
+    Exit codes: 0 done; 1 crashed; 2 a config that cannot work; 130 stopped by Ctrl-C or SIGTERM, and resumable.
     """
 
     def decorate(task: Callable[[DictConfig], None]) -> Callable[[], None]:
@@ -59,7 +63,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
                 leave_console_to_the_sweep()
             try:
                 task(config)
-            except (ConfigError, HydraException, OmegaConfBaseException) as error:
+            except BAD_CONFIG as error:
                 if hydra_config.output_subdir is not None:  # else it is no run's own folder
                     remove_half_made(folder)
                 if alone:
@@ -77,9 +81,10 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
         @functools.wraps(task)
         def script() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors reach the lines below
+            sys.argv[1:] = options_first(sys.argv[1:])
             try:
                 composed()
-            except (ConfigError, HydraException, OmegaConfBaseException) as error:
+            except BAD_CONFIG as error:
                 fail(explain(error, config_name, sys.argv[1:]))
             except (StopRequested, KeyboardInterrupt):
                 fail("the same command goes on from the last checkpoint", INTERRUPTED)
@@ -91,6 +96,22 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
         return script
 
     return decorate
+
+
+def options_first(arguments: list[str]) -> list[str]:
+    """Put Hydra's options before the overrides, in the only order that Hydra takes; exit if it would not take them."""
+    parser = get_args_parser()
+    parser.error = fail
+    parsed = parser.parse_intermixed_args(arguments)
+    if parsed.experimental_rerun:
+        fail("--experimental-rerun: the same overrides with hydra.run.dir=FOLDER instead")
+    asked = [f"--{name.replace('_', '-')}" for name in ONE_OF if getattr(parsed, name)]
+    if len(asked) > 1:
+        fail(f"{' and '.join(asked)}: one of them at a time")
+    if parsed.resolve and not (parsed.cfg or parsed.help):
+        fail("--resolve: with --cfg or --help only")
+    options = [argument for argument in arguments if argument not in parsed.overrides]
+    return [*options, *parsed.overrides]
 
 
 def fail(message: str, code: int = BAD_INPUT) -> None:

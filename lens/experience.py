@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lens.objectives import calibrated_rewards
 from lens.objectives.groups import group_kinds
+from lens.objectives.surrogate import ImportanceSampling, importance_weights
 from lens.prompts import Prompt
 from lens.sampling.rollouts import Rollouts, geometric_mean_probability
 
@@ -32,7 +33,9 @@ class Experience:
         calibrated: float32 [Q, G], the paper's calibrated reward, whatever the objective.
         advantages: float32 [Q, G], the objective's.
         old_logprobs: float32 [Q*G, T], log-probabilities that the surrogate's ratio is taken against.
+        trainer_logprobs: float32 [Q*G, T] under the policy itself, or None where nothing recomputed them.
         reference_logprobs: float32 [Q*G, T] under the reference model, or None where beta is 0.
+        importance: float32 [Q*G, T], the importance-sampling weight of each token, or None for 1.
         entropies: float32 [Q*G, T] of the policy at each token, or None where nothing recomputed them.
     """
 
@@ -45,7 +48,9 @@ class Experience:
     calibrated: Tensor
     advantages: Tensor
     old_logprobs: Tensor
+    trainer_logprobs: Tensor | None = None
     reference_logprobs: Tensor | None = None
+    importance: Tensor | None = None
     entropies: Tensor | None = None
 
     def split(self, num_prompts: int) -> list[Experience]:
@@ -125,6 +130,16 @@ class Experience:
             "entropy": mean_where(-r.logprobs if self.entropies is None else self.entropies, r.mask),
             "groups/advantage_share_negative": self._advantage_share_negative(token_weights, kinds.negative),
         }
+        if self.trainer_logprobs is not None:
+            metrics |= logp_difference(self.trainer_logprobs, r.logprobs, r.mask)
+        if self.importance is not None:
+            ratios = (self.trainer_logprobs - r.logprobs)[r.mask].double().exp()
+            metrics |= {
+                "sampling/importance_ratio_mean": ratios.mean().item(),
+                "sampling/importance_ratio_min": ratios.min().item(),
+                "sampling/importance_ratio_max": ratios.max().item(),
+                "sampling/importance_weight_mean": mean_where(self.importance, r.mask),
+            }
         for verdict in ("no_answer", "error", "timeout"):
             metrics[f"grading/{verdict}_rate"] = sum(v == verdict for v in self.verdicts) / len(self.verdicts)
         buckets = {"": torch.ones(len(self.levels), dtype=torch.bool)}
@@ -147,6 +162,15 @@ def mean_where(values: Tensor, where: Tensor) -> float:
     return values[where].double().mean().item()
 
 
+def logp_difference(trainer_logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor) -> dict[str, float]:
+    """How far engine and trainer are apart on the same tokens: mean and max of |difference|, [N, T] each."""
+    difference = (trainer_logprobs - sampler_logprobs)[mask].abs().double()
+    return {
+        "sampling/logp_difference_mean": difference.mean().item(),
+        "sampling/logp_difference_max": difference.max().item(),
+    }
+
+
 def weigh(
     rollouts: Rollouts,
     levels: Sequence[int | None],
@@ -159,17 +183,21 @@ def weigh(
     old_from: Literal["sampler", "trainer"] = "sampler",
     confidence_from: Literal["sampler", "trainer"] = "sampler",
     mask_truncated: bool = False,
+    importance_sampling: ImportanceSampling = "none",
+    importance_cap: float = 2.0,
 ) -> Experience:
     """Verdicts and confidences become advantages: the one place where objectives differ.
 
     Args:
         rollouts, levels, verdicts: Q questions x G completions, judged.
         objective: ``objective(correct, confidence, lengths=, valid=) -> advantages``, all [Q, G].
-        trainer_logprobs: [Q*G, T], the policy's own log-probabilities; needed where one of the two below is "trainer".
+        trainer_logprobs: [Q*G, T], the policy's own log-probabilities; needed where one of the two below is "trainer",
+            and for importance sampling.
         reference_logprobs, entropies: see `Experience`.
         old_from: whose log-probabilities the surrogate's ratio is taken against.
         confidence_from: whose define the confidence.
         mask_truncated: answers cut by the token limit do not teach.
+        importance_sampling, importance_cap: see `importance_weights`; "none" weighs every token alike.
     """
     shape = (len(levels), rollouts.num_generations)
     correct = torch.tensor([verdict == "correct" for verdict in verdicts]).view(shape)  # [Q, G]
@@ -188,6 +216,12 @@ def weigh(
         calibrated=calibrated_rewards(correct, confidence, valid=valid),
         advantages=objective(correct, confidence, lengths=rollouts.lengths.view(shape), valid=valid),
         old_logprobs=by_source[old_from],
+        trainer_logprobs=trainer_logprobs,
         reference_logprobs=reference_logprobs,
+        importance=None
+        if importance_sampling == "none"
+        else importance_weights(
+            trainer_logprobs, rollouts.logprobs, rollouts.mask, importance_sampling, cap=importance_cap
+        ),
         entropies=entropies,
     )

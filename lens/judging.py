@@ -7,7 +7,6 @@ comes back, and hears no signal handler while it is away. So this is for process
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import logging
@@ -21,6 +20,8 @@ from functools import cache, lru_cache
 from itertools import product
 from types import ModuleType
 from typing import Any, Literal, get_args
+
+from lens.processes import end_with_parent
 
 Verdict = Literal["correct", "incorrect", "no_answer", "timeout", "error"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -134,8 +135,7 @@ def _math_verify() -> ModuleType:
 def serve(memory_gb: float) -> None:
     """Be a worker: read chunks from stdin, and write a byte for each verdict to what was stdout."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is meant for the parent, who then ends its workers
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
+    end_with_parent()
     limit = int(memory_gb * 2**30)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -60,7 +61,13 @@ class TokenValues(NamedTuple):
 
 
 def token_values(
-    model: PreTrainedModel, rollouts: Rollouts, rows: Sequence[int], *, temperature: float, logits_chunk_size: int
+    model: PreTrainedModel,
+    rollouts: Rollouts,
+    packs: Sequence[Sequence[int]],
+    *,
+    temperature: float,
+    logits_chunk_size: int,
+    autocast: str | None = None,
 ) -> TokenValues:
     """Log-probability and entropy of every sampled token of some completions, with gradients where they are on.
 
@@ -70,32 +77,75 @@ def token_values(
     Args:
         model: a causal language model whose head is a plain linear map of its last hidden state.
         rollouts: the completions.
-        rows: which of them, Q*G at most.
+        packs: which of them, as lists of completions of one question that share the pass over their prompt.
         temperature: the one they were sampled at; it divides the logits here too.
         logits_chunk_size: tokens whose logits are in memory at once.
+        autocast: data type of the body's matrix products ("bfloat16"), or None for that of the weights; the head and
+            what follows it keep theirs.
 
     Returns:
         `TokenValues`, float32 at least; entropies carry no gradient.
     """
-    prompts = [rollouts.prompts[row // rollouts.num_generations].token_ids for row in rows]
-    lengths = rollouts.lengths[list(rows)].tolist()
-    longest = max(len(p) + n for p, n in zip(prompts, lengths, strict=True))
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)  # [R, L], right-padded: causal attention needs no mask
-    predicts = torch.zeros(len(rows), longest, dtype=torch.bool)  # [R, L], positions whose next token was sampled
-    for place, (row, prompt, length) in enumerate(zip(rows, prompts, lengths, strict=True)):
-        ids[place, : len(prompt)] = torch.tensor(prompt)
-        ids[place, len(prompt) : len(prompt) + length] = rollouts.completion_ids[row, :length]
-        predicts[place, len(prompt) - 1 : len(prompt) + length - 1] = True
-    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[predicts]  # [n, H]
-    targets = ids.roll(-1, dims=1)[predicts]  # [n]
+    layout = lay_out(rollouts, packs)
+    with torch.autocast(layout.ids.device.type, DTYPES[autocast or "bfloat16"], enabled=autocast is not None):
+        hidden = model.base_model(
+            input_ids=layout.ids, position_ids=layout.positions, attention_mask=layout.mask, use_cache=False
+        ).last_hidden_state[layout.predicting]  # [n, H]
     head = model.get_output_embeddings()
+    hidden = hidden.to(head.weight.dtype)
     chunks = [
         checkpoint(_head_values, head, h, t, temperature, use_reentrant=False)
         if torch.is_grad_enabled()
         else _head_values(head, h, t, temperature)
-        for h, t in zip(hidden.split(logits_chunk_size), targets.split(logits_chunk_size), strict=True)
+        for h, t in zip(hidden.split(logits_chunk_size), layout.targets.split(logits_chunk_size), strict=True)
     ]
     return TokenValues(*(torch.cat(values) for values in zip(*chunks, strict=True)))
+
+
+class Layout(NamedTuple):
+    """Packs as the model reads them: B packs of at most L tokens, right-padded.
+
+    Attributes:
+        ids: int64 [B, L], a prompt and after it its completions.
+        positions: int64 [B, L]; each completion goes on from the prompt's end.
+        mask: bool [B, 1, L, L], who sees whom; None where plain causal attention says the same.
+        predicting: int64 [n] twice, pack and place of the token before each sampled one.
+        targets: int64 [n], the sampled tokens.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    mask: Tensor | None
+    predicting: tuple[Tensor, Tensor]
+    targets: Tensor
+
+
+def lay_out(rollouts: Rollouts, packs: Sequence[Sequence[int]]) -> Layout:
+    """A prompt's completions one after the other in one sequence, blind to each other."""
+    prompts = [rollouts.prompts[pack[0] // rollouts.num_generations].token_ids for pack in packs]
+    lengths = [rollouts.lengths[list(pack)].tolist() for pack in packs]
+    shape = (len(packs), max(len(prompt) + sum(each) for prompt, each in zip(prompts, lengths, strict=True)))
+    ids, positions = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+    part = torch.full(shape, -1)  # 0: prompt; 1, 2, ...: the completions; -1: padding
+    places = []
+    for place, (pack, prompt, each) in enumerate(zip(packs, prompts, lengths, strict=True)):
+        start = len(prompt)
+        ids[place, :start], positions[place, :start], part[place, :start] = torch.tensor(prompt), torch.arange(start), 0
+        for number, (row, length) in enumerate(zip(pack, each, strict=True), start=1):
+            own = slice(start, start + length)
+            ids[place, own] = rollouts.completion_ids[row, :length]
+            positions[place, own] = torch.arange(len(prompt), len(prompt) + length)
+            part[place, own] = number
+            before = torch.arange(start - 1, start + length - 1)
+            before[0] = len(prompt) - 1
+            places.append((torch.full((length,), place), before))
+            start += length
+    mask = None
+    if any(len(pack) > 1 for pack in packs):
+        sees = (part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None])  # [B, L, L]
+        mask = (sees & torch.ones(shape[1], shape[1], dtype=torch.bool).tril())[:, None]
+    targets = torch.cat([rollouts.completion_ids[row, : rollouts.lengths[row]] for pack in packs for row in pack])
+    return Layout(ids, positions, mask, tuple(torch.cat(each) for each in zip(*places, strict=True)), targets)
 
 
 def _head_values(head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -109,34 +159,71 @@ def _head_values(head: nn.Module, hidden: Tensor, targets: Tensor, temperature: 
     return logprobs, entropies
 
 
-def microbatches(rollouts: Rollouts, rows: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Split completions into micro-batches of at most max_tokens, padding included; the longest come first.
+def microbatches(
+    model: PreTrainedModel, rollouts: Rollouts, rows: Sequence[int], max_tokens: int
+) -> Iterator[list[list[int]]]:
+    """Split completions into micro-batches of packs, at most max_tokens each with padding; the longest come first.
 
     Raises:
         ConfigError: one completion with its prompt is longer than max_tokens.
     """
-    generations = rollouts.num_generations
-    size = {row: len(rollouts.prompts[row // generations].token_ids) + int(rollouts.lengths[row]) for row in rows}
-    ordered = sorted(rows, key=lambda row: (-size[row], row))
-    if ordered and size[ordered[0]] > max_tokens:
-        raise ConfigError("trainer.max_tokens_per_microbatch", max_tokens, f"at least {size[ordered[0]]}")
+    packs = sorted(pack_completions(model, rollouts, rows, max_tokens), key=lambda pack: (-pack[0], pack[1]))
+    if packs and packs[0][0] > max_tokens:
+        raise ConfigError("trainer.max_tokens_per_microbatch", max_tokens, f"at least {packs[0][0]}")
     start = 0
-    while start < len(ordered):
-        count = max_tokens // size[ordered[start]]
-        yield ordered[start : start + count]
+    while start < len(packs):
+        count = max_tokens // packs[start][0]
+        yield [pack for _, pack in packs[start : start + count]]
         start += count
+
+
+def pack_completions(
+    model: PreTrainedModel, rollouts: Rollouts, rows: Sequence[int], max_tokens: int
+) -> Iterator[tuple[int, list[int]]]:
+    """Packs of a question's completions, the longest first, and their tokens.
+
+    A pack saves passes over the prompt and costs attention, as the completions meet without seeing each other. With
+    P prompt tokens and N of completions, a pack's cost for each completion is least at N = sqrt(P (P + c)), where c is
+    the length at which attention costs as much as all else.
+    """
+    config = model.config.get_text_config()
+    body = model.base_model.num_parameters(exclude_embeddings=True)
+    c = body / (2 * config.num_hidden_layers * config.hidden_size)
+    shares = model.config._attn_implementation == "sdpa"  # the attention that takes any mask
+    lengths, by_question = rollouts.lengths.tolist(), {}
+    for row in rows:
+        by_question.setdefault(row // rollouts.num_generations, []).append(row)
+    for question, members in by_question.items():
+        prompt = len(rollouts.prompts[question].token_ids)
+        room = min(math.sqrt(prompt * (prompt + c)), max_tokens - prompt) if shares else 0
+        pack, size = [], 0
+        for row in sorted(members, key=lambda row: (-lengths[row], row)):
+            if pack and size + lengths[row] > room:
+                yield prompt + size, pack
+                pack, size = [], 0
+            pack, size = [*pack, row], size + lengths[row]
+        yield prompt + size, pack
 
 
 @torch.no_grad()
 def recompute(
-    model: PreTrainedModel, rollouts: Rollouts, *, temperature: float, logits_chunk_size: int, max_tokens: int
+    model: PreTrainedModel,
+    rollouts: Rollouts,
+    *,
+    temperature: float,
+    logits_chunk_size: int,
+    max_tokens: int,
+    autocast: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The model's own log-probabilities and entropies of all sampled tokens: [Q*G, T] each, 0 beyond the lengths."""
     logprobs = torch.zeros_like(rollouts.logprobs)
     entropies = torch.zeros_like(rollouts.logprobs)
     mask = rollouts.mask
-    for rows in microbatches(rollouts, range(len(rollouts.lengths)), max_tokens):
-        values = token_values(model, rollouts, rows, temperature=temperature, logits_chunk_size=logits_chunk_size)
+    for packs in microbatches(model, rollouts, range(len(rollouts.lengths)), max_tokens):
+        rows = [row for pack in packs for row in pack]
+        values = token_values(
+            model, rollouts, packs, temperature=temperature, logits_chunk_size=logits_chunk_size, autocast=autocast
+        )
         for whole, part in zip((logprobs, entropies), values, strict=True):
             block = torch.zeros_like(whole[rows])
             block[mask[rows]] = part.to(block.dtype)

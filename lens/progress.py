@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import sys
+import threading
 from typing import Any
 
 from tqdm import tqdm
 
+# No bar is shared between processes; tqdm's own lock would be a semaphore, which a killed process leaves behind.
+tqdm.set_lock(threading.RLock())
+
 
 def progress_bar(total: int, *, unit: str = "step", **options: Any) -> tqdm:
-    """A progress bar with the time left; where nobody watches it, in a log file, it writes a line in 30 seconds."""
-    watched = sys.stderr.isatty()
-    return tqdm(total=total, unit=unit, mininterval=0.2 if watched else 30.0, dynamic_ncols=watched, **options)
+    """A progress bar with the time left; where nobody watches it, in a log file, it writes a line in 30 seconds.
+
+    There a bar inside another does not move the cursor to a line of its own.
+    """
+    if sys.stderr.isatty():
+        return tqdm(total=total, unit=unit, mininterval=0.2, dynamic_ncols=True, **options)
+    return tqdm(total=total, unit=unit, mininterval=30.0, position=0, **options)
 
 
 def close_open_bars() -> None:

@@ -6,7 +6,7 @@ import json
 import logging
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -19,7 +19,7 @@ from datasets import Dataset, disable_progress_bars
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lens import checkpoints
 from lens.audit import check_golds, count_all
@@ -27,10 +27,14 @@ from lens.errors import ConfigError
 from lens.evaluation import EvaluationSet, Evaluator, metrics_of, table_of
 from lens.policy import load_model
 from lens.problems import load_evaluation_sets
+<<<<<<< HEAD
 from lens.problems.decontamination import without_ids
 from lens.prompts import PromptFormat, encode_problems
+=======
+from lens.prompts import Prompt, PromptFormat, encode_problems
+>>>>>>> main
 from lens.reporting.terminal import show_table
-from lens.sampling.rollouts import derive_seed
+from lens.sampling.rollouts import Sampler, derive_seed
 from lens.tiny import make_tiny
 from lens.tracking import Tracker, provenance, resolve_wandb_mode, write_json, write_parquet
 from lens.training import Trainer
@@ -64,9 +68,6 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
 
     if config.trainer.num_threads:
         torch.set_num_threads(config.trainer.num_threads)
-    torch.manual_seed(derive_seed(config.seed, "torch"))
-    np.random.seed(derive_seed(config.seed, "numpy") % 2**32)
-    random.seed(derive_seed(config.seed, "python"))
     raw_sets = load_evaluation_sets(config.evaluation.sets)
     problems, contamination = instantiate(config.dataset)(raw_sets)
     name = model_path(config)
@@ -79,13 +80,16 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
     if len(problems) < config.trainer.num_prompts_per_rollout:
         valid = f"at most {len(problems)}, the training problems there are"
         raise ConfigError("trainer.num_prompts_per_rollout", config.trainer.num_prompts_per_rollout, valid)
+    longest = max(
+        longest_sequence(model, prompts, config.trainer.max_completion_length), evaluator_needs(model, evaluator)
+    )
     announce_plan(config, len(problems), too_long, evaluator)
 
     with ExitStack() as stack:
         grader = stack.enter_context(instantiate(config.grader))
         failing = check_golds(grader, {"dataset": problems} | problems_of(evaluator)) if config.check_golds else {}
-        sampler = instantiate(config.sampler, model=model, tokenizer=tokenizer)
-        stack.callback(sampler.close)
+        sampler = stack.enter_context(make_sampler(config, model, tokenizer, longest))
+        seed_everything(config.seed)
         stop_requested = stack.enter_context(stop_signals())
         choices = HydraConfig.get().runtime.choices
         tracker = Tracker(
@@ -170,8 +174,8 @@ def evaluate(config: DictConfig, folder: Path) -> pd.DataFrame:
     with ExitStack() as stack:
         grader = stack.enter_context(instantiate(config.grader))
         failing = check_golds(grader, problems_of(evaluator)) if config.check_golds else {}
-        sampler = instantiate(config.sampler, model=model, tokenizer=tokenizer)
-        stack.callback(sampler.close)
+        sampler = stack.enter_context(make_sampler(config, model, tokenizer, evaluator_needs(model, evaluator)))
+        sampler.sync(model.named_parameters(remove_duplicate=False))
         seed = derive_seed(config.seed, "evaluation")
         per_problem, answers = evaluator.evaluate(sampler, grader, seed, show_progress=True)
     write_parquet(folder / "evaluation.parquet", per_problem)
@@ -204,8 +208,11 @@ def locate(checkpoint: str) -> tuple[Path | None, str]:
 
 def model_path(config: DictConfig) -> str:
     """The name or folder of the config's model; the tiny one is made first where it is not there yet."""
-    if config.model.name_or_path is not None:
-        return config.model.name_or_path
+    if (name := config.model.name_or_path) is not None:
+        if config.model.fetch is not None and not Path(name).exists():
+            command = f"python scripts/fetch_model.py model={HydraConfig.get().runtime.choices.model}"
+            raise ConfigError("model.name_or_path", name, f"a folder; `{command}` makes it")
+        return name
     if config.model.recipe is None:
         raise ConfigError("model.name_or_path", None, "a Hugging Face name or folder")
     return str(make_tiny(instantiate(config.model.recipe), Path(config.outputs) / "models"))
@@ -247,6 +254,48 @@ def make_evaluator(config: DictConfig, raw_sets: dict[str, Dataset], tokenizer: 
         max_completion_length=settings.max_completion_length,
         by_level=settings.by_level,
     )
+
+
+def longest_sequence(model: PreTrainedModel, prompts: Sequence[Prompt], max_completion_length: int) -> int:
+    """Tokens of the longest prompt with the longest answer it may get.
+
+    Raises:
+        ConfigError: more than the model has positions for.
+    """
+    longest = max(prompts, key=lambda prompt: len(prompt.token_ids))
+    needed, limit = len(longest.token_ids) + max_completion_length, model.config.max_position_embeddings
+    if needed > limit:
+        valid = (
+            f"at most {limit - len(longest.token_ids)}: the model's limit is {limit} tokens, and the longest prompt, "
+            f"{longest.problem_id}, has {len(longest.token_ids)}; or a smaller model.prompt.max_length"
+        )
+        raise ConfigError("max_completion_length", max_completion_length, valid)
+    return needed
+
+
+def evaluator_needs(model: PreTrainedModel, evaluator: Evaluator) -> int:
+    """The `longest_sequence` of an evaluation."""
+    return max(longest_sequence(model, s.prompts, evaluator.max_completion_length) for s in evaluator.sets)
+
+
+@contextmanager
+def make_sampler(
+    config: DictConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, longest: int
+) -> Iterator[Sampler]:
+    """The config's rollout engine, closed in the end; an engine that reserves room is told how long sequences get."""
+    reserved = {"max_model_len": longest} if config.sampler.get("max_model_len", longest) is None else {}
+    sampler = instantiate(config.sampler, model=model, tokenizer=tokenizer, **reserved)
+    try:
+        yield sampler
+    finally:
+        sampler.close()
+
+
+def seed_everything(seed: int) -> None:
+    """Seed what is drawn from global generators; after the engine is made, which may seed them for itself."""
+    torch.manual_seed(derive_seed(seed, "torch"))
+    np.random.seed(derive_seed(seed, "numpy") % 2**32)
+    random.seed(derive_seed(seed, "python"))
 
 
 def problems_of(evaluator: Evaluator) -> dict[str, Dataset]:

@@ -18,6 +18,7 @@ from urllib.parse import urlparse
 import pandas as pd
 import torch
 import wandb
+from wandb.sdk import wandb_setup
 
 from lens.errors import ConfigError
 
@@ -48,14 +49,17 @@ def resolve_wandb_mode(mode: str) -> str:
 
 
 def has_wandb_key() -> bool:
-    """Whether W&B would find a key: in WANDB_API_KEY, or where `wandb login` leaves it."""
+    """Whether W&B would find a key: in WANDB_API_KEY, or where `wandb login` leaves it for the server in its settings.
+
+    W&B has no public lookup that does not ask at the terminal; its settings do know which server is meant.
+    """
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
-        hosts = netrc.netrc(os.environ.get("NETRC")).hosts
+        hosts = netrc.netrc(Path(os.environ.get("NETRC") or "~/.netrc").expanduser()).hosts
     except (OSError, netrc.NetrcParseError):
         return False
-    host = urlparse(os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url).hostname
+    host = urlparse(wandb_setup.singleton().settings.base_url).netloc
     return host in hosts or FORMER_HOSTS.get(host) in hosts
 
 

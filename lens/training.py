@@ -27,6 +27,7 @@ from lens.grading import Grader
 from lens.policy import recompute
 from lens.progress import progress_bar
 from lens.prompts import Prompt
+from lens.sampling.parity import is_probed, probe
 from lens.sampling.rollouts import Rollouts, Sampler, derive_seed
 from lens.tracking import Tracker
 from lens.update import Loss, compute_gradient
@@ -69,7 +70,9 @@ class Trainer:
     show_progress: bool
     position: Position = field(default_factory=Position)
     timings: dict[str, float] = field(default_factory=dict)
-    synced_at: int = 0
+    synced_at: int | None = None
+    syncs: int = 0
+    parity: dict[str, float] = field(default_factory=dict)  # what the last probe found
 
     def __post_init__(self):
         s = self.settings
@@ -133,7 +136,7 @@ class Trainer:
             golds = [gold for gold in problems["answer"] for _ in range(s.num_generations)]
             verdicts = [grade.verdict for grade in self.grader.grade(rollouts.texts, golds)]
         with self._timed("logprobs"):
-            recomputed = "trainer" in (s.old_logprobs, s.confidence)
+            recomputed = "trainer" in (s.old_logprobs, s.confidence) or s.importance_sampling != "none"
             logprobs, entropies = self._recompute(self.model, rollouts) if recomputed else (None, None)
             reference = None if self.reference is None else self._recompute(self.reference, rollouts)[0]
         experience = weigh(
@@ -147,6 +150,8 @@ class Trainer:
             old_from=s.old_logprobs,
             confidence_from=s.confidence,
             mask_truncated=s.truncated == "mask",
+            importance_sampling=s.importance_sampling,
+            importance_cap=s.importance_cap,
         )
         if s.rollouts_every and at.round % s.rollouts_every == 0:
             self.tracker.write_rollouts(at.step + 1, experience.to_frame().assign(answer=golds))
@@ -172,8 +177,15 @@ class Trainer:
         """The sampler with the current weights."""
         if self.synced_at != self.position.step:
             with self._timed("sync"):
-                self.sampler.sync(self.model.named_parameters())
-            self.synced_at = self.position.step
+                self.sampler.sync(self.model.named_parameters(remove_duplicate=False))
+            self.synced_at, self.syncs = self.position.step, self.syncs + 1
+            if self.sampler.parity_every is not None and is_probed(self.syncs, self.sampler.parity_every):
+                self.parity = probe(
+                    self.sampler,
+                    self.prompts,
+                    lambda rollouts: self._recompute(self.model, rollouts)[0],
+                    temperature=self.loss.temperature,
+                )
         return self.sampler
 
     def _recompute(self, model: PreTrainedModel, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
@@ -183,6 +195,7 @@ class Trainer:
             temperature=self.loss.temperature,
             logits_chunk_size=self.loss.logits_chunk_size,
             max_tokens=self.loss.max_tokens_per_microbatch,
+            autocast=self.loss.autocast,
         )
 
     def _evaluate(self) -> None:
@@ -203,7 +216,10 @@ class Trainer:
         tokens = int(batch.rollouts.lengths.sum())
         epoch = at.round * self.settings.num_prompts_per_rollout / len(self.problems)
         totals = {f"total/{name}": value for name, value in at.totals.items()}
-        self.tracker.log(at.step, {"epoch": epoch, **metrics, **totals, **times, "tokens_per_second": tokens / seconds})
+        self.tracker.log(
+            at.step,
+            {"epoch": epoch, **self.parity, **metrics, **totals, **times, "tokens_per_second": tokens / seconds},
+        )
 
     def _save(self) -> None:
         """A checkpoint; only what it holds is given to W&B, so that nothing has to be taken back."""

@@ -27,6 +27,7 @@ class Loss:
     max_completion_length: int
     max_tokens_per_microbatch: int
     logits_chunk_size: int
+    autocast: str | None = None
 
     def weights(self, experience: Experience) -> Tensor:
         """float64 [Q*G], the weight of each completion's tokens, over the whole optimizer batch."""
@@ -45,17 +46,21 @@ class Loss:
         advantages = experience.advantages.flatten()
         mask = experience.rollouts.mask
         tally = Tally()
-        for part in microbatches(experience.rollouts, rows.tolist(), self.max_tokens_per_microbatch):
+        for packs in microbatches(model, experience.rollouts, rows.tolist(), self.max_tokens_per_microbatch):
+            part = [row for pack in packs for row in pack]
             logprobs, _ = token_values(
                 model,
                 experience.rollouts,
-                part,
+                packs,
                 temperature=self.temperature,
                 logits_chunk_size=self.logits_chunk_size,
+                autocast=self.autocast,
             )  # [n]
             per_token = experience.rollouts.lengths[part]
             advantage = advantages[part].repeat_interleave(per_token).to(logprobs)  # [n]
             weight = weights[part].repeat_interleave(per_token).to(logprobs)  # [n]
+            if experience.importance is not None:
+                weight = weight * experience.importance[part][mask[part]].to(logprobs)  # [n]
             old = experience.old_logprobs[part][mask[part]].to(logprobs)  # [n]
             losses = clipped_surrogate(
                 logprobs,

@@ -49,6 +49,9 @@ RULES: dict[str, Rule] = {
     "trainer.truncated": one_of("grade", "mask"),
     "trainer.old_logprobs": one_of("sampler", "trainer"),
     "trainer.confidence": one_of("sampler", "trainer"),
+    "trainer.importance_sampling": one_of("none", "token_truncate", "token_mask", "sequence_mask"),
+    "trainer.importance_cap": number(lambda v: v > 1, "a number > 1"),
+    "trainer.autocast": one_of("bfloat16"),
     "trainer.epsilon_low": number(lambda v: 0 < v < 1, "a number between 0 and 1"),
     "trainer.epsilon_high": POSITIVE,
     "trainer.dual_clip": number(lambda v: v > 1, "a number > 1, or null for none"),
@@ -81,11 +84,29 @@ RULES: dict[str, Rule] = {
     "objective.scale_negative": number(lambda v: v > 0, "a number > 0, or null for 1/G"),
     "objective.rho": ((str, *NUMBER), lambda v: v == "policy" if isinstance(v, str) else 0 < v <= 1, RHO),
     "objective.scale_by_std": (bool, lambda v: True, "true or false"),
+    "sampler.max_num_seqs": at_least(1),
+    "sampler.dtype": one_of("float32", "bfloat16", "float16"),
+    "sampler.max_model_len": at_least(2),
+    "sampler.kv_cache_space": POSITIVE,
+    "sampler.gpu_memory_utilization": number(lambda v: 0 < v <= 1, "a share of the GPU's memory in (0, 1]"),
+    "sampler.tensor_parallel_size": at_least(1),
+    "sampler.enforce_eager": (bool, lambda v: True, "true or false"),
+    "sampler.sleep": (bool, lambda v: True, "true or false"),
+    "sampler.parity_every": at_least(0),
+    "sampler.max_logp_difference": POSITIVE,
     "model.prompt.template": one_of("chat", "plain"),
     "model.prompt.max_length": at_least(1),
 }
-NULLABLE = {"trainer.dual_clip", "trainer.num_threads"}
-NULLABLE |= {"objective.scale_mixed", "objective.scale_negative", "objective.rho"}
+NULLABLE = {
+    "trainer.autocast",
+    "trainer.dual_clip",
+    "trainer.num_threads",
+    "objective.scale_mixed",
+    "objective.scale_negative",
+    "objective.rho",
+    "sampler.max_model_len",
+    "sampler.kv_cache_space",
+}
 
 
 def check_values(config: DictConfig, rules: Mapping[str, Rule] = RULES) -> None:
@@ -124,6 +145,9 @@ def check_training(config: DictConfig) -> None:
     if OmegaConf.select(config, "objective.rho") is not None and config.objective.difficulty != "length_normalized":
         valid = f"length_normalized, as objective.rho={config.objective.rho} says what the difficulty is estimated from"
         raise ConfigError("objective.difficulty", config.objective.difficulty, valid)
+    if trainer.importance_sampling != "none" and trainer.old_logprobs == "sampler":
+        valid = "none, or trainer.old_logprobs=trainer: with the engine's, the surrogate's ratio corrects already"
+        raise ConfigError("trainer.importance_sampling", trainer.importance_sampling, valid)
     betas = list(trainer.adam_betas)
     if len(betas) != 2 or not all(isinstance(b, NUMBER) and 0 <= b < 1 for b in betas):
         raise ConfigError("trainer.adam_betas", betas, "two numbers in [0, 1)")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import functools
 import json
 import multiprocessing
 import os
@@ -24,7 +23,7 @@ from lens.problems import arithmetic
 from lens.tiny import IGNORED, SEPARATOR, TinyRecipe, make_model, make_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
-TIME_LIMIT_S = 300.0
+TIME_LIMIT_S = 250.0  # below pytest's own, so that nothing is left running
 
 # A clean process that has imported everything once. A command is a fork of it, which saves the imports of each.
 SERVER = multiprocessing.get_context("forkserver")
@@ -41,7 +40,7 @@ class Result:
 
     def one_line(self) -> str:
         """The only line on stderr, progress bars aside."""
-        lines = [line for line in self.stderr.replace("\x1b[A", "\n").replace("\r", "\n").split("\n") if line.strip()]
+        lines = [line for line in self.stderr.replace("\r", "\n").split("\n") if line.strip()]
         lines = [line for line in lines if "%|" not in line]
         assert len(lines) == 1, self.stderr
         return lines[0]
@@ -87,25 +86,33 @@ class Command:
         return self.process.poll() is None if isinstance(self.process, subprocess.Popen) else self.process.is_alive()
 
     def wait(self) -> Result:
-        """Wait for its end."""
-        if isinstance(self.process, subprocess.Popen):
-            code = self.process.wait(TIME_LIMIT_S)
-        else:
-            self.process.join(TIME_LIMIT_S)
-            code = self.process.exitcode
+        """Wait for its end; one that does not come is made."""
+        in_time = wait_until(lambda: not self.is_running())
+        if not in_time:
+            self.signal(signal.SIGKILL)
+        assert in_time, f"no end: {self.stderr.read_text()}"
+        code = self.process.returncode if isinstance(self.process, subprocess.Popen) else self.process.exitcode
         return Result(code, self.stdout.read_text(), self.stderr.read_text())
 
     def wait_until(self, happened: Callable[[], bool]) -> None:
         """Wait for something that the command does while it runs."""
-        deadline = time.monotonic() + TIME_LIMIT_S
-        while not happened():
-            assert self.is_running(), self.wait()
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        wait_until(lambda: happened() or not self.is_running())
+        if not happened():
+            raise AssertionError(f"it never happened: {self.wait()}")
 
     def signal(self, number: signal.Signals) -> None:
         """Signal its process group, as Ctrl-C does: the workers that it has started get it too."""
         os.killpg(self.process.pid, number)
+
+
+def wait_until(condition: Callable[[], bool]) -> bool:
+    """Wait until a condition holds; False where it does not within the time limit."""
+    deadline = time.monotonic() + TIME_LIMIT_S
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.005)
+    return True
 
 
 def run(*arguments: object, folder: Path, **options: Any) -> Result:
@@ -148,7 +155,6 @@ def training(model: Path, outputs: Path, *overrides: object, **keys: object) -> 
     ]
 
 
-@functools.cache
 def make_pupil(folder: Path) -> Path:
     """A small model that knows the twenty problems of ``size=20 split=train`` by heart, some of them wrong.
 

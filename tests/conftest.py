@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -12,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests sta
 
 import pytest
 import torch
+from command_line import make_pupil
 from hypothesis import settings
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -22,6 +24,24 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start backgro
 settings.register_profile("lens", deadline=None)  # how long an example takes says more of the machine than of the code
 settings.load_profile("lens")
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def litter(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Temporary files of commands, and of those that are killed above all, go where pytest cleans up."""
+    os.environ["TMPDIR"] = tempfile.tempdir = str(tmp_path_factory.mktemp("tmp"))
+
+
+@pytest.fixture(scope="session")
+def pupil(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the model that end-to-end tests train; leave it as it is."""
+    return make_pupil(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the commands of a test file print, a pair of files each."""
+    return tmp_path_factory.mktemp("logs")
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from command_line import environment, make_pupil, run, training
+from command_line import Command, environment, run, training
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException
@@ -23,17 +23,6 @@ from lens.cli import CONFIGS, config_hash, explain, remove_half_made, valid_keys
 from lens.errors import ConfigError
 from lens.problems.dapo import AFTER, BEFORE
 from lens.validation import RULES, check_objective, check_training, check_values
-
-
-@pytest.fixture(scope="module")
-def pupil(tmp_path_factory) -> Path:
-    return make_pupil(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="module")
-def logs(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("logs")
-
 
 # --- what is refused -------------------------------------------------------------------------------------------------
 
@@ -111,9 +100,13 @@ REFUSED = {
     ),
     "unknown W&B mode": bad("tracking.wandb.mode='on': one of auto", given="tracking.wandb.mode=on"),
     "nothing to resume": bad("resume='must': auto", given="resume=must"),
-    "a job of a sweep": bad(
-        "objective.alpha=-1: a number >= 0", given="-m objective.alpha=-1,-2 hydra.launcher.n_jobs=1"
-    ),
+    "a job of a sweep": bad("objective.alpha=-1: a number >= 0", given="-m objective.alpha=-1 hydra/launcher=basic"),
+    "what is no option": bad("unrecognized arguments: --foo", given="--foo"),
+    "what no option can be": bad("--cfg", "'jib'", "job", given="--cfg jib"),
+    "a sweep's config": bad("--multirun and --cfg: one of them at a time", given="-m objective=grpo,lens --cfg job"),
+    "two things to do": bad("--cfg and --info: one of them at a time", given="--info all --cfg job"),
+    "resolve what": bad("--resolve: with --cfg or --help only", given="--resolve"),
+    "a pickled config": bad("--experimental-rerun", given="--experimental-rerun {file}"),
     "an option of a sweep": bad("objective='lenz': one of ", given="-m objective=grpo,lenz hydra.launcher.n_jobs=1"),
     "evaluation of nothing": bad("checkpoint", given="outputs={outputs}", script="scripts/evaluate.py"),
     "evaluation of no model": bad(
@@ -243,6 +236,31 @@ def test_the_composed_config_is_printed(logs, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "printed"),
+    [
+        ("objective=grpo --cfg job --resolve", "group: tiny"),
+        ("--cfg job --package objective objective=lens_strong", "alpha: 4.0"),
+        ("--cfg hydra --package hydra.launcher", "n_jobs: 2"),
+        ("--cfg hydra --package hydra.launcher hydra/launcher=basic", "BasicLauncher"),
+        ("--cfg hydra --package hydra.launcher hydra/launcher=joblib", "n_jobs: -1"),
+        ("objective=grpo --info defaults-tree", "objective: grpo"),
+        ("--hydra-help", "Hydra"),
+    ],
+)
+def test_hydra_s_own_options_work_before_and_after_overrides(logs, arguments, printed):
+    result = run("scripts/train.py", *arguments.split(), folder=logs)
+    assert result.code == 0, result.stderr
+    assert printed in result.stdout
+
+
+def test_keys_are_completed(logs):
+    env = environment(COMP_LINE="python scripts/train.py trainer.max_st", COMP_POINT="38")
+    result = run("scripts/train.py", "--shell-completion", "query=bash", folder=logs, env=env)
+    assert result.code == 0, result.stderr
+    assert "trainer.max_steps=" in result.stdout.split()
+
+
 THE_TWENTY = ["evaluation.sets.arithmetic.split=train", "evaluation.sets.arithmetic.size=20"]
 
 
@@ -291,6 +309,18 @@ def test_a_run_and_its_checkpoint_evaluate_alike(trained, logs, tmp_path):
         assert low <= mean <= high
         assert low < high
         assert printed[part][2] == str(len(of_part))
+
+
+def test_evaluations_that_start_together_have_a_folder_each(pupil, logs, tmp_path):
+    keys = [f"checkpoint={pupil}", f"outputs={tmp_path}", *THE_TWENTY, "evaluation.num_samples=1"]
+    prompt = ["model.prompt.instruction=null", "trainer.max_completion_length=26"]
+    both = [Command("scripts/evaluate.py", *keys, *prompt, folder=logs) for _ in range(2)]
+    assert [command.wait().code for command in both] == [0, 0]
+    folders = list((tmp_path / "evaluations").iterdir())
+    assert len(folders) == 2
+    for folder in folders:
+        assert re.fullmatch(r"[\d-]{10}_[\d-]{8}-\d{6}", folder.name)
+        assert (folder / "summary.json").exists()
 
 
 def test_any_model_is_evaluated(pupil, logs, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -22,6 +22,7 @@ from lens.sampling.rollouts import Rollouts
 GENERATIONS = 2
 PROMPT_LENGTHS = (5, 1, 9)
 LENGTHS = (4, 1, 7, 6, 1, 8)
+ALL = [[0, 1], [2], [3], [5, 4]]
 
 
 def random_rollouts(prompt_lengths: Sequence[int], lengths: Sequence[int], vocabulary: int = 100) -> Rollouts:
@@ -65,10 +66,11 @@ def gradients_of(model: PreTrainedModel, logprobs: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 2.0])
 @pytest.mark.parametrize("chunk", [1, 4, 1000])
-def test_values_and_gradients_are_those_of_dense_logits(tiny, rollouts, temperature, chunk):
+@pytest.mark.parametrize("packs", [[[3], [0], [5], [1]], [[1, 0], [3, 2], [4, 5]], [[4], [2, 3], [1]]])
+def test_values_and_gradients_are_those_of_dense_logits(tiny, rollouts, temperature, chunk, packs):
     model, _ = tiny
-    rows = [3, 0, 5, 1]
-    values = token_values(model, rollouts, rows, temperature=temperature, logits_chunk_size=chunk)
+    rows = [row for pack in packs for row in pack]
+    values = token_values(model, rollouts, packs, temperature=temperature, logits_chunk_size=chunk)
     dense = [dense_values(model, rollouts, row, temperature) for row in rows]
     logprobs, entropies = (torch.cat(parts) for parts in zip(*dense, strict=True))
     torch.testing.assert_close(values.logprobs, logprobs, atol=2e-6, rtol=1e-5)
@@ -82,15 +84,15 @@ def test_without_gradients_the_values_are_the_same(tiny, rollouts):
     model, _ = tiny
     choices = {"temperature": 0.7, "logits_chunk_size": 5}
     with torch.no_grad():
-        values = token_values(model, rollouts, range(6), **choices)
+        values = token_values(model, rollouts, ALL, **choices)
     assert not values.logprobs.requires_grad
-    torch.testing.assert_close(values.logprobs, token_values(model, rollouts, range(6), **choices).logprobs)
+    torch.testing.assert_close(values.logprobs, token_values(model, rollouts, ALL, **choices).logprobs)
 
 
 def test_values_are_at_least_float32(tiny_folder, rollouts):
     for dtype, expected in (("bfloat16", torch.float32), ("float64", torch.float64)):
         model, _ = load_model(str(tiny_folder), dtype=dtype)
-        values = token_values(model, rollouts, [0], temperature=1.0, logits_chunk_size=8)
+        values = token_values(model, rollouts, [[0]], temperature=1.0, logits_chunk_size=8)
         assert values.logprobs.dtype == values.entropies.dtype == expected
 
 
@@ -98,7 +100,7 @@ def test_the_head_sees_completion_tokens_alone(tiny, rollouts):
     model, _ = tiny
     seen = []
     model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output.numel() // output.shape[-1]))
-    values = token_values(model, rollouts, range(6), temperature=1.0, logits_chunk_size=10)
+    values = token_values(model, rollouts, ALL, temperature=1.0, logits_chunk_size=10)
     assert seen == [10, 10, 7] and sum(seen) == sum(LENGTHS)
     values.logprobs.sum().backward()  # computes every chunk once more, and nothing else
     assert sorted(seen) == [7, 7, 10, 10, 10, 10]
@@ -107,31 +109,56 @@ def test_the_head_sees_completion_tokens_alone(tiny, rollouts):
 # --- micro-batches ---
 
 
-@given(st.data())
-def test_microbatches_cover_every_row_once_within_the_budget(data):
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_microbatches_cover_every_row_once_within_the_budget(tiny, data):
+    model, _ = tiny
     prompt_lengths = data.draw(st.lists(st.integers(1, 30), min_size=1, max_size=5))
     count = GENERATIONS * len(prompt_lengths)
     lengths = data.draw(st.lists(st.integers(1, 40), min_size=count, max_size=count))
     rows = data.draw(st.permutations(range(count)))[: data.draw(st.integers(0, count))]
-    size = [prompt_lengths[row // GENERATIONS] + lengths[row] for row in range(count)]
-    budget = max(size) + data.draw(st.integers(0, 200))
-    parts = list(microbatches(random_rollouts(prompt_lengths, lengths), rows, budget))
-    assert sorted(row for part in parts for row in part) == sorted(rows)
-    assert all(part and len(part) * max(size[row] for row in part) <= budget for part in parts)
-    assert list(microbatches(random_rollouts(prompt_lengths, lengths), rows[::-1], budget)) == parts
+    budget = max(prompt_lengths[row // GENERATIONS] + lengths[row] for row in range(count)) + data.draw(
+        st.integers(0, 200)
+    )
+    rollouts = random_rollouts(prompt_lengths, lengths)
+    parts = list(microbatches(model, rollouts, rows, budget))
+    assert sorted(row for packs in parts for pack in packs for row in pack) == sorted(rows)
+    for packs in parts:
+        questions = [{row // GENERATIONS for row in pack} for pack in packs]
+        assert all(len(each) == 1 for each in questions)
+        sizes = [
+            prompt_lengths[q] + sum(lengths[row] for row in pack) for (q,), pack in zip(questions, packs, strict=True)
+        ]
+        assert packs and len(packs) * max(sizes) <= budget
+    assert list(microbatches(model, rollouts, rows[::-1], budget)) == parts
 
 
-def test_microbatches_are_no_more_than_it_takes(rollouts):
-    assert [len(part) for part in microbatches(rollouts, range(6), 10_000)] == [6]
-    # Sizes 9, 6, 8, 7, 10, 17: beside the 17 nothing fits; 10 takes one more of them in 20, and so does 8; 6 is left.
-    assert list(microbatches(rollouts, range(6), 20)) == [[5], [4, 0], [2, 3], [1]]
+def test_microbatches_are_no_more_than_it_takes(tiny, rollouts):
+    model, _ = tiny
+    assert list(microbatches(model, rollouts, range(6), 10_000)) == [[[5, 4], [2, 3], [0, 1]]]
+    # Packs of 18, 14 and 10 tokens: two of 14 fit 30; with 17, the 14 and the 10 alone do, and the 18 is parted.
+    assert list(microbatches(model, rollouts, range(6), 30)) == [[[5, 4]], [[2, 3], [0, 1]]]
+    assert list(microbatches(model, rollouts, range(6), 17)) == [[[5]], [[2, 3]], [[0, 1]], [[4]]]
 
 
-def test_a_row_beyond_the_budget_is_refused_with_its_size(rollouts):
+def test_long_completions_share_no_prompt(tiny):
+    model, _ = tiny
+    short, long = random_rollouts((8,), (4, 4)), random_rollouts((8,), (200, 200))
+    assert list(microbatches(model, short, range(2), 10_000)) == [[[0, 1]]]
+    assert list(microbatches(model, long, range(2), 10_000)) == [[[0], [1]]]
+
+
+def test_an_attention_that_takes_no_mask_shares_no_prompt(tiny, rollouts, monkeypatch):
+    model, _ = tiny
+    monkeypatch.setattr(model.config, "_attn_implementation_internal", "flash_attention_2")
+    assert [len(pack) for packs in microbatches(model, rollouts, range(6), 10_000) for pack in packs] == [1] * 6
+
+
+def test_a_row_beyond_the_budget_is_refused_with_its_size(tiny, rollouts):
+    model, _ = tiny
     with pytest.raises(ConfigError, match="max_tokens_per_microbatch=16: at least 17") as caught:
-        list(microbatches(rollouts, range(6), 16))
+        list(microbatches(model, rollouts, range(6), 16))
     assert caught.value.key == "trainer.max_tokens_per_microbatch"
-    assert [row for part in microbatches(rollouts, range(5), 16) for row in part] == [4, 0, 2, 3, 1]
 
 
 @pytest.mark.parametrize("max_tokens", [17, 40, 10_000])

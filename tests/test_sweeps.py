@@ -6,27 +6,19 @@ import json
 import os
 import re
 import signal
+import sys
+import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from command_line import Command, make_pupil, metrics_of, read_wandb, run, training, weights_of
+from command_line import Command, metrics_of, read_wandb, run, training, wait_until, weights_of
 from omegaconf import DictConfig, OmegaConf
 
 from lens.cli import config_hash
 from lens.sweeps import count_jobs, last_step, steps_done
 
 JOBS = [(objective, seed) for objective in ("grpo", "lens") for seed in (0, 1)]
-
-
-@pytest.fixture(scope="module")
-def pupil(tmp_path_factory) -> Path:
-    return make_pupil(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="module")
-def logs(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("logs")
 
 
 def sweeping(model: Path, outputs: Path, *overrides: object, **keys: object) -> list[object]:
@@ -124,6 +116,8 @@ def test_a_stopped_sweep_goes_on(pupil, logs, tmp_path):
     assert result.code == 130, result.stderr
     assert result.stderr.splitlines()[-1] == "stopped: the same command goes on from the last checkpoint"
     assert "Traceback" not in result.stderr.split("stopped: ")[-1]
+    wait_until(lambda: not processes_of(running))
+    assert "resource_tracker" not in running.stderr.read_text()  # which would tell of what killed workers leave behind
     assert len(list(folder.glob("*/summary.json"))) < 4
     begun = {path.parent.parent for path in folder.glob("*/checkpoints/step_*")}
 
@@ -145,6 +139,57 @@ def test_ctrl_c_ends_a_sweep_of_one_job_at_a_time(pupil, logs, tmp_path):
     assert running.wait().code == 130
     (begun,) = (path for path in folder.iterdir() if path.is_dir())
     assert len(list((begun / "checkpoints").iterdir())) == 1
+
+
+def processes_of(command: Command) -> list[str]:
+    """What still runs of all that a command has started."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, session, *_ = stat.read_text().rpartition(")")[2].split()
+        except OSError:  # it has just ended
+            continue
+        if int(session) == command.process.pid and state != "Z":
+            found.append(stat.with_name("cmdline").read_text())
+    return found
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux kills processes with their parent")
+def test_nothing_is_left_of_a_sweep_that_is_killed(pupil, logs, tmp_path):
+    running = Command(*sweeping(pupil, tmp_path, max_steps=1000), folder=logs)
+    running.wait_until(lambda: len(list(tmp_path.glob("sweeps/tiny/*/metrics.jsonl"))) == 2)
+    assert len(processes_of(running)) > 4  # the sweep, its two jobs, and their graders
+    os.kill(running.process.pid, signal.SIGKILL)
+    assert running.wait().code == -signal.SIGKILL
+    killed = time.monotonic()
+    assert wait_until(lambda: not processes_of(running)), processes_of(running)
+    assert time.monotonic() - killed < 30
+
+
+@pytest.mark.parametrize(
+    ("launcher", "keys", "code", "says"),
+    [
+        ("basic", {"num_generations": "1,4"}, 2, "trainer.num_generations=1: an integer >= 2"),
+        ("local", {"learning_rate": "1e+300,1e-4"}, 1, ("RuntimeError: ", "FloatingPointError: ")),
+    ],
+)
+def test_a_failed_job_is_named_at_the_end_and_the_others_run(pupil, logs, tmp_path, launcher, keys, code, says):
+    script, *overrides = training(pupil, tmp_path, "objective=grpo,lens", "evaluation.every=0", max_steps=3, **keys)
+    result = run(script, *overrides, f"hydra/launcher={launcher}", "--multirun", folder=logs, real=True)
+    assert result.code == code, result.stderr
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    swept = f"trainer.{next(iter(keys))}={next(iter(keys.values())).split(',')[0]}"
+    for objective, line in zip(("grpo", "lens"), errors, strict=True):
+        name, apart, reason = re.fullmatch(r"error: (\S+) \((.*?)\): (.*)", line).groups()
+        assert re.fullmatch(f"{objective}-seed0-[0-9a-f]{{8}}", name)
+        assert sorted(apart.split()) == sorted([f"objective={objective}", swept])
+        assert reason.startswith(says)
+        log = tmp_path / "sweeps" / "tiny" / name / "train.log"
+        assert code == 2 or "Traceback" in log.read_text()
+    assert result.stderr.splitlines()[-2:] == errors
+    assert "Traceback" not in result.stdout + result.stderr
+    assert len(list(tmp_path.glob("sweeps/tiny/*/summary.json"))) == 2
+    assert not list(tmp_path.glob("sweeps/tiny/*.failed"))
 
 
 # --- the report ------------------------------------------------------------------------------------------------------

@@ -35,13 +35,14 @@ def home(tmp_path, monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.delenv("NETRC", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    return tmp_path
+    wandb.teardown()  # W&B reads its settings once a process
+    yield tmp_path
+    wandb.teardown()
 
 
 def log_in(home, host: str | None = None) -> None:
-    host = host or urlparse(os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url).hostname
+    host = host or urlparse(wandb.Settings().base_url).netloc
     (home / ".netrc").write_text(f"machine {host}\n  login user\n  password {'0' * 40}\n")
-    (home / ".netrc").chmod(0o600)
 
 
 def test_a_key_is_found_where_wandb_would_find_it(home, monkeypatch):
@@ -51,13 +52,25 @@ def test_a_key_is_found_where_wandb_would_find_it(home, monkeypatch):
     for host in (None, "api.wandb.ai"):  # where `wandb login` writes it today, and where it wrote it before
         log_in(home, host)
         assert has_wandb_key()
-    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://wandb.example.org:8080")
+    wandb.teardown()
     assert not has_wandb_key()
-    log_in(home)
+    log_in(home, "wandb.example.org:8080")
     assert has_wandb_key()
-    (home / ".netrc").write_text("wandb.example.org 0000")
+    (home / ".netrc").write_text("wandb.example.org:8080 0000")
     assert not has_wandb_key()
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    assert has_wandb_key()
+
+
+def test_a_key_for_a_server_of_ones_own_is_found(home):
+    """As ``wandb login --host`` leaves it: the server in W&B's settings file, the key in .netrc."""
+    settings = home / ".config" / "wandb" / "settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text("[default]\nbase_url = https://wandb.example.org\n")
+    log_in(home)
+    assert not has_wandb_key()
+    log_in(home, "wandb.example.org")
     assert has_wandb_key()
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command_line import Command, make_pupil, metrics_of, read_wandb, run, training, wandb_history, weights_of
+from command_line import Command, metrics_of, read_wandb, run, training, wandb_history, weights_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lens.cli import CONFIGS
@@ -48,16 +48,6 @@ STEP_METRICS = {
 }
 EVALUATED = ("", *(f"level_{level}/" for level in range(1, 6)), "levels_4-5/")
 OBJECTIVES = sorted(file.stem for file in (CONFIGS / "objective").glob("*.yaml"))
-
-
-@pytest.fixture(scope="module")
-def pupil(tmp_path_factory) -> Path:
-    return make_pupil(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="module")
-def logs(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("logs")
 
 
 @pytest.fixture(scope="module")
@@ -257,6 +247,11 @@ def test_wandb_is_fed_the_same_values(first):
     assert [line["train/global_step"] for line in tables] == [0, 2, 4]
     numbers = [line for line in fed if line not in tables]
     assert numbers == [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_what_is_printed_to_a_file_has_no_terminal_codes(first):
+    result, _, _ = first
+    assert "\x1b" not in result.stdout + result.stderr
 
 
 def test_the_same_command_gives_the_same_numbers(first, logs):

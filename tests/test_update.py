@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from lens.experience import Experience, weigh
 from lens.objectives import grpo_advantages, lens_advantages
@@ -75,7 +76,19 @@ def experience(tiny_folder: Path) -> Experience:
 
 @pytest.fixture(scope="module")
 def models(tiny_folder: Path) -> dict[str, PreTrainedModel]:
-    return {dtype: load_model(str(tiny_folder), dtype=dtype)[0] for dtype in TOLERANCE}
+    models = {dtype: load_model(str(tiny_folder), dtype=dtype)[0] for dtype in TOLERANCE}
+    norms_in_their_own_type(models["float64"])
+    return models
+
+
+def norms_in_their_own_type(model: PreTrainedModel) -> None:
+    """transformers computes norms in float32 whatever the model's type, which would hide an error of 1e-8."""
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, LlamaRMSNorm):
+                norm = torch.nn.RMSNorm(len(child.weight), eps=child.variance_epsilon, dtype=child.weight.dtype)
+                norm.weight = child.weight
+                setattr(module, name, norm)
 
 
 @pytest.fixture
@@ -243,16 +256,25 @@ def test_measuring_the_share_does_not_change_the_gradient(model, experience, bet
 
 
 def rows_seen(model: PreTrainedModel, experience: Experience, loss: Loss, **choices: bool) -> int:
-    """Completions that went through the model's body in one update."""
-    seen = []
-    hook = model.base_model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
-    )
+    """Completions that went through the model in one update, by the first tokens that its head met."""
+    starts = []
+
+    def count(module: torch.nn.Module, args: tuple, kwargs: dict[str, Tensor]) -> None:
+        positions, ids = kwargs["position_ids"], kwargs["input_ids"]
+        for row, places in zip(ids, positions, strict=True):
+            prompt = max(
+                len(p.token_ids)
+                for p in experience.rollouts.prompts
+                if row[: len(p.token_ids)].tolist() == [*p.token_ids]
+            )
+            starts.append(int((places == prompt).sum()))
+
+    hook = model.base_model.register_forward_pre_hook(count, with_kwargs=True)
     try:
         compute_gradient(model, experience, loss, **choices)
     finally:
         hook.remove()
-    return sum(seen)
+    return sum(starts)
 
 
 def test_completions_without_advantage_cost_nothing(model, experience):

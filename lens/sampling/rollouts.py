@@ -9,7 +9,9 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lens.errors import ConfigError
 from lens.prompts import Prompt
 
 
@@ -58,7 +60,14 @@ def geometric_mean_probability(logprobs: Tensor, mask: Tensor) -> Tensor:
 
 
 class Sampler(Protocol):
-    """A rollout engine."""
+    """A rollout engine.
+
+    ``parity_every`` says how often it is compared with the trainer (lens/sampling/parity.py), and
+    ``max_logp_difference`` how far they may be apart; None where the engine is the trainer's own module.
+    """
+
+    parity_every: int | None
+    max_logp_difference: float | None
 
     def sample(
         self,
@@ -78,7 +87,7 @@ class Sampler(Protocol):
         """
 
     def sync(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Take over the policy's current weights."""
+        """Take over the policy's current weights; tied ones come under each of their names."""
 
     def close(self) -> None:
         """Free what the engine holds."""
@@ -88,3 +97,17 @@ def derive_seed(*parts: int | str) -> int:
     """A seed of 63 bits that depends on every part, alike on every machine."""
     digest = hashlib.sha256("|".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token that ends a completion: the model's generation config may name several, the tokenizer one.
+
+    Raises:
+        ConfigError: there is none, so that no completion could end.
+    """
+    named = model.generation_config.eos_token_id
+    named = named if isinstance(named, list) else [named]
+    found = sorted({token for token in [*named, tokenizer.eos_token_id] if token is not None})
+    if not found:
+        raise ConfigError("model.name_or_path", tokenizer.name_or_path, "a tokenizer with an end-of-sequence token")
+    return found

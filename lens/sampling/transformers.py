@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from lens.errors import ConfigError
 from lens.progress import progress_bar
 from lens.prompts import Prompt
-from lens.sampling.rollouts import Rollouts, derive_seed
+from lens.sampling.rollouts import Rollouts, derive_seed, end_token_ids
 
 COMPACT_BELOW = 0.9  # finished rows leave the batch once fewer than this share of it is alive
 
@@ -26,12 +25,12 @@ class TransformersSampler:
         max_num_seqs: completions decoded at once; more are done in turns.
 
     Raises:
-        ConfigError: max_num_seqs below 1, or no end-of-sequence token.
+        ConfigError: no end-of-sequence token.
     """
 
+    parity_every = max_logp_difference = None  # there is nothing to compare: the engine is the policy
+
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, max_num_seqs: int):
-        if max_num_seqs < 1:
-            raise ConfigError("sampler.max_num_seqs", max_num_seqs, "an integer >= 1")
         self.model, self.tokenizer, self.max_num_seqs = model, tokenizer, max_num_seqs
         self.end_tokens = torch.tensor(end_token_ids(model, tokenizer))
 
@@ -169,17 +168,3 @@ def choose(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -
     targets = uniforms[:, None] * cumulative[:, -1:]  # rounding may leave the last value beside 1
     tokens = torch.searchsorted(cumulative, targets, right=True).clamp(max=logits.shape[1] - 1)  # [n, 1]
     return tokens.squeeze(1), logprobs.gather(1, tokens).squeeze(1)
-
-
-def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every token that ends a completion: the model's generation config may name several, the tokenizer one.
-
-    Raises:
-        ConfigError: there is none, so that no completion could end.
-    """
-    named = model.generation_config.eos_token_id
-    named = named if isinstance(named, list) else [named]
-    found = sorted({token for token in [*named, tokenizer.eos_token_id] if token is not None})
-    if not found:
-        raise ConfigError("model.name_or_path", tokenizer.name_or_path, "a tokenizer with an end-of-sequence token")
-    return found

@@ -1,0 +1,179 @@
+"""vLLM as the rollout engine, inside the training process; the only module that imports vllm."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lens.errors import ConfigError
+from lens.prompts import Prompt
+from lens.sampling.rollouts import Rollouts, derive_seed, end_token_ids
+
+# vllm reads these when it is imported. The engine lives in this process, so that weights need no file on their way.
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # the trainer's threads are the same ones
+os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")  # its warnings on every start are about speed on other machines
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")  # vllm imports a client library that W&B would advertise Weave for
+logging.getLogger("vllm").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
+try:
+    from vllm import LLM, SamplingParams
+    from vllm.inputs import TokensPrompt
+except ImportError as error:
+    valid = f"transformers, or an installed vLLM: make setup VLLM=cpu, or VLLM=gpu ({error})"
+    raise ConfigError("sampler", "vllm", valid) from error
+
+GIB = 2**30
+SEED_BITS = 62  # room for the sample's number, which vLLM adds to a request's seed
+
+
+class VLLMSampler:
+    """An engine with paged attention and continuous batching: the samples of a question are one request.
+
+    It starts with random weights and has the policy's after the first `sync`. Prompts are computed whole: a seeded
+    request whose prompt came in pieces would have to wind its random numbers back, which vLLM cannot do on a CPU.
+
+    Args:
+        model: the policy, for its folder and its end tokens.
+        tokenizer: its tokenizer.
+        max_model_len: tokens of the longest prompt with its answer.
+        dtype, max_num_seqs, kv_cache_space, gpu_memory_utilization, tensor_parallel_size, enforce_eager, sleep,
+        parity_every, max_logp_difference: configs/sampler/vllm.yaml explains each.
+
+    Raises:
+        ConfigError: a value that cannot work here, a model that vLLM does not support, too little memory.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_model_len: int,
+        dtype: str,
+        max_num_seqs: int,
+        kv_cache_space: float | None,
+        gpu_memory_utilization: float,
+        tensor_parallel_size: int,
+        enforce_eager: bool,
+        sleep: bool,
+        parity_every: int,
+        max_logp_difference: float,
+    ):
+        on_gpu = torch.cuda.is_available()
+        if sleep and not on_gpu:
+            raise ConfigError("sampler.sleep", sleep, "false on a CPU: vLLM's CPU build has no sleep mode")
+        if kv_cache_space is None and not on_gpu:
+            raise ConfigError("sampler.kv_cache_space", None, "a number of GiB on a CPU")
+        if tensor_parallel_size > 1 and not torch.distributed.is_initialized():
+            raise ConfigError("sampler.tensor_parallel_size", tensor_parallel_size, "1 in a single process")
+        self.tokenizer, self.sleep = tokenizer, sleep
+        self.parity_every, self.max_logp_difference = parity_every, max_logp_difference
+        self.end_tokens = end_token_ids(model, tokenizer)
+        try:
+            self.llm = LLM(
+                model.name_or_path,
+                load_format="dummy",
+                skip_tokenizer_init=True,
+                generation_config="vllm",
+                dtype=dtype,
+                seed=0,
+                max_model_len=max_model_len,
+                max_num_seqs=max_num_seqs,
+                max_num_batched_tokens=max(max_model_len, 8192),
+                enable_chunked_prefill=False,
+                kv_cache_memory_bytes=None if kv_cache_space is None else int(kv_cache_space * GIB),
+                gpu_memory_utilization=gpu_memory_utilization,
+                tensor_parallel_size=tensor_parallel_size,
+                distributed_executor_backend="external_launcher" if tensor_parallel_size > 1 else "uni",
+                enforce_eager=enforce_eager,
+                enable_sleep_mode=sleep,
+                logprobs_mode="processed_logprobs",
+                disable_log_stats=True,
+            )
+        except (ValueError, RuntimeError, NotImplementedError) as error:
+            raise explain_failure(error, model, kv_cache_space) from error
+
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        num_generations: int,
+        seed: int,
+        *,
+        max_completion_length: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        progress: str | None = None,
+    ) -> Rollouts:
+        """See `lens.sampling.rollouts.Sampler`; temperature 0 is greedy."""
+        if self.sleep:
+            self.llm.wake_up()
+        requests = [
+            SamplingParams(
+                n=num_generations,
+                seed=derive_seed(seed, prompt.problem_id) % 2**SEED_BITS,
+                max_tokens=max_completion_length,
+                temperature=temperature,
+                top_p=top_p,
+                stop_token_ids=self.end_tokens,
+                logprobs=0,
+                detokenize=False,
+            )
+            for prompt in prompts
+        ]
+        outputs = self.llm.generate(
+            [TokensPrompt(prompt_token_ids=list(prompt.token_ids)) for prompt in prompts], requests, use_tqdm=False
+        )
+        if self.sleep:
+            self.llm.sleep(level=1)
+        completions = [completion for output in outputs for completion in output.outputs]
+        lengths = torch.tensor([len(completion.token_ids) for completion in completions])
+        ids = torch.zeros(len(completions), int(lengths.max()), dtype=torch.long)
+        logprobs = torch.zeros(ids.shape)
+        for row, completion in enumerate(completions):
+            tokens = list(completion.token_ids)
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+            logprobs[row, : len(tokens)] = torch.tensor(
+                [at[token].logprob for at, token in zip(completion.logprobs, tokens, strict=True)]
+            )
+        return Rollouts(
+            prompts=prompts,
+            num_generations=num_generations,
+            completion_ids=ids,
+            logprobs=logprobs,
+            lengths=lengths,
+            finish_reasons=[completion.finish_reason for completion in completions],
+            texts=self.tokenizer.batch_decode(
+                [list(completion.token_ids) for completion in completions], skip_special_tokens=True
+            ),
+        )
+
+    def sync(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Take over weights by name, one after the other, in memory; what the old ones have cached is forgotten."""
+        if self.sleep:
+            self.llm.wake_up(tags=["weights"])
+        weights = ((name, tensor.detach()) for name, tensor in named_tensors)
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        self.llm.reset_prefix_cache()
+
+    def close(self) -> None:
+        """End the engine and free its memory."""
+        self.llm.llm_engine.engine_core.shutdown()
+        del self.llm
+        gc.collect()
+
+
+def explain_failure(error: Exception, model: PreTrainedModel, kv_cache_space: float | None) -> ConfigError:
+    """Why the engine did not start, in terms of the config."""
+    reason = " ".join(str(error).split())
+    if "KV cache" in reason or "kv cache" in reason:
+        return ConfigError("sampler.kv_cache_space", kv_cache_space, f"room for one longest sequence: {reason}")
+    return ConfigError("model.name_or_path", model.name_or_path, f"a model that vLLM supports: {reason}")

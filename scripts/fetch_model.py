@@ -1,0 +1,22 @@
+"""Put a pretrained model where its config looks for it: python scripts/fetch_model.py model=smollm2."""
+
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from lens.cli import entry_point
+from lens.errors import ConfigError
+
+
+@entry_point("fetch_model")
+def main(config: DictConfig) -> None:
+    from lens.pretrained import fetch
+
+    if config.model.fetch is None:
+        raise ConfigError("model", HydraConfig.get().runtime.choices.model, "one with a fetch section, as smollm2 has")
+    print(fetch(Path(config.model.name_or_path), **config.model.fetch, source=config.source))
+
+
+if __name__ == "__main__":
+    main()
