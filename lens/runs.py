@@ -27,12 +27,8 @@ from lens.errors import ConfigError
 from lens.evaluation import EvaluationSet, Evaluator, metrics_of, table_of
 from lens.policy import load_model
 from lens.problems import load_evaluation_sets
-<<<<<<< HEAD
 from lens.problems.decontamination import without_ids
-from lens.prompts import PromptFormat, encode_problems
-=======
 from lens.prompts import Prompt, PromptFormat, encode_problems
->>>>>>> main
 from lens.reporting.terminal import show_table
 from lens.sampling.rollouts import Sampler, derive_seed
 from lens.tiny import make_tiny
