@@ -28,6 +28,7 @@ from lens.evaluation import EvaluationSet, Evaluator, metrics_of, table_of
 from lens.policy import load_model
 from lens.problems import load_evaluation_sets
 from lens.problems.decontamination import without_ids
+from lens.profiling import profiled
 from lens.prompts import Prompt, PromptFormat, encode_problems
 from lens.reporting.terminal import show_table
 from lens.sampling.rollouts import Sampler, derive_seed
@@ -128,7 +129,8 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
             if state:
                 trainer.restore(state)
                 log.info("Going on from step %d: %s", state["step"], checkpoint)
-            metrics = trainer.run()
+            with profiled(folder, enabled=config.profile):
+                metrics = trainer.run()
             summary = {
                 "step": trainer.position.step,
                 "metrics": metrics,

@@ -39,6 +39,7 @@ RULES: dict[str, Rule] = {
     "seed": at_least(0),
     "resume": one_of("auto", "never", "must"),
     "check_golds": (bool, lambda v: True, "true or false"),
+    "profile": (bool, lambda v: True, "true or false"),
     "trainer.max_steps": at_least(1),
     "trainer.num_prompts_per_rollout": at_least(1),
     "trainer.num_prompts_per_step": at_least(1),

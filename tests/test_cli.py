@@ -406,6 +406,7 @@ OUT_OF_BOUNDS = {
     "seed": [-1],
     "resume": ["maybe"],
     "check_golds": [1],
+    "profile": [1],
     "trainer.max_steps": [0],
     "trainer.num_prompts_per_rollout": [0],
     "trainer.num_prompts_per_step": [0],
