@@ -1,4 +1,4 @@
-"""The sizes of a model, counted on the model itself: it is built on the meta device, which holds shapes and no numbers."""
+"""The sizes of a model, counted on the model itself, built on the meta device, which holds shapes and no numbers."""
 
 from __future__ import annotations
 

@@ -27,7 +27,8 @@ from lens.errors import ConfigError, StopRequested
 from lens.progress import close_open_bars
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-NOT_HASHED = ("check_golds", "outputs", "profile", "resume", "tracking")  # keys that do not change what a run computes
+# Keys that do not change what a run computes.
+NOT_HASHED = ("check_golds", "jobs", "outputs", "profile", "resume", "tracking")
 HALF_MADE = {".hydra"}  # what Hydra itself puts into a run folder, beside the log
 BAD_CONFIG = (ConfigError, HydraException, OmegaConfBaseException)
 CRASHED, BAD_INPUT, INTERRUPTED = 1, 2, 130

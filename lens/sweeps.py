@@ -12,11 +12,14 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from lens.cli import fail
+from lens.errors import ConfigError
 from lens.processes import end_with_parent
 from lens.progress import progress_bar
 from lens.tracking import STEP_AXIS
+from lens.validation import check_values
 
 POLL_SECONDS = 1.0
 
@@ -37,7 +40,11 @@ class SweepProgress(Callback):
             end_with_parent()
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Start watching; the sweep's jobs do not know of it."""
+        """Start watching; the sweep's jobs do not know of it. Exits where the number of jobs cannot be."""
+        try:
+            check_values(OmegaConf.masked_copy(config, "jobs"))
+        except ConfigError as error:  # which Hydra would only warn of
+            fail(str(error))
         self._over = threading.Event()
         self._watcher = threading.Thread(target=self._watch, args=(config, time.time()), daemon=True)
         self._watcher.start()

@@ -38,6 +38,7 @@ RHO = "a number gamma in (0, 1] for gamma^length, policy, or null for the length
 RULES: dict[str, Rule] = {
     "seed": at_least(0),
     "resume": one_of("auto", "never", "must"),
+    "jobs": (int, lambda v: v == -1 or v >= 1, "an integer >= 1, or -1 for all cores"),
     "check_golds": (bool, lambda v: True, "true or false"),
     "profile": (bool, lambda v: True, "true or false"),
     "trainer.max_steps": at_least(1),

@@ -92,6 +92,7 @@ REFUSED = {
     ),
     "odd size": bad("dataset.arithmetic.size=7: a multiple of 5", given="dataset.arithmetic.size=7"),
     "no workers": bad("num_workers=0", given="grader.num_workers=0"),
+    "no jobs": bad("jobs=0: an integer >= 1, or -1 for all cores", given="-m jobs=0 seed=0,1"),
     "no sequences": bad("sampler.max_num_seqs=0: an integer >= 1", given="sampler.max_num_seqs=0"),
     "outputs in a device": bad("outputs='/dev/null", "written to", given="outputs=/dev/null/x", real=True),
     "outputs in a file": bad("outputs='{file}", "written to", given="outputs={file}/x"),
@@ -107,7 +108,7 @@ REFUSED = {
     "two things to do": bad("--cfg and --info: one of them at a time", given="--info all --cfg job"),
     "resolve what": bad("--resolve: with --cfg or --help only", given="--resolve"),
     "a pickled config": bad("--experimental-rerun", given="--experimental-rerun {file}"),
-    "an option of a sweep": bad("objective='lenz': one of ", given="-m objective=grpo,lenz hydra.launcher.n_jobs=1"),
+    "an option of a sweep": bad("objective='lenz': one of ", given="-m objective=grpo,lenz jobs=1"),
     "evaluation of nothing": bad("checkpoint", given="outputs={outputs}", script="scripts/evaluate.py"),
     "evaluation of no model": bad(
         "checkpoint='{absent}'", given="checkpoint={absent} outputs={outputs}", script="scripts/evaluate.py"
@@ -241,7 +242,7 @@ def test_the_composed_config_is_printed(logs, tmp_path):
     [
         ("objective=grpo --cfg job --resolve", "group: tiny"),
         ("--cfg job --package objective objective=lens_strong", "alpha: 4.0"),
-        ("--cfg hydra --package hydra.launcher", "n_jobs: 2"),
+        ("--cfg hydra --package hydra.launcher", "n_jobs: ${jobs}"),
         ("--cfg hydra --package hydra.launcher hydra/launcher=basic", "BasicLauncher"),
         ("--cfg hydra --package hydra.launcher hydra/launcher=joblib", "n_jobs: -1"),
         ("objective=grpo --info defaults-tree", "objective: grpo"),
@@ -363,7 +364,7 @@ def test_the_hash_of_a_config_depends_on_what_decides_the_results():
     plain = hashed()
     assert re.fullmatch("[0-9a-f]{8}", plain)
     alike = ["outputs=/elsewhere", "check_golds=false", "tracking.wandb.mode=offline", "resume=never"]
-    assert {hashed(override) for override in [*alike, "hydra.launcher.n_jobs=7"]} == {plain}
+    assert {hashed(override) for override in [*alike, "jobs=7"]} == {plain}
     different = ["seed=1", "objective=grpo", "objective.alpha=0.5", "trainer.max_steps=61", "dataset.seed=1"]
     assert len({plain, *(hashed(override) for override in different)}) == 1 + len(different)
 

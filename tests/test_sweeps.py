@@ -99,7 +99,7 @@ def test_a_sweep_that_is_started_again_does_nothing(sweep, logs):
         return {path: path.stat().st_mtime_ns for path in files if path.name not in ("train.log", "multirun.yaml")}
 
     before = state()
-    result = run(*command, "hydra.launcher.n_jobs=1", folder=logs)
+    result = run(*command, "jobs=1", folder=logs)
     assert result.code == 0, result.stderr
     assert state() == before
     for objective, seed in JOBS:
@@ -121,7 +121,7 @@ def test_a_stopped_sweep_goes_on(pupil, logs, tmp_path):
     assert len(list(folder.glob("*/summary.json"))) < 4
     begun = {path.parent.parent for path in folder.glob("*/checkpoints/step_*")}
 
-    again = run(*command, "hydra.launcher.n_jobs=1", folder=logs)
+    again = run(*command, "jobs=1", folder=logs)
     assert again.code == 0, again.stderr
     assert len(list(folder.glob("*/summary.json"))) == 4
     assert any("Going on from step" in (path / "train.log").read_text() for path in begun)
@@ -132,7 +132,7 @@ def test_a_stopped_sweep_goes_on(pupil, logs, tmp_path):
 
 def test_ctrl_c_ends_a_sweep_of_one_job_at_a_time(pupil, logs, tmp_path):
     folder = tmp_path / "sweeps" / "tiny"
-    command = sweeping(pupil, tmp_path, "hydra.launcher.n_jobs=1", max_steps=30)
+    command = sweeping(pupil, tmp_path, "jobs=1", max_steps=30)
     running = Command(*command, folder=logs)
     running.wait_until(lambda: len(list(folder.glob("*/metrics.jsonl"))) > 0)
     running.signal(signal.SIGINT)

@@ -285,7 +285,7 @@ def test_a_finished_run_is_left_alone(first, logs):
 def test_every_objective_trains(pupil, logs, tmp_path):
     command = training(pupil, tmp_path, max_steps=2, num_prompts_per_rollout=8, num_prompts_per_step=8)
     options = ["evaluation.every=0", "evaluation.num_samples=1", "tracking.wandb.mode=disabled", "dataset.seed=0"]
-    sweep = [command[0], "-m", *command[1:], f"objective={','.join(OBJECTIVES)}", "hydra.launcher.n_jobs=1"]
+    sweep = [command[0], "-m", *command[1:], f"objective={','.join(OBJECTIVES)}", "jobs=1"]
     result = run(*sweep, *options, folder=logs)
     assert result.code == 0, result.stderr
     ends, started = {}, []

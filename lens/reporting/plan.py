@@ -57,7 +57,7 @@ def show_plan(config: DictConfig) -> None:
     print(
         f"Assumed: {config.mean_prompt_length} + {made.tokens_an_answer} tokens a sequence on the mean; "
         f"{config.gpu_tflops} TFLOP/s at {config.training_utilization:.0%} in training; "
-        f"{config.gpu_bandwidth_gbs} GB/s at {config.generation_utilization:.0%} in decoding, prompts free; {config.trained_share:.0%} of answers with "
-        f"an advantage; weights, gradients and optimizer state in equal parts on all GPUs; grading beside the GPUs; "
-        f"no communication."
+        f"{config.gpu_bandwidth_gbs} GB/s at {config.generation_utilization:.0%} in decoding, prompts free; "
+        f"{config.trained_share:.0%} of answers with an advantage; weights, gradients and optimizer state in equal "
+        f"parts on all GPUs; grading beside the GPUs; no communication."
     )
