@@ -200,12 +200,19 @@ class Plan:
             largest, size = max((self.states() | self.update()).items(), key=lambda item: item[1])
             valid = f"the update needs {needed / GIB:.1f} GiB a GPU, {size / GIB:.1f} of it for {largest}; {have}"
             raise ConfigError("num_gpus", config.num_gpus, valid)
-        fixed = sum(self.states().values()) + sum(self.sampling().values())
+        engine = sum(self.sampling().values())
         cache = self.cache_a_sequence / GIB
         if self.room_for_cache < self.cache_a_sequence:
-            valid = f"sampling needs {fixed / GIB:.1f} GiB a GPU and {cache:.2f} for the cache of one sequence of "
-            valid += f"{self.longest:,} tokens, for which {max(self.room_for_cache, 0) / GIB:.2f} are left; {have}"
-            raise ConfigError("num_gpus", config.num_gpus, valid)
+            fixed = sum(self.states().values()) + engine
+            valid = (
+                f"sampling needs {fixed / GIB:.1f} GiB a GPU, {engine / GIB:.1f} of it for the engine's weights, and "
+            )
+            valid += f"{cache:.2f} for the cache of one sequence of {self.longest:,} tokens; "
+            if self.separate_engine and self.engine_share < engine + self.cache_a_sequence:
+                share = config.sampler.gpu_memory_utilization
+                valid += f"the engine may take {self.engine_share / GIB:.1f}"
+                raise ConfigError("sampler.gpu_memory_utilization", share, valid)
+            raise ConfigError("num_gpus", config.num_gpus, valid + have)
         fit = int(self.room_for_cache // self.cache_a_sequence)
         if not self.separate_engine and fit < self.sequences_wanted:
             valid = f"at most {fit}: each of {self.sequences_wanted} sequences takes {cache:.2f} GiB of cache at its "

@@ -92,8 +92,16 @@ def test_hours_are_what_a_pencil_says():
     [
         (["num_gpus=3"], "num_gpus", "a divisor of trainer.num_prompts_per_step=32"),
         (["num_gpus=1"], "num_gpus", r"the update needs \d+\.\d GiB a GPU, .* optimizer state"),
-        (["num_gpus=8", "gradient_checkpointing=false"], "num_gpus", "activations; 73.6 GiB of 80 can be used"),
-        (["num_gpus=8", "sampler.gpu_memory_utilization=0.15"], "num_gpus", "for the cache of one sequence of 5,120"),
+        (
+            ["num_gpus=8", "gradient_checkpointing=false", "trainer.max_tokens_per_microbatch=20480"],
+            "num_gpus",
+            "activations; 73.6 GiB of 80 can be used",
+        ),
+        (
+            ["num_gpus=8", "sampler.gpu_memory_utilization=0.15"],
+            "sampler.gpu_memory_utilization",
+            "for the cache of one sequence of 5,120",
+        ),
         (["num_gpus=8", "dataset.math.size=50", "dataset.dapo.size=50"], "trainer.num_prompts_per_rollout", "at most"),
         (["num_gpus=0"], "num_gpus", "an integer >= 1"),
     ],
@@ -123,7 +131,7 @@ def test_every_rule_is_about_a_key_of_the_plan(key):
 def test_the_script_prints_the_plan(tmp_path):
     result = run("scripts/plan.py", "experiment=table1_llama", "num_gpus=8", folder=tmp_path)
     assert result.code == 0, result.stderr
-    for part in ("8,030,261,248 parameters on 8 GPU(s)", "128 x 16 = 2,048", "3.20 epochs", "GPU-hours", "Assumed:"):
+    for part in ("8,030,261,248 parameters on 8 GPU(s)", "128 x 16 = 2,048", "2.05 epochs", "GPU-hours", "Assumed:"):
         assert part in result.stdout
     refused = run("scripts/plan.py", "experiment=table1_llama", "num_gpus=3", folder=tmp_path)
     assert refused.code == 2 and refused.one_line().startswith("error: num_gpus=3: a divisor of")

@@ -218,7 +218,7 @@ SHARES_THE_COMMENT_ABOVE = {"epsilon_high", "adam_eps", "weight_decay", "scale_n
 def keys_of(file: Path) -> Iterator[tuple[str, bool, bool]]:
     """(dotted key in the composed config, has a comment above it, holds a value) of every key in a file."""
     lines = file.read_text().splitlines()
-    in_experiment = file.parent.name == "experiment"
+    in_experiment = file.parent.name in ("experiment", "debug")
     package = [] if in_experiment or file.parent == CONFIGS else [file.parent.name]
     stack: list[tuple[int, str]] = []
     for above, line in itertools.pairwise(["", *lines]):
