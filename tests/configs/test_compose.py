@@ -171,7 +171,7 @@ def sweeps(experiment: str) -> Iterator[list[str]]:
     firsts = {key: options[0] for key, options in values.items()}
     yield [f"{key}={value}" for key, value in firsts.items()]
     for key, options in values.items():
-        for option in options[1:] if key != "seed" else options[-1:]:
+        for option in options[1:] if key != "seed" else options[1:][-1:]:
             yield [f"{k}={v}" for k, v in (firsts | {key: option}).items()]
 
 
