@@ -53,19 +53,27 @@ FRACTION = re.compile(r"\\frac\{(-?\d+)\}\{(\d+)\}")
 PLAIN_NUMBER = re.compile(r"[-\d./ ]{1,60}")
 
 
-def check_golds(grader: Grader, sets: Mapping[str, Dataset]) -> dict[str, int]:
-    """Grade each gold answer against itself; name those that fail in the log, and count them by set."""
+def check_golds(grader: Grader, sets: Mapping[str, Dataset]) -> dict[str, list[dict[str, str]]]:
+    """Grade each gold answer against itself; log the first that fail; return all, by set: id, answer, verdict."""
     failing = {}
     for name, problems in sets.items():
         found = grader.check_golds(problems["answer"][:])
-        failing[name] = len(found)
-        for place, answer, verdict in found[:NAMED]:
+        ids = problems["id"][:]
+        failing[name] = [{"id": ids[place], "answer": answer, "verdict": verdict} for place, answer, verdict in found]
+        for gold in failing[name][:NAMED]:
             message = "%s: no answer to %s can be right: its gold answer %r, against itself, is %s"
-            log.warning(message, name, problems[place]["id"], answer, verdict)
+            log.warning(message, name, gold["id"], gold["answer"], gold["verdict"])
         if len(found) > NAMED:
-            log.warning("%s: and %d more gold answers that fail against themselves", name, len(found) - NAMED)
-    log.info("Gold answers that fail against themselves: %s", failing)
+            log.warning(
+                "%s: and %d more gold answers that fail; all are in failing_golds.json", name, len(found) - NAMED
+            )
+    log.info("Gold answers that fail against themselves: %s", count_all(failing))
     return failing
+
+
+def count_all(failing: Mapping[str, list[dict[str, str]]]) -> dict[str, int]:
+    """How many gold answers of each set fail."""
+    return {name: len(golds) for name, golds in failing.items()}
 
 
 def audit(run: Path, *, source: str, step: int | None, limit: int, target: Path) -> pd.DataFrame:

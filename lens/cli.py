@@ -28,7 +28,8 @@ from lens.progress import close_open_bars
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported: vllm's kernels warn of nothing new
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-NOT_HASHED = ("check_golds", "jobs", "outputs", "resume", "tracking")  # keys that do not change what a run computes
+# Keys that do not change what a run computes.
+NOT_HASHED = ("check_golds", "jobs", "outputs", "profile", "resume", "tracking")
 HALF_MADE = {".hydra"}  # what Hydra itself puts into a run folder, beside the log
 BAD_CONFIG = (ConfigError, HydraException, OmegaConfBaseException)
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130

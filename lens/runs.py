@@ -19,11 +19,13 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lens import checkpoints
-from lens.audit import check_golds
+from lens.audit import check_golds, count_all
 from lens.errors import ConfigError
 from lens.evaluation import EvaluationSet, Evaluator, metrics_of, table_of
 from lens.policy import load_model
 from lens.problems import load_evaluation_sets
+from lens.problems.decontamination import without_ids
+from lens.profiling import profiled
 from lens.prompts import Prompt, PromptFormat, encode_problems
 from lens.reporting.terminal import show_table
 from lens.resuming import PROVENANCE, SUMMARY, copy_history, find_state, finished_summary
@@ -102,6 +104,7 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
         )
         write_json(folder / PROVENANCE, {**provenance(), "config": plain})
         write_json(folder / "contamination.json", contamination)
+        write_json(folder / "failing_golds.json", failing)
         trainer = Trainer(
             settings=config.trainer,
             loss=Loss(**{f.name: config.trainer[f.name] for f in fields(Loss)}),
@@ -127,13 +130,14 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
             if state:
                 trainer.restore(state)
                 log.info("Going on from step %d: %s", state["step"], checkpoint)
-            metrics = trainer.run()
+            with profiled(folder, enabled=config.profile):
+                metrics = trainer.run()
             summary = {
                 "step": trainer.position.step,
                 "metrics": metrics,
                 "best": trainer.position.best,
-                "contamination": {name: found["count"] for name, found in contamination.items()},
-                "failing_golds": failing,
+                "contamination": {name: without_ids(found) for name, found in contamination.items()},
+                "failing_golds": count_all(failing),
                 "prompts_too_long": {"dataset": too_long} | too_long_of(evaluator),
             }
         finally:
@@ -186,7 +190,8 @@ def evaluate(config: DictConfig, folder: Path) -> pd.DataFrame:
     write_parquet(folder / "evaluation.parquet", per_problem)
     write_parquet(folder / "completions.parquet", answers)
     metrics = metrics_of(per_problem, by_level=evaluator.by_level)
-    counts = {"failing_golds": failing, "prompts_too_long": too_long_of(evaluator)}
+    write_json(folder / "failing_golds.json", failing)
+    counts = {"failing_golds": count_all(failing), "prompts_too_long": too_long_of(evaluator)}
     write_json(folder / SUMMARY, {"checkpoint": checkpoint, "metrics": metrics, **counts})
     table = table_of(per_problem, by_level=evaluator.by_level)
     show_table(f"{checkpoint}: pass@k in %, 95 % bootstrap interval over problems", table)

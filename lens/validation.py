@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,14 @@ def one_of(*options: str) -> Rule:
 
 NOT_NEGATIVE = number(lambda v: v >= 0, "a number >= 0")
 POSITIVE = number(lambda v: v > 0, "a number > 0")
+RHO = "a number gamma in (0, 1] for gamma^length, policy, or null for the length-normalised form"
 
 RULES: dict[str, Rule] = {
     "seed": at_least(0),
     "resume": (str, lambda v: v in KEYWORDS or Path(v).is_dir(), "auto, never, must, or a run folder or checkpoint"),
     "jobs": (int, lambda v: v == -1 or v >= 1, "an integer >= 1, or -1 for all cores"),
     "check_golds": (bool, lambda v: True, "true or false"),
+    "profile": (bool, lambda v: True, "true or false"),
     "trainer.max_steps": at_least(1),
     "trainer.num_prompts_per_rollout": at_least(1),
     "trainer.num_prompts_per_step": at_least(1),
@@ -88,6 +90,7 @@ RULES: dict[str, Rule] = {
     "objective.difficulty": one_of("length_normalized", "sequence"),
     "objective.scale_mixed": number(lambda v: v > 0, "a number > 0, or null for 1/G"),
     "objective.scale_negative": number(lambda v: v > 0, "a number > 0, or null for 1/G"),
+    "objective.rho": ((str, *NUMBER), lambda v: v == "policy" if isinstance(v, str) else 0 < v <= 1, RHO),
     "objective.scale_by_std": (bool, lambda v: True, "true or false"),
     "sampler.max_num_seqs": at_least(1),
     "sampler.dtype": one_of("float32", "bfloat16", "float16"),
@@ -104,18 +107,19 @@ RULES: dict[str, Rule] = {
 }
 NULLABLE = {
     *("trainer.autocast", "trainer.dual_clip", "trainer.num_threads", "trainer.keep_best", "trainer.max_entropy"),
-    *("objective.scale_mixed", "objective.scale_negative", "sampler.max_model_len", "sampler.kv_cache_space"),
+    *("objective.scale_mixed", "objective.scale_negative", "objective.rho"),
+    *("sampler.max_model_len", "sampler.kv_cache_space"),
 }
 
 
-def check_values(config: DictConfig) -> None:
+def check_values(config: DictConfig, rules: Mapping[str, Rule] = RULES) -> None:
     """Hold every key that the config has against its rule.
 
     Raises:
         ConfigError: for the first that fails, with key, value and what would be valid.
     """
     absent = object()
-    for key, (kind, holds, valid) in RULES.items():
+    for key, (kind, holds, valid) in rules.items():
         value = OmegaConf.select(config, key, default=absent)
         if value is absent or (value is None and key in NULLABLE):
             continue
@@ -141,6 +145,9 @@ def check_training(config: DictConfig) -> None:
             f"(model.prompt.max_length + trainer.max_completion_length)"
         )
         raise ConfigError("trainer.max_tokens_per_microbatch", trainer.max_tokens_per_microbatch, valid)
+    if OmegaConf.select(config, "objective.rho") is not None and config.objective.difficulty != "length_normalized":
+        valid = f"length_normalized, as objective.rho={config.objective.rho} says what the difficulty is estimated from"
+        raise ConfigError("objective.difficulty", config.objective.difficulty, valid)
     if trainer.importance_sampling != "none" and trainer.old_logprobs == "sampler":
         valid = "none, or trainer.old_logprobs=trainer: with the engine's, the surrogate's ratio corrects already"
         raise ConfigError("trainer.importance_sampling", trainer.importance_sampling, valid)

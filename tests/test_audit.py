@@ -14,7 +14,7 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lens.audit import NAMED, check_golds, distinct, graded_wrong, numbers, second_opinion
+from lens.audit import NAMED, check_golds, count_all, distinct, graded_wrong, numbers, second_opinion
 from lens.grading import Grader
 from lens.problems.problem import FEATURES
 
@@ -36,16 +36,19 @@ def problems_of(answers: list[str]) -> Dataset:
 
 def test_gold_answers_that_fail_are_named_and_counted(grader, caplog):
     sets = {"dataset": problems_of(["1", "", r"\frac{1}{2}"]), "math500": problems_of(["7"])}
-    assert check_golds(grader, sets) == {"dataset": 1, "math500": 0}
+    failing = check_golds(grader, sets)
+    assert failing == {"dataset": [{"id": "p1", "answer": "", "verdict": "no_answer"}], "math500": []}
+    assert count_all(failing) == {"dataset": 1, "math500": 0}
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert warning == "dataset: no answer to p1 can be right: its gold answer '', against itself, is no_answer"
 
 
 def test_many_failing_gold_answers_do_not_fill_the_log(grader, caplog):
-    assert check_golds(grader, {"dataset": problems_of([" " * n for n in range(NAMED + 5)])}) == {"dataset": NAMED + 5}
+    failing = check_golds(grader, {"dataset": problems_of([" " * n for n in range(NAMED + 5)])})
+    assert [gold["id"] for gold in failing["dataset"]] == [f"p{n}" for n in range(NAMED + 5)]
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == NAMED + 1
-    assert warnings[-1] == "dataset: and 5 more gold answers that fail against themselves"
+    assert warnings[-1] == "dataset: and 5 more gold answers that fail; all are in failing_golds.json"
 
 
 # --- the second opinion ----------------------------------------------------------------------------------------------

@@ -135,9 +135,11 @@ def test_training_on_math_reports_the_evaluation_problems_among_its_own(train, t
         }
     }
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["contamination"] == {"math500": 5}
+    assert summary["contamination"] == {"math500": {k: v for k, v in report["math500"].items() if k != "ids"}}
     assert summary["prompts_too_long"] == {"dataset": 0, "math500": 0}
     assert summary["failing_golds"] == {"dataset": 1, "math500": 0}
+    failing = json.loads((tmp_path / "run" / "failing_golds.json").read_text())
+    assert [gold["answer"] for gold in failing["dataset"]] == [r"\text{}"] and failing["math500"] == []
     log = (tmp_path / "run" / "train.log").read_text()
     assert "CONTAMINATION: the training set holds 5 of the 6 problems of evaluation set math500" in log
     assert r"can be right: its gold answer '\\text{}', against itself, is no_answer" in log

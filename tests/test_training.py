@@ -97,13 +97,20 @@ def test_a_run_ends_well_and_says_what_it_does(first):
 def test_a_run_folder_holds_what_its_readme_says(first):
     _, folder, _ = first
     found = {path.name for path in folder.iterdir()}
-    files = {"metrics.jsonl", "provenance.json", "contamination.json", "summary.json", "train.log"}
+    files = {
+        "metrics.jsonl",
+        "provenance.json",
+        "contamination.json",
+        "failing_golds.json",
+        "summary.json",
+        "train.log",
+    }
     assert found == files | {".hydra", "evaluations", "rollouts", "checkpoints", "wandb"}
     assert {path.name for path in (folder / ".hydra").iterdir()} == {"config.yaml", "hydra.yaml", "overrides.yaml"}
     assert folder.name.endswith("_lens-seed0")
     contamination = json.loads((folder / "contamination.json").read_text())
     assert contamination["arithmetic"]["count"] == 20
-    assert json.loads((folder / "summary.json").read_text())["contamination"] == {"arithmetic": 20}
+    assert json.loads((folder / "summary.json").read_text())["contamination"]["arithmetic"]["count"] == 20
     assert not list(folder.rglob("*.unfinished"))
 
 

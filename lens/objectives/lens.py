@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from lens.objectives.groups import all_valid, centre, group_kinds, normalise
-
-SMALLEST = torch.finfo(torch.float64).tiny  # stands for a confidence that underflowed to 0
+from lens.objectives.theory import Preference, confidence_under
 
 
 def estimate_difficulty(
@@ -39,7 +38,7 @@ def estimate_difficulty(
         float64 [Q, 1], so that D - pibar_i > 0 and pibar_i / (D - pibar_i) is in (0, 1].
     """
     valid = all_valid(correct, valid)
-    confidence = confidence.double().clamp(min=SMALLEST)
+    confidence = confidence.double().clamp(min=torch.finfo(torch.float64).tiny)  # it may have underflowed to 0
     log_pi = confidence.log() * (lengths if difficulty == "sequence" else 1)
     right = correct & valid
     log_inverse = torch.where(right, -log_pi, -math.inf).logsumexp(dim=1, keepdim=True)  # log sum_i r_i / pi_i
@@ -56,6 +55,7 @@ def calibrated_rewards(
     difficulty: Literal["length_normalized", "sequence"] = "length_normalized",
     scale_mixed: float | None = None,
     scale_negative: float | None = None,
+    rho: Preference = None,
     valid: Tensor | None = None,
 ) -> Tensor:
     """r~_i = r_i - (1 - r_i) * scale * pibar_i / (D - pibar_i); scale is 1/G.
@@ -63,22 +63,23 @@ def calibrated_rewards(
     Args:
         correct: bool [Q, G], verdicts on G answers to each of Q questions.
         confidence: [Q, G] in (0, 1], geometric-mean probability of an answer's tokens under the sampling policy.
-        lengths: [Q, G], numbers of tokens; needed by difficulty="sequence" alone.
+        lengths: [Q, G], numbers of tokens; needed by difficulty="sequence" and a number rho alone.
         difficulty: see `estimate_difficulty`.
         scale_mixed, scale_negative: the scale in mixed and in negative groups; None is the paper's 1/G.
+        rho: the preference that confidence is divided by (see `confidence_under`); None: the length-normalised form.
         valid: bool [Q, G]; other answers are out of max, sum and G, and get 0. None: all valid.
 
     Returns:
         float32 [Q, G]: 1 for a correct answer, in [-scale, 0) for a wrong one.
     """
     valid = all_valid(correct, valid)
+    confidence = confidence_under(rho, confidence, lengths, valid)  # [Q, G]
     d = estimate_difficulty(correct, confidence, lengths=lengths, difficulty=difficulty, valid=valid)  # [Q, 1]
     one_over_g = 1 / valid.sum(dim=1, keepdim=True).clamp(min=1).double()  # [Q, 1]
     in_mixed, in_negative = (one_over_g if s is None else s * torch.ones_like(d) for s in (scale_mixed, scale_negative))
     scale = torch.where(group_kinds(correct, valid).negative, in_negative, in_mixed)
-    confidence = torch.where(valid, confidence.double().clamp(min=SMALLEST), 0.0)  # [Q, G]
-    penalty = scale * confidence / (d - confidence)
-    return torch.where(valid, torch.where(correct, 1.0, -penalty), 0.0).float()
+    rewards = torch.where(correct, 1.0, -scale * confidence / (d - confidence))  # [Q, G]
+    return torch.where(valid, rewards, 0.0).float()
 
 
 def lens_advantages(
@@ -90,6 +91,7 @@ def lens_advantages(
     difficulty: Literal["length_normalized", "sequence"] = "length_normalized",
     scale_mixed: float | None = None,
     scale_negative: float | None = None,
+    rho: Preference = None,
     eps: float = 1e-6,
     scale_by_std: bool = True,
     lengths: Tensor | None = None,
@@ -107,8 +109,8 @@ def lens_advantages(
         float32 [Q, G].
     """
     valid = all_valid(correct, valid)
-    scales = {"scale_mixed": scale_mixed, "scale_negative": scale_negative}
-    rewards = calibrated_rewards(correct, confidence, lengths=lengths, difficulty=difficulty, valid=valid, **scales)
+    options = {"difficulty": difficulty, "scale_mixed": scale_mixed, "scale_negative": scale_negative, "rho": rho}
+    rewards = calibrated_rewards(correct, confidence, lengths=lengths, valid=valid, **options)
     in_mixed = normalise(correct if groups == "negative" else rewards, valid, eps=eps, scale_by_std=scale_by_std)
     in_negative = 0.0 if groups == "mixed" else alpha * centre(rewards, valid)
     kinds = group_kinds(correct, valid)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import defaultdict
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -43,6 +44,7 @@ def load_dapo(
     split: str | None = None,
     repo: str = REPO,
     revision: str = REVISION,
+    streaming: bool = False,
     deduplicate: str = "row",
     drop_conflicting: bool = True,
     drop_chinese: bool = False,
@@ -56,6 +58,7 @@ def load_dapo(
         split: train (default).
         repo: hub repository, as owner/name.
         revision: its commit.
+        streaming: read rows as they come, without a copy in the cache.
         deduplicate: ``row`` takes upstream's repetitions of one row (index, prompt and answer) for one; ``problem``
             also leaves out a problem that occurs again under another index with the same answer.
         drop_conflicting: leave out all rows of a problem that occurs with different answers.
@@ -69,19 +72,26 @@ def load_dapo(
     if deduplicate not in ("row", "problem"):
         raise ConfigError(f"{key}.deduplicate", deduplicate, "must be row or problem")
     upstream = read_upstream(
-        "dapo", path=path, split=split, repo=repo, revision=revision, key=key, splits=("train",), columns=COLUMNS
+        "dapo",
+        path=path,
+        split=split,
+        repo=repo,
+        revision=revision,
+        streaming=streaming,
+        key=key,
+        splits=("train",),
+        columns=COLUMNS,
     )
-    distinct = upstream.select(first_occurrences(upstream))
-    repeated = len(upstream.rows) - len(distinct.rows)
+    rows, num_read = distinct_rows(upstream)
     answers = defaultdict(set)
-    for _, row in distinct:
-        answers[fingerprint(unwrap(row))].add(row["reward_model.ground_truth"])
-    if bare := sum(not is_wrapped(row) for _, row in distinct):
+    for _, row in rows:
+        answers[fingerprint(unwrap(row["prompt"]))].add(row["reward_model.ground_truth"])
+    if bare := sum(not is_wrapped(row["prompt"]) for _, row in rows):
         log.warning("%s=%s: %d prompts lack upstream's instruction", upstream.origin_key, upstream.origin, bare)
     seen: set[tuple[str, str]] = set()
 
     def convert(row: dict) -> Problem:
-        problem = Problem(unwrap(row), row["reward_model.ground_truth"], id=str(row["extra_info.index"]))
+        problem = Problem(unwrap(row["prompt"]), row["reward_model.ground_truth"], id=str(row["extra_info.index"]))
         same = fingerprint(problem.problem)
         if drop_conflicting and len(answers[same]) > 1:
             raise Dropped("conflicting answer")
@@ -92,37 +102,53 @@ def load_dapo(
         seen.add((same, problem.answer))
         return problem
 
-    dropped = {"row repeated": repeated} if repeated else {}
-    return collect(distinct, convert, drop_empty=drop_empty, dropped=dropped, notes={"in Chinese": is_chinese})
+    dropped = {"row repeated": num_read - len(rows)} if num_read > len(rows) else {}
+    notes = {"in Chinese": is_chinese}
+    return collect(upstream, convert, drop_empty=drop_empty, rows=rows, dropped=dropped, notes=notes)
 
 
-def first_occurrences(upstream: Upstream) -> list[int]:
-    """The places (from 0) of the rows that differ from all rows before them; columnwise, as upstream is long."""
-    table = upstream.rows.with_format("arrow")[:]
+def distinct_rows(upstream: Upstream) -> tuple[list[tuple[int, dict[str, Any]]], int]:
+    """The rows that differ from all rows before them, with their numbers, and how many rows there are in all.
+
+    Upstream is long and what differs is a hundredth of it, so rows go by in batches and column by column.
+
+    Returns:
+        ``(number, {column: value})`` of each distinct row (``prompt`` is the text of its message); the number read.
+    """
+    first: dict[tuple, int] = {}
+    num_read = 0
+    for batch in upstream.batches():
+        prompt, *others = (batch[column] for column in COLUMNS)
+        keys = zip(texts_of(prompt, upstream, num_read), *(column.to_pylist() for column in others), strict=True)
+        for number, key in enumerate(keys, start=num_read + 1):
+            first.setdefault(key, number)
+        num_read += len(batch)
+    return [(number, dict(zip(COLUMNS, key, strict=True))) for key, number in first.items()], num_read
+
+
+def texts_of(prompts: pa.ChunkedArray, upstream: Upstream, num_before: int) -> list[str]:
+    """The text of each prompt, which has to be a list of one chat message; ``num_before`` rows came before these."""
     try:
-        lengths = pc.fill_null(pc.list_value_length(table["prompt"]), 0)
+        lengths = pc.fill_null(pc.list_value_length(prompts), 0)
         if (place := pc.index(pc.equal(lengths, 1), False).as_py()) >= 0:
-            raise upstream.refuse(upstream.numbers[place], "the prompt is not one chat message")
-        texts = pc.struct_field(pc.list_flatten(table["prompt"]), "content")
-        if (place := pc.index(pc.is_valid(texts), False).as_py()) >= 0:
-            raise upstream.refuse(upstream.numbers[place], "the prompt has no content")
+            raise upstream.refuse(num_before + place + 1, "the prompt is not one chat message")
+        texts = pc.struct_field(pc.list_flatten(prompts), "content")
     except pa.ArrowException as error:
         valid = "the column prompt must hold lists of one chat message (content, role)"
         raise ConfigError(upstream.origin_key, upstream.origin, valid) from error
-    keys = {"text": texts, "answer": table["reward_model.ground_truth"], "index": table["extra_info.index"]}
-    rows = pa.table(keys | {"place": pa.array(range(len(table)))})
-    return sorted(rows.group_by(list(keys)).aggregate([("place", "min")])["place_min"].to_pylist())
+    if (place := pc.index(pc.is_valid(texts), False).as_py()) >= 0:
+        raise upstream.refuse(num_before + place + 1, "the prompt has no content")
+    return texts.to_pylist()
 
 
-def unwrap(row: dict) -> str:
-    """The problem of a row, without upstream's instruction."""
-    return row["prompt"][0]["content"].removeprefix(BEFORE).removesuffix(AFTER)
+def unwrap(prompt: str) -> str:
+    """The problem in a prompt, without upstream's instruction."""
+    return prompt.removeprefix(BEFORE).removesuffix(AFTER)
 
 
-def is_wrapped(row: dict) -> bool:
+def is_wrapped(prompt: str) -> bool:
     """Whether the instruction stands on both sides of the problem, word for word."""
-    text = row["prompt"][0]["content"]
-    return text.startswith(BEFORE) and text.endswith(AFTER)
+    return prompt.startswith(BEFORE) and prompt.endswith(AFTER)
 
 
 def is_chinese(problem: Problem) -> bool:

@@ -8,7 +8,7 @@ third of Level 5 among them, so that a result on MATH after training on DAPO is 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from datasets import Dataset
@@ -50,3 +50,8 @@ def describe(ids: Collection[str], evaluation: Dataset) -> dict[str, Any]:
     levels = sorted(counts, key=lambda level: (level is None, level or 0))
     by_level = {"unlevelled" if level is None else str(level): counts[level] for level in levels}
     return {"count": len(ids), "of": len(evaluation), "by_level": by_level, "ids": ids}
+
+
+def without_ids(report: Mapping[str, Any]) -> dict[str, Any]:
+    """A report in short: its numbers."""
+    return {name: value for name, value in report.items() if name != "ids"}

@@ -35,6 +35,7 @@ def load_math(
     split: str | None = None,
     repo: str = MATH_REPO,
     revision: str = MATH_REVISION,
+    streaming: bool = False,
     drop_empty: bool = True,
     key: str = "dataset.math",
 ) -> Dataset:
@@ -45,6 +46,7 @@ def load_math(
         split: train (default) or test.
         repo: hub repository, as owner/name.
         revision: its commit.
+        streaming: read rows as they come, without a copy in the cache.
         drop_empty: leave out problems whose solution boxes nothing (two of the training split).
         key: where this source stands in the config, for error messages.
 
@@ -57,21 +59,23 @@ def load_math(
         split=split,
         repo=repo,
         revision=revision,
+        streaming=streaming,
         key=key,
         splits=tuple(MATH_SIZES),
         columns=("problem", "level", "type", "solution"),
     )
-    size = MATH_SIZES[split or "train"]
-    if len(upstream.rows) > size:
-        message = "%s=%s: %s rows, but MATH's %s split has %s. Training splits of 12,000 hold most of the test problems"
-        log.warning(
-            message, upstream.origin_key, upstream.origin, f"{len(upstream.rows):,}", split or "train", f"{size:,}"
-        )
 
     def convert(row: dict) -> Problem:
         return Problem(row["problem"], last_boxed(row["solution"]), level_of(row["level"]), row["type"])
 
-    return collect(upstream, convert, drop_empty=drop_empty, notes={"without a level": lambda p: p.level is None})
+    notes = {"without a level": lambda problem: problem.level is None}
+    problems = collect(upstream, convert, drop_empty=drop_empty, notes=notes)
+    size = MATH_SIZES[split or "train"]
+    if len(problems) > size:
+        message = "%s=%s: %s problems, but MATH's %s split has %s. Splits of 12,000 hold most of the test problems"
+        counts = f"{len(problems):,}", split or "train", f"{size:,}"
+        log.warning(message, upstream.origin_key, upstream.origin, *counts)
+    return problems
 
 
 def load_math500(
@@ -80,6 +84,7 @@ def load_math500(
     split: str | None = None,
     repo: str = MATH500_REPO,
     revision: str = MATH500_REVISION,
+    streaming: bool = False,
     drop_empty: bool = True,
     key: str = "dataset.math500",
 ) -> Dataset:
@@ -90,6 +95,7 @@ def load_math500(
         split: test (default).
         repo: hub repository, as owner/name.
         revision: its commit.
+        streaming: read rows as they come, without a copy in the cache.
         drop_empty: leave out problems without an answer (there are none upstream).
         key: where this source stands in the config, for error messages.
 
@@ -102,6 +108,7 @@ def load_math500(
         split=split,
         repo=repo,
         revision=revision,
+        streaming=streaming,
         key=key,
         splits=("test",),
         columns=("problem", "answer", "level", "subject", "unique_id"),

@@ -22,6 +22,7 @@ def load_numina(
     split: str | None = None,
     repo: str = REPO,
     revision: str = REVISION,
+    streaming: bool = False,
     drop_proofs: bool = True,
     drop_notfound: bool = True,
     drop_multiple_choice: bool = True,
@@ -38,6 +39,7 @@ def load_numina(
         split: train (default).
         repo: hub repository, as owner/name.
         revision: its commit.
+        streaming: read rows as they come, without a copy in the cache.
         drop_proofs: leave out rows with the answer "proof" or the question type "proof".
         drop_notfound: leave out rows with the answer "notfound", which nobody could take from the solution.
         drop_multiple_choice: leave out rows with the question type "MCQ", whose answer is a letter.
@@ -49,7 +51,15 @@ def load_numina(
         ConfigError: rows that cannot be used or found; the message names file, row and key.
     """
     upstream = read_upstream(
-        "numina", path=path, split=split, repo=repo, revision=revision, key=key, splits=("train",), columns=COLUMNS
+        "numina",
+        path=path,
+        split=split,
+        repo=repo,
+        revision=revision,
+        streaming=streaming,
+        key=key,
+        splits=("train",),
+        columns=COLUMNS,
     )
 
     def convert(row: dict) -> Problem:

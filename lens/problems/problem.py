@@ -10,7 +10,7 @@ import hashlib
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,7 @@ def collect(
     convert: Callable[[dict[str, Any]], Problem],
     *,
     drop_empty: bool,
+    rows: Iterable[tuple[int, dict[str, Any]]] | None = None,
     nullable: Collection[str] = (),
     dropped: Mapping[str, int] | None = None,
     notes: Mapping[str, Callable[[Problem], bool]] | None = None,
@@ -77,9 +78,10 @@ def collect(
     """Turn the rows of one source into problems and log one line: rows read, dropped and why, kept.
 
     Args:
-        upstream: the rows, which also know their numbers and their file for error messages.
+        upstream: the rows, which also know their file for error messages.
         convert: makes a ``Problem`` of a row; raises ``Dropped`` to leave it out, ``ValueError`` where it is broken.
         drop_empty: leave out (and count) rows whose problem or answer is empty, instead of refusing them.
+        rows: those of upstream's rows, with their numbers, that were not left out before; None takes all.
         nullable: columns that may be null.
         dropped: rows that were left out before, by reason.
         notes: what else to count among the problems that are kept.
@@ -93,7 +95,9 @@ def collect(
     reasons, noted, copies = Counter(dropped), Counter(), Counter()
     ids: set[str] = set()
     problems: list[dict[str, Any]] = []
-    for number, row in upstream:
+    num_read = reasons.total()
+    for number, row in upstream if rows is None else rows:
+        num_read += 1
         if missing := [column for column, value in row.items() if value is None and column not in nullable]:
             raise upstream.refuse(number, f"no value for {', '.join(missing)}")
         try:
@@ -116,8 +120,7 @@ def collect(
 
     left_out = f"{reasons.total():,} dropped" + (f" ({listing(reasons)})" if reasons else "")
     kept = f"{len(problems):,} kept" + (f" (among them {listing(noted)})" if noted else "")
-    read = len(upstream.rows) + sum((dropped or {}).values())
-    log.info("%s: %s rows read from %s, %s, %s", upstream.source, f"{read:,}", upstream.origin, left_out, kept)
+    log.info("%s: %s rows read from %s, %s, %s", upstream.source, f"{num_read:,}", upstream.origin, left_out, kept)
     return Dataset.from_dict({column: [row[column] for row in problems] for column in FEATURES}, features=FEATURES)
 
 

@@ -1,6 +1,8 @@
 """Rows as their publishers wrote them, read from a local file or from the Hugging Face hub by ``datasets``.
 
-``datasets`` keeps what it has read in its cache, so a second run starts at once, and one without a network too.
+``datasets`` keeps what it has read in its cache, so a second run starts at once, and one without a network too. With
+``streaming`` the rows go by instead, from the file or the hub, and what is kept of them is all that takes room: DAPO's
+1.8 million rows leave no copy on the disk.
 """
 
 from __future__ import annotations
@@ -9,11 +11,12 @@ import glob
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, load_dataset, load_dataset_builder
+import pyarrow as pa
+from datasets import Dataset, IterableDataset, load_dataset, load_dataset_builder
 from datasets.exceptions import DatasetsError
 
 from lens.errors import ConfigError
@@ -30,26 +33,46 @@ class Upstream:
 
     Args:
         source: the name of the source, such as ``math``.
-        rows: the columns that are needed, and no others; a nested column has a dotted name.
-        numbers: the place of each row in its file (or files, in order), counted from 1.
+        rows: all columns that upstream has, in the cache or streaming by.
+        columns: the columns that are needed; a nested column has a dotted name.
         origin_key: the config key that says where the rows come from, such as ``dataset.math.path``.
         origin: its value: a file, or a hub repository with its revision.
     """
 
     source: str
-    rows: Dataset
-    numbers: Sequence[int]
+    rows: Dataset | IterableDataset
+    columns: Sequence[str]
     origin_key: str
     origin: str
 
-    def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        batches = self.rows.iter(batch_size=1000)  # many times faster than row by row
-        rows = (dict(zip(batch, row, strict=True)) for batch in batches for row in zip(*batch.values(), strict=True))
-        return zip(self.numbers, rows, strict=True)
+    def batches(self) -> Iterator[pa.Table]:
+        """The needed columns, a thousand rows at a time: no more than these are in memory.
 
-    def select(self, places: Sequence[int]) -> Upstream:
-        """The rows at these places (from 0), which keep their numbers."""
-        return replace(self, rows=self.rows.select(places), numbers=[self.numbers[place] for place in places])
+        Raises:
+            ConfigError: rows that cannot be read, none at all, or a column that is missing.
+        """
+        batches = iter(self.rows.with_format("arrow").iter(batch_size=1000))
+        num_rows = 0
+        while True:
+            try:
+                batch = next(batches, None)
+            except LOAD_ERRORS as error:
+                reason = f"cannot be read: {error.__cause__ or error}"
+                raise ConfigError(self.origin_key, self.origin, reason) from error
+            if batch is None:
+                break
+            batch = batch.flatten()
+            if missing := [column for column in self.columns if column not in batch.column_names]:
+                has = f"which {self.source} needs; it has {', '.join(batch.column_names)}"
+                raise ConfigError(self.origin_key, self.origin, f"has no column {', '.join(missing)}, {has}")
+            num_rows += len(batch)
+            yield batch.select(list(self.columns))
+        if num_rows == 0:
+            raise ConfigError(self.origin_key, self.origin, "cannot be read: it has no rows")
+
+    def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Each row with its place in its file (or files, in order), counted from 1."""
+        return enumerate((row for batch in self.batches() for row in batch.to_pylist()), start=1)
 
     def refuse(self, number: int, reason: str) -> ConfigError:
         """The error to raise for a row that cannot be used."""
@@ -63,6 +86,7 @@ def read_upstream(
     split: str | None,
     repo: str,
     revision: str,
+    streaming: bool,
     key: str,
     splits: Sequence[str],
     columns: Sequence[str],
@@ -75,29 +99,29 @@ def read_upstream(
         split: one of ``splits``; None is the first of them.
         repo: the hub repository, as owner/name.
         revision: commit, tag or branch of that repository.
+        streaming: pass the rows on as they are read, without a copy in the cache. The problems are the same.
         key: where the source stands in the config, such as ``dataset.math``; error messages name keys below it.
         splits: the splits that upstream has.
         columns: the columns to read, with dots where they are nested.
 
     Raises:
-        ConfigError: an unknown split, a file that is missing or cannot be read, a hub out of reach, a missing column.
+        ConfigError: an unknown split, a file that is missing or cannot be read, a hub out of reach.
     """
+    if type(streaming) is not bool:
+        raise ConfigError(f"{key}.streaming", streaming, "must be true or false")
     if split not in (None, *splits):
         raise ConfigError(f"{key}.split", split, f"{source} has {' and '.join(splits)}")
     if path is not None:
         origin_key, origin = f"{key}.path", str(path)
-        rows = read_files(path, origin_key).flatten()
+        rows = read_files(path, origin_key, streaming)
     else:
         split = split or splits[0]
         origin_key, origin = f"{key}.repo", f"{repo}@{revision} {split}"
-        rows = read_hub(repo, revision, split, key, columns).flatten()
-    if missing := [column for column in columns if column not in rows.column_names]:
-        lacks = f"has no column {', '.join(missing)}, which {source} needs; it has {', '.join(rows.column_names)}"
-        raise ConfigError(origin_key, origin, lacks)
-    return Upstream(source, rows.select_columns(list(columns)), range(1, len(rows) + 1), origin_key, origin)
+        rows = read_hub(repo, revision, split, key, columns, streaming)
+    return Upstream(source, rows, columns, origin_key, origin)
 
 
-def read_files(path: str, key: str) -> Dataset:
+def read_files(path: str, key: str, streaming: bool) -> Dataset | IterableDataset:
     """The rows of one local file, or of all that a pattern matches, in the order of their names."""
     expanded = os.path.abspath(Path(path).expanduser())
     files = [expanded] if os.path.exists(expanded) else sorted(glob.glob(expanded))
@@ -115,17 +139,23 @@ def read_files(path: str, key: str) -> Dataset:
         raise ConfigError(key, path, "matches files of different kinds")
     (kind,) = kinds
     try:
-        return load_dataset(kind, data_files=[glob.escape(file) for file in files], split="train")
+        files = [glob.escape(file) for file in files]
+        return load_dataset(kind, data_files=files, split="train", streaming=streaming)
     except LOAD_ERRORS as error:
         raise ConfigError(key, path, f"cannot be read as {kind}: {error.__cause__ or error}") from error
 
 
-def read_hub(repo: str, revision: str, split: str, key: str, columns: Sequence[str]) -> Dataset:
+def read_hub(
+    repo: str, revision: str, split: str, key: str, columns: Sequence[str], streaming: bool
+) -> Dataset | IterableDataset:
     """The rows of one split of a hub repository at exactly this revision, from the cache where it has them."""
     try:
         builder = load_dataset_builder(repo, revision=revision)
-        builder.download_and_prepare()
-        rows = builder.as_dataset(split=split)
+        if streaming:
+            rows = builder.as_streaming_dataset(split=split)
+        else:
+            builder.download_and_prepare()
+            rows = builder.as_dataset(split=split)
     except LOAD_ERRORS as error:
         remedy = (
             f"{repo} at revision {revision} is neither in reach nor in the cache ({error}). Connect to the hub once, "

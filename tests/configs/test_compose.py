@@ -120,7 +120,7 @@ def test_every_objective_weighs_groups(option):
     negative, mixed, positive = advantages
     assert (positive == 0).all()
     assert mixed[correct[1]].min() > 0 > mixed[~correct[1]].max()
-    if option in ("grpo", "lens_mixed_only"):
+    if option in ("grpo", "lens_mixed_only", "lens_rho_policy"):
         assert (negative == 0).all()
     else:
         assert (negative != 0).all()
@@ -177,7 +177,7 @@ def sweeps(experiment: str) -> Iterator[list[str]]:
     firsts = {key: options[0] for key, options in values.items()}
     yield [f"{key}={value}" for key, value in firsts.items()]
     for key, options in values.items():
-        for option in options[1:] if key != "seed" else options[-1:]:
+        for option in options[1:] if key != "seed" else options[1:][-1:]:
             yield [f"{k}={v}" for k, v in (firsts | {key: option}).items()]
 
 
@@ -224,7 +224,7 @@ SHARES_THE_COMMENT_ABOVE = {"epsilon_high", "adam_eps", "weight_decay", "scale_n
 def keys_of(file: Path) -> Iterator[tuple[str, bool, bool]]:
     """(dotted key in the composed config, has a comment above it, holds a value) of every key in a file."""
     lines = file.read_text().splitlines()
-    in_experiment = file.parent.name == "experiment"
+    in_experiment = file.parent.name in ("experiment", "debug")
     package = [] if in_experiment or file.parent == CONFIGS else [file.parent.name]
     stack: list[tuple[int, str]] = []
     for above, line in itertools.pairwise(["", *lines]):

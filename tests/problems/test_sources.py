@@ -164,9 +164,10 @@ def cache(revision: str, rows: list[dict]) -> None:
     info.write_to_directory(str(folder))
 
 
-def test_without_the_hub_its_cache_serves(math500_row):
+@pytest.mark.parametrize("streaming", [False, True])
+def test_without_the_hub_its_cache_serves(math500_row, streaming):
     cache(MATH500_REVISION, [math500_row()])
-    assert load_problems("math500")["id"][:] == ["test/algebra/1.json"]
+    assert load_problems("math500", streaming=streaming)["id"][:] == ["test/algebra/1.json"]
 
 
 def test_a_cache_with_another_revision_is_not_taken_for_the_pinned_one(math500_row):

@@ -1,0 +1,16 @@
+"""What a run would take, before it is started: python scripts/plan.py experiment=table1_llama num_gpus=8"""
+
+from omegaconf import DictConfig
+
+from lens.cli import entry_point
+
+
+@entry_point("plan")
+def main(config: DictConfig) -> None:
+    from lens.reporting.plan import show_plan
+
+    show_plan(config)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""Check the paper's theory on small answer spaces, and draw w(z), its figure 4: python scripts/theory.py"""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from lens.cli import entry_point
+
+
+@entry_point("theory")
+def main(config: DictConfig) -> None:
+    from lens.reporting.terminal import show_table
+    from lens.reporting.theory_checks import check_theory, w_figure
+    from lens.validation import at_least, check_values, check_writable
+
+    check_values(config, {"num_spaces": at_least(1), "num_answers": at_least(4)})
+    check_writable("target", Path(config.target))
+    table = check_theory(config.num_spaces, config.num_answers)
+    show_table("The theory on answer spaces that can be summed over, in float64", table)
+    print(f"figure: {w_figure(Path(config.target) / 'figure_4_w')}, .pdf")
+
+
+if __name__ == "__main__":
+    main()
