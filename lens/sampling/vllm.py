@@ -7,6 +7,8 @@ import logging
 import os
 import warnings
 from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,8 +77,11 @@ class VLLMSampler:
             raise ConfigError("sampler.sleep", sleep, "false on a CPU: vLLM's CPU build has no sleep mode")
         if kv_cache_space is None and not on_gpu:
             raise ConfigError("sampler.kv_cache_space", None, "a number of GiB on a CPU")
-        if tensor_parallel_size > 1 and not torch.distributed.is_initialized():
-            raise ConfigError("sampler.tensor_parallel_size", tensor_parallel_size, "1 in a single process")
+        processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        if processes % tensor_parallel_size:
+            raise ConfigError(
+                "sampler.tensor_parallel_size", tensor_parallel_size, f"a divisor of {processes} (torchrun)"
+            )
         self.tokenizer, self.sleep, self.asleep = tokenizer, sleep, set()
         self.parity_every, self.max_logp_difference = parity_every, max_logp_difference
         self.end_tokens = end_token_ids(model, tokenizer)
@@ -133,8 +138,7 @@ class VLLMSampler:
         outputs = self.llm.generate(
             [TokensPrompt(prompt_token_ids=list(prompt.token_ids)) for prompt in prompts],
             requests,
-            use_tqdm=progress is not None
-            and (lambda total, **_: progress_bar(total, unit="question", desc=progress, leave=False)),
+            use_tqdm=progress is not None and partial(question_bar, title=progress),
         )
         if self.sleep:
             self.llm.sleep(level=1)  # weights to the host; what the cache held is gone
@@ -182,9 +186,14 @@ class VLLMSampler:
         gc.collect()
 
 
+def question_bar(iterable: Iterable | None = None, *, title: str, total: int | None = None, **_: Any) -> Any:
+    """vLLM shows two bars, of which the first, for requests on their way into the engine, is over at once."""
+    return iterable if iterable is not None else progress_bar(total, unit="question", desc=title, leave=False)
+
+
 def explain_failure(error: Exception, model: PreTrainedModel, kv_cache_space: float | None) -> ConfigError:
     """Why the engine did not start, in terms of the config."""
     reason = " ".join(str(error).split())
-    if "KV cache" in reason or "kv cache" in reason:
+    if "cache" in reason.lower():
         return ConfigError("sampler.kv_cache_space", kv_cache_space, f"room for one longest sequence: {reason}")
     return ConfigError("model.name_or_path", model.name_or_path, f"a model that vLLM supports: {reason}")
