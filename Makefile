@@ -18,10 +18,10 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test kill-test page-test lint format clean
 
 help:  ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "Variables: TORCH=cpu|cuda (here: $(TORCH)), VLLM=cpu|gpu|none (here: $(VLLM)), PYTHON=$(PYTHON), VENV=$(VENV), TORCH_INDEX=URL of CPU builds of torch"
 
 setup: $(STAMP) $(VLLM_STAMP)  ## make .venv and install lens with everything it needs, vLLM included
@@ -57,6 +57,12 @@ test: setup  ## run the tests, and check lint and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+kill-test: $(STAMP)  ## kill a training run with SIGKILL at every kind of point and 20 random moments, and compare its end
+	HF_HUB_OFFLINE=1 LENS_KILLS=20 $(BIN)/python -m pytest -rP tests/test_kills.py
+
+page-test: $(STAMP)  ## click through a report's page in Chromium (Debian: chromium chromium-driver)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -rP tests/reporting/chromium_page.py
 
 lint: $(STAMP)  ## check lint and format
 	$(BIN)/ruff check .

@@ -23,15 +23,17 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lens.errors import ConfigError, StopRequested
+from lens.errors import NO_SPACE, ConfigError, RunFailed, StopRequested
 from lens.progress import close_open_bars
 
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported: vllm's kernels warn of nothing new
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 # Keys that do not change what a run computes.
 NOT_HASHED = ("check_golds", "jobs", "outputs", "profile", "resume", "tracking")
 HALF_MADE = {".hydra"}  # what Hydra itself puts into a run folder, beside the log
 BAD_CONFIG = (ConfigError, HydraException, OmegaConfBaseException)
-CRASHED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+SAYS = {FAILED: "failed", BAD_INPUT: "error", INTERRUPTED: "stopped"}
 ONE_OF = ("run", "multirun", "cfg", "info", "shell_completion")  # Hydra's options that say what to do
 
 
@@ -49,7 +51,8 @@ OmegaConf.register_new_resolver("lens.config_hash", config_hash, replace=True)
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Decorate a function of a composed config as a script: @hydra.main, with errors as lines.
 
-    Exit codes: 0 done; 1 crashed; 2 a config that cannot work; 130 stopped by Ctrl-C or SIGTERM, and resumable.
+    Exit codes: 0 done; 1 a run that could not go on; 2 a config that cannot work; 130 stopped by Ctrl-C or SIGTERM. The
+    last line says how to go on where that is possible.
     """
 
     def decorate(task: Callable[[DictConfig], None]) -> Callable[[], None]:
@@ -65,17 +68,22 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
             try:
                 task(config)
             except BAD_CONFIG as error:
-                if hydra_config.output_subdir is not None:  # else it is no run's own folder
+                if folder != Path.cwd():  # else it is no run's own folder
                     remove_half_made(folder)
                 if alone:
                     fail(explain(error, config_name, sys.argv[1:]))
                 raise
             except (StopRequested, KeyboardInterrupt) as stop:
                 if alone:
-                    overrides = [o for o in hydra_config.overrides.task if not o.startswith("resume=")]
-                    again = shlex.join(["python", sys.argv[0], *overrides, f"hydra.run.dir={folder}"])
-                    fail(f"{str(stop) or 'at once'}; to go on: {again}", INTERRUPTED)
+                    fail(f"{str(stop) or 'at once'}; to go on: {command_of(hydra_config)}", INTERRUPTED)
                 raise KeyboardInterrupt from stop  # launchers take it for no failed job, but end the sweep
+            except (RunFailed, OSError) as failure:
+                if isinstance(failure, OSError) and failure.errno not in NO_SPACE:
+                    raise
+                if alone:
+                    where = f" while writing below {folder}" if isinstance(failure, OSError) else ""
+                    fail(f"{failure}{where}; to go on: {command_of(hydra_config)}", FAILED)
+                raise
 
         composed = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(guarded)
 
@@ -89,6 +97,8 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
                 fail(explain(error, config_name, sys.argv[1:]))
             except (StopRequested, KeyboardInterrupt):
                 fail("the same command goes on from the last checkpoint", INTERRUPTED)
+            except RunFailed as failure:
+                fail(f"{failure}; the same command goes on from the last checkpoint", FAILED)
             except OSError as error:
                 if started or error.filename is None:
                     raise
@@ -118,8 +128,14 @@ def options_first(arguments: list[str]) -> list[str]:
 def fail(message: str, code: int = BAD_INPUT) -> None:
     """Print one line and exit."""
     close_open_bars()
-    print(f"{'error' if code == BAD_INPUT else 'stopped'}: {message}", file=sys.stderr)
+    print(f"{SAYS[code]}: {message}", file=sys.stderr)
     sys.exit(code)
+
+
+def command_of(hydra_config: DictConfig) -> str:
+    """The command that goes on in the folder of this one."""
+    overrides = [o for o in hydra_config.overrides.task if not o.startswith("resume=")]
+    return shlex.join(["python", sys.argv[0], *overrides, f"hydra.run.dir={hydra_config.runtime.output_dir}"])
 
 
 def leave_console_to_the_sweep() -> None:

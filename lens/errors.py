@@ -1,8 +1,11 @@
-"""What can end a run besides success: input that a user can mend, and a wish to stop."""
+"""What can end a run besides success: input that a user can mend, a run that cannot go on, and a wish to stop."""
 
 from __future__ import annotations
 
+import errno
 from typing import Any
+
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # disk, quota or file size limit reached
 
 
 class ConfigError(ValueError):
@@ -22,6 +25,10 @@ class ConfigError(ValueError):
 
     def __str__(self) -> str:
         return f"{self.key}={self.value!r}: {self.valid}"
+
+
+class RunFailed(Exception):  # noqa: N818 - the field's word
+    """The run cannot go on, for a reason that its message tells in one line; whole checkpoints stay whole."""
 
 
 class StopRequested(Exception):  # noqa: N818 - it is no error

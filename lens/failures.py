@@ -18,7 +18,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from lens.cli import BAD_CONFIG, BAD_INPUT, CRASHED, explain
+from lens.cli import BAD_CONFIG, BAD_INPUT, FAILED, explain
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class FailedJobs(Callback):
         else:
             log.error("The job has failed", exc_info=error)
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            failure = Failure(overrides, f"{reason} ({config.hydra.runtime.output_dir} holds the log)", CRASHED)
+            failure = Failure(overrides, f"{reason} ({config.hydra.runtime.output_dir} holds the log)", FAILED)
         note_of(config).write_text(json.dumps(asdict(failure)) + "\n")
         job_return.status, job_return.return_value = JobStatus.COMPLETED, None
 

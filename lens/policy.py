@@ -28,8 +28,8 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer, by Hugging Face name or folder; safetensors only, no remote code.
 
-    Dropout is off: the probabilities that are trained are those that were sampled from. ``key`` is where the name
-    stands in the config, for error messages.
+    The model is on the GPU where there is one. Dropout is off: the probabilities that are trained are those that were
+    sampled from. ``key`` is where the name stands in the config, for error messages.
 
     Raises:
         ConfigError: no such model, a folder without tokenizer or whole weights, an unknown dtype, no end token.
@@ -50,7 +50,7 @@ def load_model(
         raise ConfigError(key, name_or_path, f"a causal language model by name or folder ({reason})") from error
     if tokenizer.eos_token_id is None and model.generation_config.eos_token_id is None:
         raise ConfigError(key, name_or_path, "a tokenizer with an end-of-sequence token")
-    return model.eval(), tokenizer
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 
 class TokenValues(NamedTuple):
@@ -86,8 +86,8 @@ def token_values(
     Returns:
         `TokenValues`, float32 at least; entropies carry no gradient.
     """
-    layout = lay_out(rollouts, packs)
-    with torch.autocast(layout.ids.device.type, DTYPES[autocast or "bfloat16"], enabled=autocast is not None):
+    layout = lay_out(rollouts, packs).to(model.device)
+    with torch.autocast(model.device.type, DTYPES[autocast or "bfloat16"], enabled=autocast is not None):
         hidden = model.base_model(
             input_ids=layout.ids, position_ids=layout.positions, attention_mask=layout.mask, use_cache=False
         ).last_hidden_state[layout.predicting]  # [n, H]
@@ -118,6 +118,12 @@ class Layout(NamedTuple):
     mask: Tensor | None
     predicting: tuple[Tensor, Tensor]
     targets: Tensor
+
+    def to(self, device: torch.device) -> Layout:
+        """The same on a device."""
+        mask = None if self.mask is None else self.mask.to(device)
+        predicting = tuple(index.to(device) for index in self.predicting)
+        return Layout(self.ids.to(device), self.positions.to(device), mask, predicting, self.targets.to(device))
 
 
 def lay_out(rollouts: Rollouts, packs: Sequence[Sequence[int]]) -> Layout:
@@ -226,6 +232,6 @@ def recompute(
         )
         for whole, part in zip((logprobs, entropies), values, strict=True):
             block = torch.zeros_like(whole[rows])
-            block[mask[rows]] = part.to(block.dtype)
+            block[mask[rows]] = part.to(block)
             whole[rows] = block
     return logprobs, entropies

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import random
-import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,7 +28,9 @@ from lens.problems.decontamination import without_ids
 from lens.profiling import profiled
 from lens.prompts import Prompt, PromptFormat, encode_problems
 from lens.reporting.terminal import show_table
+from lens.resuming import PROVENANCE, SUMMARY, copy_history, find_state, finished_summary
 from lens.sampling.rollouts import Sampler, derive_seed
+from lens.stopping import StopSignals
 from lens.tiny import make_tiny
 from lens.tracking import Tracker, provenance, resolve_wandb_mode, write_json, write_parquet
 from lens.training import Trainer
@@ -40,8 +39,6 @@ from lens.validation import check_objective, check_training, check_values
 
 log = logging.getLogger(__name__)
 disable_progress_bars()  # of datasets, which would run through the bars that tell something
-
-SUMMARY = "summary.json"
 
 
 def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str, float]:
@@ -56,19 +53,19 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
     objective = instantiate(config.objective)
     check_objective(objective)
     wandb_mode = resolve_wandb_mode(config.tracking.wandb.mode)
-    checkpoint = find_checkpoint(folder, config.resume)
-    if checkpoint and (folder / SUMMARY).exists():
-        summary = json.loads((folder / SUMMARY).read_text())
-        if summary["step"] >= config.trainer.max_steps:
-            log.info("Finished already at step %d: %s", summary["step"], folder)
-            return summary["metrics"]
+    plain = OmegaConf.to_container(config, resolve=True)
+    if summary := finished_summary(folder, plain):
+        store_config(config, folder)
+        log.info("Finished already at step %d: %s", summary["step"], folder)
+        return summary["metrics"]
+    checkpoint, state = find_state(folder, plain) or (None, None)
+    store_config(config, folder)
 
     if config.trainer.num_threads:
         torch.set_num_threads(config.trainer.num_threads)
     raw_sets = load_evaluation_sets(config.evaluation.sets)
     problems, contamination = instantiate(config.dataset)(raw_sets)
     name = model_path(config)
-    state = checkpoints.load_state(checkpoint) if checkpoint else None
     model, tokenizer = load_model(str(checkpoint or name), dtype=config.model.dtype)
     reference = load_model(name, dtype=config.model.dtype)[0] if config.trainer.beta > 0 else None
 
@@ -87,11 +84,14 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
         failing = check_golds(grader, {"dataset": problems} | problems_of(evaluator)) if config.check_golds else {}
         sampler = stack.enter_context(make_sampler(config, model, tokenizer, longest))
         seed_everything(config.seed)
-        stop_requested = stack.enter_context(stop_signals())
+        stop = stack.enter_context(StopSignals().listening())
         choices = HydraConfig.get().runtime.choices
+        own = checkpoint is not None and checkpoint.is_relative_to(folder)
+        if state and not own:
+            copy_history(checkpoint.parent.parent, folder, state["step"])
         tracker = Tracker(
             folder,
-            OmegaConf.to_container(config, resolve=True),
+            plain,
             {
                 "mode": wandb_mode,
                 "project": config.tracking.wandb.project,
@@ -99,10 +99,10 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
                 "name": f"{choices.objective}-seed{config.seed}",
                 "tags": [str(choices[group]) for group in ("experiment", "objective", "model", "dataset", "sampler")],
             },
-            run_id=state["wandb_run_id"] if state else None,
-            resumed_from=state["step"] if state else None,
+            run_id=state["wandb_run_id"] if own else None,
+            lines=state["lines"] if state else 0,
         )
-        write_json(folder / "provenance.json", provenance())
+        write_json(folder / PROVENANCE, {**provenance(), "config": plain})
         write_json(folder / "contamination.json", contamination)
         write_json(folder / "failing_golds.json", failing)
         trainer = Trainer(
@@ -121,8 +121,9 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
             tracker=tracker,
             seed=config.seed,
             folder=folder,
-            stop_requested=stop_requested,
+            stop=stop,
             show_progress=show_progress,
+            identity={"config": plain, "wandb_run_id": tracker.run_id},
         )
         summary = None
         try:
@@ -134,6 +135,7 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
             summary = {
                 "step": trainer.position.step,
                 "metrics": metrics,
+                "best": trainer.position.best,
                 "contamination": {name: without_ids(found) for name, found in contamination.items()},
                 "failing_golds": count_all(failing),
                 "prompts_too_long": {"dataset": too_long} | too_long_of(evaluator),
@@ -143,6 +145,15 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
     accuracies = ", ".join(f"{name} {100 * value:.1f} %" for name, value in metrics.items() if is_headline(name))
     log.info("Finished at step %d (%s): %s", trainer.position.step, accuracies, folder)
     return metrics
+
+
+def store_config(config: DictConfig, folder: Path) -> None:
+    """Write .hydra/ as Hydra does, but once it is known that the config may have the folder."""
+    (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+    hydra = HydraConfig.get()
+    parts = {"config": config, "hydra": OmegaConf.create({"hydra": hydra}), "overrides": hydra.overrides.task}
+    for name, part in parts.items():
+        OmegaConf.save(part, folder / ".hydra" / f"{name}.yaml")
 
 
 def is_headline(name: str) -> bool:
@@ -214,20 +225,6 @@ def model_path(config: DictConfig) -> str:
     if config.model.recipe is None:
         raise ConfigError("model.name_or_path", None, "a Hugging Face name or folder")
     return str(make_tiny(instantiate(config.model.recipe), Path(config.outputs) / "models"))
-
-
-def find_checkpoint(folder: Path, resume: str) -> Path | None:
-    """The checkpoint to go on from, by the rules of the key ``resume``.
-
-    Raises:
-        ConfigError: "never" and there is one, or "must" and there is none.
-    """
-    found = checkpoints.all_checkpoints(folder / "checkpoints")
-    if resume == "never" and found:
-        raise ConfigError("resume", resume, f"auto, or another run folder: {folder} holds {found[-1].name}")
-    if resume == "must" and not found:
-        raise ConfigError("resume", resume, f"auto: {folder} holds no checkpoint (name it with hydra.run.dir=...)")
-    return found[-1] if found else None
 
 
 def make_evaluator(config: DictConfig, raw_sets: dict[str, Dataset], tokenizer: PreTrainedTokenizerBase) -> Evaluator:
@@ -330,22 +327,3 @@ def announce_plan(config: DictConfig, num_problems: int, too_long: int, evaluato
         sum(len(s.prompts) for s in evaluator.sets),
         evaluator.num_samples,
     )
-
-
-@contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Turn the first SIGINT or SIGTERM into a request to stop; a second SIGINT means now."""
-    requested = []
-
-    def on_signal(number: int, frame: Any) -> None:
-        if requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        requested.append(number)
-        log.warning("Stopping after this step, with a checkpoint. Ctrl-C again stops at once.")
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(requested)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

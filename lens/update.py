@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from lens.experience import Experience
 from lens.objectives.groups import group_kinds
 from lens.objectives.surrogate import LossAggMode, clipped_surrogate, kl_to_reference, token_weights
-from lens.policy import microbatches, token_values
+from lens.policy import TokenValues, microbatches, recompute, token_values
+from lens.sampling.rollouts import Rollouts
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,21 @@ class Loss:
         """float64 [Q*G], the weight of each completion's tokens, over the whole optimizer batch."""
         lengths = experience.rollouts.lengths * experience.valid.flatten()
         return token_weights(lengths, self.loss_agg_mode, max_completion_length=self.max_completion_length)
+
+    def teaches(self, experience: Experience) -> Tensor:
+        """bool [Q*G], the completions that have a gradient."""
+        return (self.weights(experience) > 0) & ((experience.advantages.flatten() != 0) | (self.beta > 0))
+
+    def recompute(self, model: PreTrainedModel, rollouts: Rollouts) -> TokenValues:
+        """The log-probability and entropy of every sampled token, [Q*G, T] each, without gradients."""
+        return recompute(
+            model,
+            rollouts,
+            temperature=self.temperature,
+            logits_chunk_size=self.logits_chunk_size,
+            max_tokens=self.max_tokens_per_microbatch,
+            autocast=self.autocast,
+        )
 
     def accumulate(self, model: PreTrainedModel, experience: Experience, rows: Tensor, weights: Tensor) -> Tally:
         """Add the gradient of these completions' part of the loss to the parameters' .grad.
@@ -113,6 +131,17 @@ class Tally:
         }
 
 
+def make_optimizer(model: PreTrainedModel, settings: DictConfig) -> torch.optim.Optimizer:
+    """AdamW, as the config's trainer section says."""
+    return torch.optim.AdamW(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        lr=settings.learning_rate,
+        betas=tuple(settings.adam_betas),
+        eps=settings.adam_eps,
+        weight_decay=settings.weight_decay,
+    )
+
+
 def compute_gradient(
     model: PreTrainedModel, experience: Experience, loss: Loss, *, share: bool = False
 ) -> dict[str, float]:
@@ -130,8 +159,7 @@ def compute_gradient(
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.zero_()
-    weights = loss.weights(experience)
-    teaches = (weights > 0) & ((experience.advantages.flatten() != 0) | (loss.beta > 0))
+    weights, teaches = loss.weights(experience), loss.teaches(experience)
     generations = experience.rollouts.num_generations
     negative = group_kinds(experience.correct, experience.valid).negative.flatten().repeat_interleave(generations)
     metrics = {}
@@ -144,6 +172,27 @@ def compute_gradient(
     else:
         tally = loss.accumulate(model, experience, teaches.nonzero().squeeze(1), weights)
     return {**tally.metrics(), **metrics, "empty_step": float(tally.completions == 0)}
+
+
+def find_non_finite(model: PreTrainedModel, experience: Experience, loss: Loss) -> str:
+    """Which micro-batch has a loss or gradient that is not finite, in words; each is computed again by itself.
+
+    Args:
+        model: the policy; its gradients are overwritten.
+        experience, loss: what `compute_gradient` was given.
+    """
+    rows, weights = loss.teaches(experience).nonzero().squeeze(1), loss.weights(experience)
+    parts = list(microbatches(experience.rollouts, rows.tolist(), loss.max_tokens_per_microbatch))
+    for number, part in enumerate(parts, start=1):
+        model.zero_grad()
+        value = loss.accumulate(model, experience, torch.as_tensor(part), weights).loss
+        norm = torch.nn.utils.get_total_norm([p.grad for p in _with_grad(model)]).item()
+        if not (math.isfinite(value) and math.isfinite(norm)):
+            generations = experience.rollouts.num_generations
+            of = sorted({experience.rollouts.prompts[int(row) // generations].problem_id for row in part})
+            answers = f"{len(part)} answers to {', '.join(of)}"
+            return f"micro-batch {number} of {len(parts)} ({answers}) has loss {value:g} and gradient norm {norm:g}"
+    return f"the sum of {len(parts)} micro-batches is not finite, though each of them is"
 
 
 def _with_grad(model: PreTrainedModel) -> list[torch.nn.Parameter]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import SchedulerType
 
 from lens.errors import ConfigError
+from lens.evaluation import ks_up_to
+from lens.resuming import KEYWORDS
 
 Rule = tuple[type | tuple[type, ...], Callable[[Any], bool], str]
 NUMBER = (int, float)
@@ -37,7 +40,7 @@ RHO = "a number gamma in (0, 1] for gamma^length, policy, or null for the length
 
 RULES: dict[str, Rule] = {
     "seed": at_least(0),
-    "resume": one_of("auto", "never", "must"),
+    "resume": (str, lambda v: v in KEYWORDS or Path(v).is_dir(), "auto, never, must, or a run folder or checkpoint"),
     "jobs": (int, lambda v: v == -1 or v >= 1, "an integer >= 1, or -1 for all cores"),
     "check_golds": (bool, lambda v: True, "true or false"),
     "profile": (bool, lambda v: True, "true or false"),
@@ -70,6 +73,9 @@ RULES: dict[str, Rule] = {
     "trainer.grad_share_every": at_least(0),
     "trainer.checkpoint_every": at_least(1),
     "trainer.keep_checkpoints": at_least(1),
+    "trainer.keep_best": (str, lambda v: re.fullmatch(r"pass@\d+", v), "pass@1, pass@2, pass@4, ..., or null"),
+    "trainer.non_finite": one_of("stop", "skip"),
+    "trainer.max_entropy": number(lambda v: v > 0, "a number > 0 (nats), or null for no limit"),
     "trainer.rollouts_every": at_least(0),
     "trainer.num_threads": at_least(1),
     "evaluation.every": at_least(0),
@@ -100,14 +106,9 @@ RULES: dict[str, Rule] = {
     "model.prompt.max_length": at_least(1),
 }
 NULLABLE = {
-    "trainer.autocast",
-    "trainer.dual_clip",
-    "trainer.num_threads",
-    "objective.scale_mixed",
-    "objective.scale_negative",
-    "objective.rho",
-    "sampler.max_model_len",
-    "sampler.kv_cache_space",
+    *("trainer.autocast", "trainer.dual_clip", "trainer.num_threads", "trainer.keep_best", "trainer.max_entropy"),
+    *("objective.scale_mixed", "objective.scale_negative", "objective.rho"),
+    *("sampler.max_model_len", "sampler.kv_cache_space"),
 }
 
 
@@ -150,6 +151,10 @@ def check_training(config: DictConfig) -> None:
     if trainer.importance_sampling != "none" and trainer.old_logprobs == "sampler":
         valid = "none, or trainer.old_logprobs=trainer: with the engine's, the surrogate's ratio corrects already"
         raise ConfigError("trainer.importance_sampling", trainer.importance_sampling, valid)
+    measured = [f"pass@{k}" for k in ks_up_to(config.evaluation.num_samples)]
+    if trainer.keep_best is not None and trainer.keep_best not in measured:
+        valid = f"one of {', '.join(measured)}, as evaluation.num_samples={config.evaluation.num_samples}, or null"
+        raise ConfigError("trainer.keep_best", trainer.keep_best, valid)
     betas = list(trainer.adam_betas)
     if len(betas) != 2 or not all(isinstance(b, NUMBER) and 0 <= b < 1 for b in betas):
         raise ConfigError("trainer.adam_betas", betas, "two numbers in [0, 1)")
@@ -166,7 +171,7 @@ def check_objective(objective: Callable[..., torch.Tensor]) -> None:
     function = getattr(objective, "func", objective)
     try:
         inspect.signature(objective).bind(example, confidence, lengths=lengths, valid=example)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ConfigError(
             "objective._target_", function.__qualname__, f"a function of that signature: {error}"
         ) from error

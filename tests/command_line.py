@@ -16,14 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
+from faults import kill_at
 from wandb.proto.wandb_internal_pb2 import Record
 
 from lens.problems import arithmetic
 from lens.tiny import IGNORED, SEPARATOR, TinyRecipe, make_model, make_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
-TIME_LIMIT_S = 250.0  # below pytest's own, so that nothing is left running
+TIME_LIMIT_S = 1200.0
 
 # A clean process that has imported everything once. A command is a fork of it, which saves the imports of each.
 SERVER = multiprocessing.get_context("forkserver")
@@ -130,6 +132,8 @@ def run_script(script: str, overrides: list[str], files: tuple[str, str], env: d
     os.environ.update(env)
     os.chdir(cwd)
     sys.argv = [script, *overrides]
+    if point := os.environ.pop("KILL_AT", None):
+        kill_at(point)
     try:
         runpy.run_path(str(ROOT / script), run_name="__main__")
     finally:
@@ -139,7 +143,7 @@ def run_script(script: str, overrides: list[str], files: tuple[str, str], env: d
 def training(model: Path, outputs: Path, *overrides: object, **keys: object) -> list[object]:
     """A training run of a second or two: script and overrides; ``keys`` are those of the trainer section."""
     sizes = {"max_steps": 4, "num_prompts_per_rollout": 4, "num_prompts_per_step": 4, "num_generations": 4}
-    rhythm = {"checkpoint_every": 2, "rollouts_every": 1, "grad_share_every": 2}
+    rhythm = {"checkpoint_every": 2, "keep_best": "null", "rollouts_every": 1, "grad_share_every": 2}
     return [
         "scripts/train.py",
         f"model.name_or_path={model}",
@@ -189,14 +193,17 @@ def make_pupil(folder: Path) -> Path:
 
 def metrics_of(folder: Path) -> list[dict[str, float]]:
     """The lines of metrics.jsonl without what differs from one machine, or moment, to another."""
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [{name: v for name, v in line.items() if not name.startswith(("time/", "tokens_per"))} for line in lines]
+    return [without_times(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_times(line: dict[str, float]) -> dict[str, float]:
+    """A line of metrics.jsonl but for what the machine decides."""
+    return {name: value for name, value in line.items() if not name.startswith(("time/", "tokens_per"))}
 
 
 def weights_of(folder: Path) -> bytes:
-    """The weights of a run's only checkpoint."""
-    (checkpoint,) = (folder / "checkpoints").iterdir()
-    return (checkpoint / "model.safetensors").read_bytes()
+    """The weights of a run's last checkpoint."""
+    return (sorted((folder / "checkpoints").iterdir())[-1] / "model.safetensors").read_bytes()
 
 
 def read_wandb(folder: Path) -> list[Record]:
@@ -214,6 +221,8 @@ def read_wandb(folder: Path) -> list[Record]:
                 place += left
                 continue
             length, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
+            if place + 7 + length > len(data):
+                break  # a kill has cut it
             parts += data[place + 7 : place + 7 + length]
             place += 7 + length
             if kind in (1, 4):
@@ -226,3 +235,48 @@ def wandb_history(folder: Path) -> list[dict[str, Any]]:
     """What W&B was fed, a dict for each call of ``log``."""
     items = [record.history.item for record in read_wandb(folder) if record.HasField("history")]
     return [{i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in item} for item in items]
+
+
+def is_equal(a: object, b: object) -> bool:
+    """Whether two nested states are the same, tensors bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(is_equal(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(is_equal, a, b))
+    return a == b
+
+
+def assert_same_end(folder: Path, whole: Path) -> None:
+    """Weights, optimizer, random states and every number that was measured are the same."""
+    kept = [sorted(path.name for path in (f / "checkpoints").iterdir()) for f in (folder, whole)]
+    assert kept[0] == kept[1]
+    assert weights_of(folder) == weights_of(whole)
+    assert metrics_of(folder) == metrics_of(whole)
+    assert json.loads((folder / "summary.json").read_text()) == json.loads((whole / "summary.json").read_text())
+    states = []
+    for run_folder in (folder, whole):
+        states.append(torch.load(run_folder / "checkpoints" / kept[0][-1] / "training_state.pt", weights_only=True))
+        del states[-1]["wandb_run_id"], states[-1]["config"]
+    assert is_equal(*states)
+    for kind in ("rollouts", "evaluations"):
+        names = sorted(file.name for file in (whole / kind).iterdir())
+        assert names == sorted(file.name for file in (folder / kind).iterdir())
+        for name in names:
+            pd.testing.assert_frame_equal(
+                pd.read_parquet(folder / kind / name), pd.read_parquet(whole / kind / name), check_exact=True
+            )
+
+
+def assert_one_wandb_run(folder: Path) -> None:
+    """All starts of a run fed one W&B run, with each line of metrics.jsonl once and under its number."""
+    assert len({record.run.run_id for record in read_wandb(folder) if record.HasField("run")}) == 1
+    fed = sorted(wandb_history(folder), key=lambda line: line["_step"])
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert [line["_step"] for line in fed] == list(range(len(lines)))
+    hidden = ("_", "eval/completions")
+    fed = [{name: value for name, value in line.items() if not name.startswith(hidden)} for line in fed]
+    lines = [json.loads(line) for line in lines]
+    # Times of a line that was fed before a kill are those of then.
+    assert [without_times(line) for line in fed] == [without_times(line) for line in lines]

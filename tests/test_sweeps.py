@@ -225,8 +225,10 @@ def test_a_report_prints_and_writes_its_tables(report):
     assert figures | {"accuracy.csv", "difference.csv"} <= written
     for name in figures:
         assert (folder / "report" / name).stat().st_size > 5000
-    for name in ("accuracy.csv", "difference.csv", "accuracy_over_steps.png"):
-        assert str(folder / "report" / Path(name).stem) in result.stdout
+    assert {"index.html", "accuracy.tex", "difference.tex"} <= written
+    lines = result.stdout.splitlines()
+    assert f"tables:  {folder / 'report'}/{{accuracy,difference,signal,compute}}.{{csv,md,tex}}" in lines
+    assert lines[-1] == f"page:    {folder / 'report' / 'index.html'}"
 
 
 def test_the_numbers_of_the_tables_are_those_of_the_stored_evaluations(report):
@@ -277,8 +279,32 @@ def test_a_report_against_an_unknown_baseline_names_those_there_are(report, logs
     _, folder, _ = report
     result = run("scripts/report.py", f"runs={folder}", "baseline=dapo", f"target={tmp_path / 'r'}", folder=logs)
     assert result.code == 2
-    assert result.stderr == "error: baseline='dapo': one of grpo, lens\n"
+    assert result.stderr == "error: baseline='dapo': one of grpo, lens; null: no differences\n"
     assert not (tmp_path / "r").exists()
+
+
+def test_a_sweep_that_was_killed_ends_with_the_same_tables(pupil, logs, tmp_path):
+    def tables(outputs: Path) -> dict[str, bytes]:
+        folder = outputs / "sweeps" / "tiny"
+        assert run("scripts/report.py", f"runs={folder}", folder=logs).code == 0
+        files = {name: folder / "report" / f"{name}.csv" for name in ("accuracy", "difference", "results", "signal")}
+        timeless = pd.read_csv(files.pop("signal")).drop(columns=["s/step", "s/step half-width"]).to_csv()
+        return {name: file.read_bytes() for name, file in files.items()} | {"signal": timeless.encode()}
+
+    whole = sweeping(pupil, tmp_path / "whole", max_steps=4, checkpoint_every=1)
+    assert run(*whole, folder=logs).code == 0
+    command = sweeping(pupil, tmp_path / "killed", max_steps=4, checkpoint_every=1)
+    folder = tmp_path / "killed" / "sweeps" / "tiny"
+    running = Command(*command, folder=logs)
+    running.wait_until(lambda: len(list(folder.glob("*/checkpoints/step_000002"))) > 0)
+    running.signal(signal.SIGKILL)
+    assert running.wait().code == -signal.SIGKILL
+    assert len(list(folder.glob("*/summary.json"))) < 4
+
+    assert run(*command, folder=logs).code == 0
+    logged = [(job(folder, *which) / "train.log").read_text() for which in JOBS]
+    assert any("Going on from step" in log for log in logged)
+    assert tables(tmp_path / "killed") == tables(tmp_path / "whole")
 
 
 # --- counting --------------------------------------------------------------------------------------------------------

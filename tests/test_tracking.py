@@ -10,14 +10,14 @@ from urllib.parse import urlparse
 import pandas as pd
 import pytest
 import wandb
-from command_line import read_wandb, wandb_history
+from command_line import assert_one_wandb_run, read_wandb, wandb_history
 
 from lens import tracking
 from lens.errors import ConfigError
 from lens.tracking import (
     STEP_AXIS,
     Tracker,
-    drop_metrics_after,
+    cut_metrics,
     has_wandb_key,
     provenance,
     resolve_wandb_mode,
@@ -93,14 +93,14 @@ def lines(steps) -> str:
     return "".join(json.dumps({STEP_AXIS: step, "reward": step / 10}) + "\n" for step in steps)
 
 
-def test_metrics_are_cut_back_to_a_step(tmp_path):
+def test_metrics_are_cut_back_to_a_number_of_lines(tmp_path):
     file = tmp_path / "metrics.jsonl"
     file.write_text(lines([0, 1, 2, 2, 3, 4]))
-    drop_metrics_after(file, 2)
+    assert cut_metrics(file, 4) == 4
     assert file.read_text() == lines([0, 1, 2, 2])
-    drop_metrics_after(file, 2)
+    assert cut_metrics(file, 4) == 4
     assert file.read_text() == lines([0, 1, 2, 2])
-    drop_metrics_after(file, -1)
+    assert cut_metrics(file, 0) == 0
     assert file.read_text() == ""
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
@@ -109,19 +109,12 @@ def test_metrics_are_cut_back_to_a_step(tmp_path):
 def test_a_half_written_last_line_is_cut_off(tmp_path, length):
     file = tmp_path / "metrics.jsonl"
     file.write_text(lines([1, 2]) + lines([3])[:length])
-    drop_metrics_after(file, 5)
-    assert file.read_text() == lines([1, 2])
-
-
-def test_a_last_line_without_its_end_is_kept_whole(tmp_path):
-    file = tmp_path / "metrics.jsonl"
-    file.write_text(lines([1, 2])[:-1])
-    drop_metrics_after(file, 5)
+    assert cut_metrics(file, 2) == 2
     assert file.read_text() == lines([1, 2])
 
 
 def test_no_metrics_are_no_trouble(tmp_path):
-    drop_metrics_after(tmp_path / "metrics.jsonl", 2)
+    assert cut_metrics(tmp_path / "metrics.jsonl", 2) == 0
     assert not list(tmp_path.iterdir())
 
 
@@ -134,7 +127,7 @@ def track(tmp_path, home):
 
     def make(mode: str = "offline", **resumed) -> Tracker:
         settings = {"mode": mode, "project": "lens", "group": "sweep", "name": "grpo-seed1", "tags": ["tiny", "grpo"]}
-        return Tracker(tmp_path / "run", {"seed": 1}, settings, **{"run_id": None, "resumed_from": None, **resumed})
+        return Tracker(tmp_path / "run", {"seed": 1}, settings, **{"run_id": None, "lines": 0, **resumed})
 
     (tmp_path / "run").mkdir()
     return make
@@ -162,7 +155,7 @@ def test_wandb_gets_what_is_committed_and_goes_on_under_its_id(track, tmp_path):
     assert [line["reward"] for line in wandb_history(folder)] == [0.25, 0.5]
     assert not (folder / "summary.json").exists()
 
-    tracker = track(run_id=first_id, resumed_from=2)
+    tracker = track(run_id=first_id, lines=2)
     assert tracker.run_id == first_id
     tracker.log(3, {"reward": 1.0})
     tracker.finish({"step": 3, "metrics": {"eval/x/pass@1": 0.125}})
@@ -182,6 +175,29 @@ def test_wandb_gets_what_is_committed_and_goes_on_under_its_id(track, tmp_path):
     assert "0.125" in {item.value_json for item in summaries if "eval/x/pass@1" in (item.key, *item.nested_key)}
 
 
+def test_what_a_kill_kept_from_wandb_is_fed_again_and_nothing_twice(track, tmp_path):
+    folder = tmp_path / "run"
+    tracker = track()
+    for step in range(4):
+        tracker.log(step, {"reward": step / 8})
+    tracker.commit()
+    tracker.finish(None)
+    wandb.teardown()
+    (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    whole, steps = file.read_bytes(), []
+    for length in range(len(whole), 0, -1):  # as far as a kill lets it get: two of four lines
+        file.write_bytes(whole[:length])
+        steps = [line["_step"] for line in wandb_history(folder)]
+        if steps == [0, 1]:
+            break
+    assert steps == [0, 1]
+    tracker = track(lines=4)
+    tracker.log(4, {"reward": 0.5})
+    tracker.finish({"step": 4, "metrics": {}})
+    wandb.teardown()
+    assert_one_wandb_run(folder)
+
+
 def test_a_start_leaves_no_metrics_of_an_earlier_one(track, tmp_path):
     (tmp_path / "run" / "metrics.jsonl").write_text(lines([0, 1, 2]))
     tracker = track("disabled")
@@ -197,6 +213,7 @@ def test_evaluations_are_stored_and_a_sample_of_each_level_is_shown(track, tmp_p
     answers = pd.DataFrame([{"level": level, "text": f"{level}-{n}"} for level in levels for n in range(30)])
     answers = answers.astype({"level": "Int64"})
     tracker.write_evaluation(7, rows, answers)
+    tracker.log(7, {"eval/x/pass@1": 0.5})
     tracker.finish({"step": 7, "metrics": {}})
     stored = tmp_path / "run" / "evaluations"
     assert sorted(file.name for file in stored.iterdir()) == ["step_000007.parquet", "step_000007_completions.parquet"]

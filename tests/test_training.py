@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import json
 import math
-import random
+import re
+import resource
 import shlex
 import shutil
 import signal
+import subprocess
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command_line import Command, metrics_of, read_wandb, run, training, wandb_history, weights_of
+from command_line import (
+    Command,
+    assert_one_wandb_run,
+    assert_same_end,
+    metrics_of,
+    read_wandb,
+    run,
+    training,
+    wandb_history,
+    weights_of,
+)
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lens.checkpoints import load_state
 from lens.cli import CONFIGS
-from lens.training import round_of_questions
+from lens.position import round_of_questions
 
 STEP_METRICS = {
     "train/global_step",
@@ -58,37 +72,6 @@ def first(pupil, logs, tmp_path_factory):
     result = run(*command, folder=logs, real=True)
     (folder,) = (outputs / "runs").iterdir()
     return result, folder, command
-
-
-def is_equal(a: object, b: object) -> bool:
-    """Whether two nested states are the same, tensors bit for bit."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(is_equal(a[key], b[key]) for key in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(is_equal, a, b))
-    return a == b
-
-
-def assert_same_end(folder: Path, whole: Path) -> None:
-    """Weights, optimizer, random states and every number that was measured are the same."""
-    assert weights_of(folder) == weights_of(whole)
-    assert metrics_of(folder) == metrics_of(whole)
-    assert json.loads((folder / "summary.json").read_text()) == json.loads((whole / "summary.json").read_text())
-    states = []
-    for run_folder in (folder, whole):
-        (checkpoint,) = (run_folder / "checkpoints").iterdir()
-        states.append(torch.load(checkpoint / "training_state.pt", weights_only=True))
-        del states[-1]["wandb_run_id"]
-    assert is_equal(*states)
-    for kind in ("rollouts", "evaluations"):
-        names = sorted(file.name for file in (whole / kind).iterdir())
-        assert names == sorted(file.name for file in (folder / kind).iterdir())
-        for name in names:
-            pd.testing.assert_frame_equal(
-                pd.read_parquet(folder / kind / name), pd.read_parquet(whole / kind / name), check_exact=True
-            )
 
 
 # --- one run ---------------------------------------------------------------------------------------------------------
@@ -242,11 +225,9 @@ def test_wandb_is_fed_the_same_values(first):
     axes = [record.metric for record in records if record.HasField("metric")]
     assert {axis.step_metric for axis in axes if axis.glob_name == "*"} == {"train/global_step"}
 
-    fed = [{k: v for k, v in line.items() if not k.startswith("_")} for line in wandb_history(folder)]
-    tables = [line for line in fed if any(name.startswith("eval/completions") for name in line)]
+    assert_one_wandb_run(folder)
+    tables = [line for line in wandb_history(folder) if any(name.startswith("eval/completions") for name in line)]
     assert [line["train/global_step"] for line in tables] == [0, 2, 4]
-    numbers = [line for line in fed if line not in tables]
-    assert numbers == [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_what_is_printed_to_a_file_has_no_terminal_codes(first):
@@ -336,11 +317,8 @@ def test_a_resumed_run_ends_like_one_that_never_stopped(pupil, logs, tmp_path, k
     assert whole.wait().code == 0, whole.wait().stderr
     assert_same_end(folders["parts"], folders["whole"])
 
-    ids = [record.run.run_id for record in read_wandb(folders["parts"]) if record.HasField("run")]
-    assert len(ids) == 2
-    assert len(set(ids)) == 1
-    fed = [line["train/global_step"] for line in wandb_history(folders["parts"]) if "reward" in line]
-    assert fed == [line["train/global_step"] for line in metrics_of(folders["whole"]) if "reward" in line]
+    assert len([record for record in read_wandb(folders["parts"]) if record.HasField("run")]) == 2
+    assert_one_wandb_run(folders["parts"])
 
 
 def test_an_epoch_meets_every_problem_once_and_the_next_in_another_order():
@@ -461,7 +439,7 @@ def test_a_stopped_run_says_how_to_go_on_and_ends_the_same(long_command, uninter
     assert f"step {stopped_at} of {STEPS}" in line
     assert steps_in(folder()) == stopped_at
     assert not (folder() / "summary.json").exists()
-    assert "Stopping after this step" in result.stdout
+    assert ("Stopping after this step" if number == signal.SIGINT else "Stopping now") in result.stdout
 
     program, *again = shlex.split(line.partition("to go on: ")[2])
     assert program == "python"
@@ -471,54 +449,121 @@ def test_a_stopped_run_says_how_to_go_on_and_ends_the_same(long_command, uninter
     assert_same_end(folder(), uninterrupted)
 
 
-def test_a_second_ctrl_c_stops_at_once_and_the_folder_stays_resumable(long_command, uninterrupted, logs, tmp_path):
+@pytest.fixture
+def waiting(tmp_path, long_command):
+    """(the file that a run's sampler waits for to be removed, the command, its run folder)."""
     command, _ = long_command
-    folder = tmp_path / "run"
-    first = Command(*command, f"hydra.run.dir={folder}", folder=logs)
-    first.wait_until(lambda: steps_in(folder) >= 5)
-    first.signal(signal.SIGINT)
-    assert first.wait().code == 130
-    before = sorted((folder / "checkpoints").rglob("*"))
+    file, folder = tmp_path / "wait", tmp_path / "run"
+    sampler = ["sampler._target_=faults.WaitingSampler", f"+sampler.while_exists={file}"]
+    return file, [*command, *sampler, f"hydra.run.dir={folder}"], folder
 
-    # This step would take minutes.
-    endless = ["dataset.arithmetic.size=1000", "trainer.num_prompts_per_rollout=1000", "trainer.num_generations=200"]
-    second = Command(*command, *endless, f"hydra.run.dir={folder}", folder=logs)
-    second.wait_until(lambda: "Going on from step" in second.stdout.read_text())
-    time.sleep(0.2)
-    second.signal(signal.SIGINT)
-    second.wait_until(lambda: "Ctrl-C again stops at once" in second.stdout.read_text())
-    second.signal(signal.SIGINT)
-    asked = time.monotonic()
-    result = second.wait()
-    assert time.monotonic() - asked < 20
+
+def test_a_second_ctrl_c_stops_at_once_and_the_folder_stays_resumable(waiting, uninterrupted, logs):
+    file, command, folder = waiting
+    running = Command(*command, folder=logs)
+    running.wait_until(lambda: steps_in(folder) >= 5)
+    file.touch()  # no step ends from now on
+    running.signal(signal.SIGINT)
+    running.wait_until(lambda: "Ctrl-C again stops at once" in running.stdout.read_text())
+    time.sleep(1)
+    before, reached = sorted((folder / "checkpoints").rglob("*")), steps_in(folder)
+    running.signal(signal.SIGINT)
+    result = running.wait()
     assert result.code == 130, result.stderr
     line = result.one_line()
     assert line.startswith("stopped: ")
     assert f"hydra.run.dir={folder}" in line
     assert sorted((folder / "checkpoints").rglob("*")) == before
+    assert steps_in(folder) == reached
 
-    rest = run(*command, f"hydra.run.dir={folder}", "resume=must", folder=logs)
+    file.unlink()
+    rest = run(*command, "resume=must", folder=logs)
     assert rest.code == 0, rest.stderr
     assert_same_end(folder, uninterrupted)
 
 
-def test_a_killed_run_that_is_started_again_ends_the_same(long_command, uninterrupted, logs, tmp_path):
-    command, _ = long_command
-    folder = tmp_path / "run"
-    moments = {step: random.random() / 5 for step in (2, 9)}  # before the first checkpoint, and after the second
-    for step, moment in moments.items():
-        running = Command(*command, f"hydra.run.dir={folder}", folder=logs)
-        running.wait_until(lambda step=step: steps_in(folder) >= step)
-        time.sleep(moment)
-        running.signal(signal.SIGKILL)
-        assert running.wait().code == -signal.SIGKILL, f"not killed {moments}"
-    with (folder / "metrics.jsonl").open("a") as file:
-        file.write('{"train/global_step": 1')  # as a kill in the middle of a line leaves it
-    rest = run(*command, f"hydra.run.dir={folder}", folder=logs)
+@pytest.mark.parametrize("step", [0, 5, 8])  # before the first evaluation, in sampling, in an evaluation
+def test_sigterm_writes_a_checkpoint_at_once_however_long_a_step_is(waiting, uninterrupted, logs, step):
+    file, command, folder = waiting
+    if step == 0:
+        file.touch()
+    running = Command(*command, folder=logs)
+    running.wait_until(lambda: steps_in(folder) >= step if step else "Plan:" in running.stdout.read_text())
+    file.touch()
+    time.sleep(1)
+    asked = time.monotonic()
+    running.signal(signal.SIGTERM)
+    result = running.wait()
+    assert time.monotonic() - asked < 30
+    assert file.exists()
+    assert result.code == (130 if step or "Stopping now" in result.stdout else -signal.SIGTERM), result.stderr
+    if result.code == 130:
+        reached = steps_in(folder)
+        assert f"at step {reached} of {STEPS}" in result.one_line()
+        assert [path.name for path in (folder / "checkpoints").iterdir()] == [f"step_{reached:06d}"]
+
+    file.unlink()
+    rest = run(*command, folder=logs)
     assert rest.code == 0, rest.stderr
-    assert "Going on from step" in rest.stdout
-    assert metrics_of(folder) == metrics_of(uninterrupted), moments
     assert_same_end(folder, uninterrupted)
+    assert_one_wandb_run(folder)
+
+
+@contextmanager
+def full_disk(folder: Path, pid: int, left: int):
+    """A small file system that is full but for some bytes."""
+    free = shutil.disk_usage(folder).free
+    with (folder / "filler").open("wb") as filler:
+        filler.write(b"0" * (free - left))
+    yield
+    (folder / "filler").unlink()
+
+
+@contextmanager
+def small_files(folder: Path, pid: int, left: int):
+    """No file may grow above some bytes."""
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (left, left))
+    yield
+
+
+@pytest.mark.parametrize("fault", ["small files", "half a checkpoint fits", "nothing fits"])
+def test_where_a_checkpoint_cannot_be_written_the_run_stops_and_the_last_one_is_whole(
+    waiting, uninterrupted, logs, tmp_path, request, fault
+):
+    file, command, folder = waiting
+    if fault != "small files":
+        folder.mkdir()
+        size = "-o", "size=32m"
+        if subprocess.run(["mount", "-t", "tmpfs", *size, "tmpfs", folder], capture_output=True).returncode:
+            pytest.skip("a file system of its own needs the right to mount one")
+        request.addfinalizer(lambda: subprocess.run(["umount", "-l", folder], check=True))
+    running = Command(*command, folder=logs)
+    running.wait_until(lambda: steps_in(folder) >= 5)
+    file.touch()
+    time.sleep(1)
+    reached = steps_in(folder)
+    assert reached < STEPS - 4
+    (checkpoint,) = (folder / "checkpoints").glob("step_*")
+    state = (checkpoint / "training_state.pt").stat().st_size
+    break_disk = small_files if fault == "small files" else full_disk
+    with break_disk(folder, running.process.pid, 0 if fault == "nothing fits" else state // 2):
+        file.unlink()
+        result = running.wait()
+        assert result.code == 1, result.stderr
+        line = result.one_line()
+        assert line.startswith("failed: ")
+        assert "Traceback" not in result.stdout + result.stderr
+        assert "; to go on: python " in line
+        if fault != "nothing fits":
+            assert "could not be written" in line
+            assert f"the last whole one is {checkpoint.name}" in line
+        assert [path.name for path in (folder / "checkpoints").iterdir()] == [checkpoint.name]
+        load_state(checkpoint)
+    rest = run(*command, folder=logs)
+    assert rest.code == 0, rest.stderr
+    assert f"Going on from step {int(checkpoint.name[5:])}" in rest.stdout
+    assert_same_end(folder, uninterrupted)
+    assert_one_wandb_run(folder)
 
 
 def test_a_run_that_died_before_its_summary_still_writes_it(uninterrupted, long_command, logs, tmp_path):
@@ -529,3 +574,53 @@ def test_a_run_that_died_before_its_summary_still_writes_it(uninterrupted, long_
     result = run(*command, f"hydra.run.dir={copy}", folder=logs)
     assert result.code == 0, result.stderr
     assert_same_end(copy, uninterrupted)
+
+
+# --- guards ----------------------------------------------------------------------------------------------------------
+
+INFINITE = ["objective=grpo", "objective._target_=faults.infinite_advantages"]
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_and_names_its_cause(pupil, logs, tmp_path):
+    sizes = {"num_prompts_per_rollout": 8, "rollouts_every": 0, "max_tokens_per_microbatch": 180}
+    folder = tmp_path / "run"
+    result = run(*training(pupil, tmp_path, *INFINITE, **sizes), f"hydra.run.dir={folder}", folder=logs)
+    assert result.code == 1, result.stderr
+    line = result.one_line()
+    rollouts = folder / "rollouts" / "step_000001.parquet"
+    assert re.match(r"failed: step 1: micro-batch \d+ of \d+ \(\d answers to \S+.*\) has loss -?inf", line)
+    assert f"its rollouts: {rollouts}" in line
+    rows = pd.read_parquet(rollouts)
+    assert len(rows) == 8 * 4
+    assert rows["answer"].notna().all()
+    assert np.isinf(rows["advantage"]).sum() == 1
+    assert rows.loc[np.isinf(rows["advantage"]), "problem_id"].item() in line
+    assert not (folder / "summary.json").exists()
+    assert not (folder / "checkpoints").exists()
+
+
+def test_updates_that_are_not_finite_can_be_left_out(pupil, logs, tmp_path):
+    folder = tmp_path / "run"
+    sizes = {"num_prompts_per_rollout": 8, "non_finite": "skip", "rollouts_every": 0, "learning_rate": 1e-2}
+    command = training(pupil, tmp_path, *INFINITE, "tracking.wandb.mode=disabled", **sizes)
+    result = run(*command, f"hydra.run.dir={folder}", folder=logs)
+    assert result.code == 0, result.stderr
+    steps = [line for line in metrics_of(folder) if "reward" in line]
+    assert [line["total/updates_skipped"] for line in steps] == [1, 1, 2, 2]  # the first mini-batch of each round
+    assert [{"loss", "grad_norm"} <= line.keys() for line in steps] == [False, True, False, True]
+    assert result.stdout.count("this update is skipped") == 2
+    assert sorted(file.name for file in (folder / "rollouts").iterdir()) == [
+        "step_000001.parquet",
+        "step_000003.parquet",
+    ]
+
+
+def test_an_entropy_over_the_limit_stops_the_run_with_a_checkpoint(pupil, logs, tmp_path):
+    folder = tmp_path / "run"
+    command = [*training(pupil, tmp_path, "tracking.wandb.mode=disabled"), f"hydra.run.dir={folder}"]
+    result = run(*command, "trainer.max_entropy=1e-6", folder=logs)
+    assert result.code == 1, result.stderr
+    assert re.match(r"failed: step 1: entropy 0\.\d+ > trainer.max_entropy=1e-06; to go on: ", result.one_line())
+    assert load_state(folder / "checkpoints" / "step_000001")["step"] == 1
+    rest = run(*command, "resume=must", folder=logs)
+    assert rest.code == 0, rest.stderr

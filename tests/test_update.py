@@ -5,6 +5,8 @@ The old log-probabilities are perturbed, so that ratios are on both sides of the
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import partial
@@ -23,7 +25,7 @@ from lens.policy import load_model
 from lens.problems import load_problems
 from lens.prompts import PromptFormat, encode_problems
 from lens.sampling.transformers import TransformersSampler
-from lens.update import Loss, compute_gradient
+from lens.update import Loss, compute_gradient, find_non_finite
 
 MODES = ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
@@ -390,3 +392,32 @@ def test_frozen_parameters_get_no_gradient(tiny, experience):
 def test_a_completion_that_fits_no_microbatch_is_refused(model, experience):
     with pytest.raises(ValueError, match=r"trainer\.max_tokens_per_microbatch=12"):
         compute_gradient(model, experience, replace(LOSS, max_tokens_per_microbatch=12))
+
+
+@pytest.mark.parametrize("cause", ["advantage", "old log-probability", "weight"])
+def test_the_micro_batch_that_is_not_finite_is_found(tiny_folder, experience, cause):
+    model, _ = load_model(str(tiny_folder))
+    loss = replace(LOSS, max_tokens_per_microbatch=60)
+    assert find_non_finite(model, experience, loss).endswith("is not finite, though each of them is")
+    culprit = 2  # the answer's row, of the first question
+    if cause == "weight":
+        with torch.no_grad():
+            model.get_output_embeddings().weight[0] = torch.nan
+    elif cause == "advantage":
+        advantages = experience.advantages.clone()
+        advantages[0, culprit] = -torch.inf
+        experience = replace(experience, advantages=advantages)
+    else:
+        old = experience.old_logprobs.clone()
+        old[culprit, 0] = torch.nan
+        experience = replace(experience, old_logprobs=old)
+    found = re.fullmatch(
+        r"micro-batch (\d+) of (\d+) \((\d+) answers to (.+)\) has loss (\S+) and gradient norm (\S+)",
+        find_non_finite(model, experience, loss),
+    )
+    assert found
+    assert 1 <= int(found[1]) <= int(found[2]) > 1
+    assert not all(math.isfinite(float(found[number])) for number in (5, 6))
+    if cause != "weight":
+        assert experience.rollouts.prompts[0].problem_id in found[4]
+        assert int(found[3]) < 16

@@ -21,9 +21,10 @@ from lens.experience import logp_difference
 from lens.policy import load_model, recompute
 from lens.problems import load_problems
 from lens.prompts import Prompt, PromptFormat, encode_problems
-from lens.sampling.parity import is_probed, probe
 from lens.sampling.rollouts import Rollouts, Sampler
+from lens.sampling.syncing import SyncedSampler, probe
 from lens.sampling.transformers import TransformersSampler
+from lens.update import Loss
 
 GENERATIONS, MAX_LENGTH = 4, 14
 CHOICES = {
@@ -188,19 +189,79 @@ def test_an_engine_in_bfloat16_takes_float32_weights_and_is_near(policy, prompts
     assert 1e-3 < difference < 0.5
 
 
+LOSS = Loss(
+    epsilon_low=0.2,
+    epsilon_high=0.2,
+    dual_clip=None,
+    loss_agg_mode="seq-mean-token-mean",
+    beta=0.0,
+    temperature=1.0,
+    max_completion_length=MAX_LENGTH,
+    max_tokens_per_microbatch=2000,
+    logits_chunk_size=256,
+)
+
+
 def test_a_probe_measures_and_refuses(policy, engine, prompts):
-    found = probe(engine, prompts, lambda rollouts: ratings(policy[0], rollouts), temperature=1.0)
+    found = probe(engine, policy[0], prompts, LOSS)
     assert 0 < found["sampling/logp_difference_mean"] <= found["sampling/logp_difference_max"] < 1e-3
     other = load_model(policy[0].name_or_path)[0]
     with torch.no_grad():
         other.lm_head.weight.mul_(1.1)
     with pytest.raises(ConfigError, match=r"max_logp_difference=0\.001: at least"):
-        probe(engine, prompts, lambda rollouts: ratings(other, rollouts), temperature=1.0)
+        probe(engine, other, prompts, LOSS)
 
 
-def test_the_first_sync_is_probed_and_then_every_so_many():
-    assert [sync for sync in range(1, 10) if is_probed(sync, 4)] == [1, 4, 8]
-    assert [sync for sync in range(1, 10) if is_probed(sync, 0)] == [1]
+def test_an_engine_is_synced_when_the_policy_has_changed_and_probed_now_and_then(policy, engine, prompts, monkeypatch):
+    seen = []
+    monkeypatch.setattr(engine, "sync", lambda tensors: seen.append("sync"))
+    monkeypatch.setattr("lens.sampling.syncing.probe", lambda *parts: seen.append("probe") or {"found": len(seen)})
+    monkeypatch.setattr(engine, "parity_every", 3)
+    synced = SyncedSampler(engine, policy[0], prompts, LOSS)
+    for step in (0, 0, 1, 4, 4, 5):
+        assert synced.at(step) is engine
+    assert seen == ["sync", "probe", "sync", "sync", "probe", "sync"]
+    assert synced.parity == {"found": 5}
+    monkeypatch.setattr(engine, "parity_every", 0)
+    rarely = SyncedSampler(engine, policy[0], prompts, LOSS)
+    seen.clear()
+    for step in range(5):
+        rarely.at(step)
+    assert seen == ["sync", "probe", *["sync"] * 4]
+
+
+# --- whose memory ---
+
+
+class Sleeper:
+    """Stands in for an engine on a GPU, which no machine of ours has, and writes down what it is asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __getattr__(self, name: str) -> Any:
+        def ask(*args: Any, **options: Any) -> list[Any]:
+            self.asked.append((name, *options.get("tags", ())))
+            return []
+
+        return ask
+
+
+def test_an_engine_that_sleeps_wakes_in_stages_around_a_sync(engine, monkeypatch):
+    sleeper = Sleeper()
+    monkeypatch.setattr(engine, "llm", sleeper)
+    monkeypatch.setattr(engine, "sleep", True)
+    with pytest.raises(ValueError, match="max"):  # of no completions
+        engine.sample([], 1, 0, max_completion_length=1)
+    assert sleeper.asked == [("generate",), ("sleep",)]
+    engine.sync([])
+    assert sleeper.asked[2:] == [("wake_up", "weights"), ("collective_rpc",), ("reset_prefix_cache",)]
+    engine.sync([])
+    assert ("wake_up", "weights") not in sleeper.asked[5:]
+    with pytest.raises(ValueError, match="max"):
+        engine.sample([], 1, 0, max_completion_length=1)
+    assert sleeper.asked[7:] == [("wake_up", "kv_cache"), ("generate",), ("sleep",)]
+    engine.asleep.clear()
 
 
 # --- what cannot work ---

@@ -1,8 +1,9 @@
-"""Arms -> figures, readable a column wide and in greyscale."""
+"""Arms of one setting -> figures, readable a column wide and in greyscale."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -11,19 +12,196 @@ import pandas as pd
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
-from lens.reporting.runs import Arm
-from lens.reporting.tables import Estimate
+from lens.reporting.runs import Arm, Run
+from lens.reporting.statistics import Estimate
+from lens.reporting.tables import ks_of, reported_parts
 
 COLUMN_WIDTH = 3.4  # inches, of a two-column paper
-COLORS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
-DASHES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (5, 1)), (0, (3, 3)))
+COLORS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9", "#7f7f7f")
+DASHES = (
+    "-",
+    (0, (5, 1.5)),
+    (0, (1, 1)),
+    (0, (6, 1.5, 1, 1.5)),
+    (0, (3, 1, 1, 1, 1, 1)),
+    (0, (8, 3)),
+    (0, (2, 2)),
+    "-.",
+)
 MARKERS = "osD^vP*X"
-STYLE = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
+STYLE = {
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "axes.titlesize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.5,
+    "legend.frameon": False,
+    "figure.dpi": 200,
+    "pdf.fonttype": 42,
+}
 SMOOTHING_STEPS = 5
+BINS = np.linspace(0, 1, 26)  # of confidence
+LEGEND_CHARACTERS = 60  # that fit beside each other a column wide
+LEGEND_LINE = 0.135  # inches
+MILLION = 1e6
+
+# Averages of runs over a shared axis: x, mean and 95 % half-width.
+Curve = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def over_seeds(series: Sequence[pd.Series]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def draw_figures(arms: Sequence[Arm], folder: Path) -> dict[str, Path]:
+    """Draw every figure that the runs have values for; returns what each shows -> its PNG (a PDF lies beside it)."""
+    parts = {title: p for title, p in reported_parts(arms[0]).items() if title.endswith(("all", "Levels 4-5"))}
+    whole = next(iter(parts.values()))
+    drawn = {
+        "Accuracy over steps": accuracy_figure(arms, parts, folder / "accuracy_over_steps"),
+        "Negative groups over steps": negative_groups_figure(arms, folder / "negative_groups_over_steps"),
+        "Negative groups by level": negative_levels_figure(arms, folder / "negative_groups_by_level"),
+        "pass@k after training": pass_at_k_figure(arms, parts, folder / "pass_at_k"),
+        "Share of the signal from negative groups": signal_figure(arms, folder / "signal_of_negative_groups"),
+        "Confidence of correct and wrong answers": confidence_figure(arms, folder / "confidence"),
+        "Accuracy over compute": compute_figure(arms, whole, folder / "accuracy_over_compute"),
+    }
+    return {title: path for title, path in drawn.items() if path is not None}
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+def accuracy_figure(arms: Sequence[Arm], parts: dict[str, str], path: Path) -> Path:
+    """pass@1 over steps, a panel for each part (title -> metric prefix); the paper's figures 5 and 6."""
+    with plt.rc_context(STYLE):
+        figure, panels = panels_of(len(parts))
+        for axes, (title, prefix) in zip(panels, parts.items(), strict=True):
+            curves = [over_seeds([100 * run.evaluations[f"{prefix}/pass@1"] for run in arm.runs]) for arm in arms]
+            draw_arms(axes, arms, curves, marked=True)
+            axes.set(title=title, ylabel="pass@1 (%)")
+        return finish(figure, panels, "step (optimizer updates)", path)
+
+
+def negative_groups_figure(arms: Sequence[Arm], path: Path) -> Path:
+    """Share of negative groups over steps, a moving average over SMOOTHING_STEPS; the paper's figure 2."""
+    with plt.rc_context(STYLE):
+        figure, panels = panels_of(1)
+        draw_arms(panels[0], arms, [over_seeds([smoothed(r, "groups/frac_negative") for r in a.runs]) for a in arms])
+        panels[0].set(ylabel="negative groups (%)", ylim=(0, None))
+        return finish(figure, panels, "step (optimizer updates)", path)
+
+
+def negative_levels_figure(arms: Sequence[Arm], path: Path) -> Path | None:
+    """The same for each level."""
+    metrics = sorted({n for a in arms for n in a.runs[0].metrics if n.startswith("groups/frac_negative/level_")})
+    if not metrics:
+        return None
+    with plt.rc_context(STYLE):
+        figure, panels = panels_of(len(metrics), columns=2, height=1.25)
+        for axes, metric in zip(panels, metrics, strict=True):
+            draw_arms(axes, arms, [over_seeds([smoothed(r, metric, filled=True) for r in a.runs]) for a in arms])
+            axes.set(title=f"Level {metric.rsplit('_', 1)[1]}", ylim=(-3, 103), yticks=(0, 50, 100))
+        figure.supylabel("negative groups (%)", fontsize=8)
+        return finish(figure, panels, "step (optimizer updates)", path)
+
+
+def pass_at_k_figure(arms: Sequence[Arm], parts: dict[str, str], path: Path) -> Path:
+    """pass@k over k after training, and before it."""
+    with plt.rc_context(STYLE):
+        figure, panels = panels_of(len(parts))
+        for axes, (title, prefix) in zip(panels, parts.items(), strict=True):
+            ks = ks_of(arms[0], prefix)
+            columns = [f"{prefix}/pass@{k}" for k in ks]
+            curves = [
+                over_seeds([pd.Series(100 * run.evaluations.iloc[-1][columns].to_numpy(float), ks) for run in arm.runs])
+                for arm in arms
+            ]
+            draw_arms(axes, arms, curves, marked=True)
+            before = 100 * np.mean([run.evaluations.iloc[0][columns].to_numpy(float) for run in arms[0].runs], axis=0)
+            axes.plot(ks, before, color="#999999", linewidth=1, marker="_", label="before training")
+            axes.set(title=title, ylabel="pass@k (%)")
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_locator(FixedLocator(ks))
+            axes.xaxis.set_major_formatter(ScalarFormatter())
+            axes.xaxis.set_minor_locator(NullLocator())
+        return finish(figure, panels, "k (answers drawn)", path)
+
+
+def signal_figure(arms: Sequence[Arm], path: Path) -> Path:
+    """The share of negative groups in the sum of |advantage| and, where it was measured, in the gradient's norm."""
+    measured = {
+        "of the sum of |advantage|": "groups/advantage_share_negative",
+        "of the gradient's norm": "groups/grad_norm_share_negative",
+    }
+    shown = {t: name for t, name in measured.items() if all(name in r.metrics for a in arms for r in a.runs)}
+    with plt.rc_context(STYLE):
+        figure, panels = panels_of(len(shown))
+        for axes, (title, name) in zip(panels, shown.items(), strict=True):
+            sparse = name.endswith("norm_share_negative")
+            curves = [
+                over_seeds([smoothed(r, name, steps=1 if sparse else SMOOTHING_STEPS) for r in a.runs]) for a in arms
+            ]
+            draw_arms(axes, arms, curves, marked=sparse)
+            axes.set(title=f"Negative groups' share {title}", ylabel="share (%)", ylim=(0, None))
+        return finish(figure, panels, "step (optimizer updates)", path)
+
+
+def confidence_figure(arms: Sequence[Arm], path: Path) -> Path | None:
+    """Histograms of the confidence of correct and of wrong answers of the last evaluation, a panel an arm."""
+    answers = {arm.label: pd.concat([run.answers() for run in arm.runs]) for arm in arms}
+    answers = {label: of_arm for label, of_arm in answers.items() if len(of_arm)}
+    if not answers:
+        return None
+    with plt.rc_context(STYLE):
+        columns = 1 if len(answers) <= 3 else 2
+        figure, panels = panels_of(len(answers), columns=columns, height=1.35)
+        for axes, (label, of_arm) in zip(panels, answers.items(), strict=True):
+            right = of_arm["verdict"] == "correct"
+            weight = 100 / len(of_arm)
+            for name, members, look in (
+                ("correct", right, {"histtype": "stepfilled", "facecolor": "#b8d4e8", "edgecolor": "#0072b2"}),
+                ("wrong", ~right, {"histtype": "step", "edgecolor": "#000000", "hatch": "/////", "linewidth": 1.1}),
+            ):
+                values = of_arm["confidence"][members]
+                axes.hist(values, BINS, weights=np.full(len(values), weight), label=name, **look)
+            axes.set(title=textwrap.fill(label, 44 // columns))
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        figure.supylabel("answers (%, log scale)", fontsize=8)
+        return finish(figure, panels, "confidence (geometric-mean token probability)", path)
+
+
+def compute_figure(arms: Sequence[Arm], prefix: str, path: Path) -> Path:
+    """pass@1 over steps, tokens generated, tokens trained on and seconds of training."""
+    axes_of: dict[str, Callable[[Run], pd.Series]] = {
+        "steps": lambda run: pd.Series(run.evaluations.index, run.evaluations.index),
+        "tokens generated (millions)": lambda run: so_far(run, "total/tokens_generated") / MILLION,
+        "tokens trained on (millions)": lambda run: so_far(run, "total/tokens_trained") / MILLION,
+        "time in steps (s)": lambda run: at_evaluations(run, run.metrics["time/step_s"].dropna().cumsum()),
+    }
+    with plt.rc_context(STYLE):
+        figure, panels = panels_of(len(axes_of), columns=2, height=1.6, sharex=False)
+        for axes, (label, compute) in zip(panels, axes_of.items(), strict=True):
+            curves = []
+            for arm in arms:
+                steps, mean, half = over_seeds([100 * run.evaluations[f"{prefix}/pass@1"] for run in arm.runs])
+                spent = pd.concat([compute(run) for run in arm.runs], axis=1).mean(axis=1)
+                curves.append((spent[steps].to_numpy(), mean, half))
+            draw_arms(axes, arms, curves, marked=True)
+            axes.set_xlabel(label, fontsize=7)
+        figure.supylabel("pass@1 (%)", fontsize=8)
+        return finish(figure, panels, None, path)
+
+
+# --- curves ----------------------------------------------------------------------------------------------------------
+
+
+def over_seeds(series: Sequence[pd.Series]) -> Curve:
     """Steps, mean and 95 % half-width over seeds of one metric; the steps are those that all runs have."""
     table = pd.concat(series, axis=1, join="inner").dropna()
     estimates = [Estimate.over(row) for row in table.to_numpy()]
@@ -31,60 +209,80 @@ def over_seeds(series: Sequence[pd.Series]) -> tuple[np.ndarray, np.ndarray, np.
     return table.index.to_numpy(), np.array([e.mean for e in estimates]), half
 
 
-def draw_arms(axes: plt.Axes, arms: Sequence[Arm], series: dict[str, list[pd.Series]], *, marked: bool) -> None:
-    """A line and a band for each arm."""
-    for number, arm in enumerate(arms):
-        steps, mean, half = over_seeds(series[arm.label])
+def smoothed(run: Run, metric: str, *, steps: int = SMOOTHING_STEPS, filled: bool = False) -> pd.Series:
+    """A metric in percent, a moving average over ``steps``; filled: a step without a value takes those around it."""
+    known = run.metrics["groups/frac_negative"].dropna().index
+    if metric not in run.metrics:
+        return pd.Series(np.nan, known)
+    values = 100 * run.metrics[metric].dropna()
+    if filled:
+        values = values.reindex(known)
+    return values.rolling(steps, min_periods=1).mean().ffill() if filled else values.rolling(steps, 1).mean()
+
+
+def so_far(run: Run, total: str) -> pd.Series:
+    """A running total at each evaluation; 0 before the first step."""
+    return at_evaluations(run, run.metrics[total].dropna())
+
+
+def at_evaluations(run: Run, values: pd.Series) -> pd.Series:
+    """What a value that is known at each step was at each evaluation."""
+    steps = run.evaluations.index
+    return values[~values.index.duplicated(keep="last")].reindex(steps).fillna(0.0)
+
+
+# --- panels ----------------------------------------------------------------------------------------------------------
+
+
+def panels_of(
+    number: int, *, columns: int = 1, height: float = 1.9, sharex: bool = True
+) -> tuple[plt.Figure, list[plt.Axes]]:
+    """Panels a column wide in all, row after row."""
+    rows = -(-number // columns)
+    size = (COLUMN_WIDTH, height * rows + 0.5)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=size, squeeze=False, sharex=sharex, sharey=columns > 1, layout="constrained"
+    )
+    panels = list(grid.flat)
+    for unused in panels[number:]:
+        unused.remove()
+    if sharex:
+        for above, unused in zip(panels[number - columns : number], panels[number:], strict=False):
+            above.tick_params(labelbottom=bool(unused))
+    return figure, panels[:number]
+
+
+def draw_arms(axes: plt.Axes, arms: Sequence[Arm], curves: Sequence[Curve], *, marked: bool = False) -> None:
+    """A line and a 95 % band for each arm."""
+    for number, (arm, (x, mean, half)) in enumerate(zip(arms, curves, strict=True)):
         color = COLORS[number % len(COLORS)]
         axes.plot(
-            steps,
+            x,
             mean,
             color=color,
             linestyle=DASHES[number % len(DASHES)],
             marker=MARKERS[number % len(MARKERS)] if marked else None,
-            markersize=3,
+            markersize=3.2,
+            markerfacecolor="white" if number % 2 else color,
             linewidth=1.2,
-            label=f"{arm.label} ({len(arm.runs)} seeds)",
+            label=f"{arm.label} ({len(arm.runs)} seeds)" if len(arm.runs) > 1 else f"{arm.label} (1 seed)",
         )
-        axes.fill_between(steps, mean - half, mean + half, color=color, alpha=0.12, linewidth=0)
+        axes.fill_between(x, mean - half, mean + half, color=color, alpha=0.12, linewidth=0)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
 
-def accuracy_figure(arms: Sequence[Arm], prefixes: dict[str, str], path: Path) -> Path:
-    """pass@1 over steps, a panel for each part (title -> metric prefix); mean and 95 % band over seeds."""
-    with plt.rc_context(STYLE):
-        figure, panels = plt.subplots(
-            1, len(prefixes), figsize=(COLUMN_WIDTH * len(prefixes), 2.6), squeeze=False, layout="constrained"
-        )
-        for axes, (title, prefix) in zip(panels[0], prefixes.items(), strict=True):
-            series = {a.label: [100 * run.evaluations[f"{prefix}/pass@1"] for run in a.runs] for a in arms}
-            draw_arms(axes, arms, series, marked=True)
-            axes.set(title=title, xlabel="step (optimizer updates)", ylabel="pass@1 (%)")
-        panels[0][0].legend(fontsize=7, loc="lower right")
-        return save(figure, path)
-
-
-def negative_groups_figure(arms: Sequence[Arm], path: Path) -> Path:
-    """Share of negative groups over steps, a moving average over SMOOTHING_STEPS; mean and 95 % band over seeds."""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 2.6), layout="constrained")
-        series = {
-            arm.label: [
-                (100 * run.metrics["groups/frac_negative"].dropna()).rolling(SMOOTHING_STEPS, min_periods=1).mean()
-                for run in arm.runs
-            ]
-            for arm in arms
-        }
-        draw_arms(axes, arms, series, marked=False)
-        axes.set(xlabel="step (optimizer updates)", ylabel="negative groups (%)", ylim=(0, None))
-        axes.legend(fontsize=7)
-        return save(figure, path)
-
-
-def save(figure: plt.Figure, path: Path) -> Path:
-    """Write the figure as PNG and PDF; returns the PNG's path."""
+def finish(figure: plt.Figure, panels: Sequence[plt.Axes], xlabel: str | None, path: Path) -> Path:
+    """One x label, one legend above the panels, and the figure as PNG and PDF; returns the PNG's path."""
+    if xlabel:
+        figure.supxlabel(xlabel, fontsize=8)
+    handles, labels = panels[0].get_legend_handles_labels()
+    columns = max(1, min(3, LEGEND_CHARACTERS // (max(map(len, labels)) + 4)))
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + LEGEND_LINE * (-(-len(labels) // columns) - 1))
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns)
     path.parent.mkdir(parents=True, exist_ok=True)
     png = path.with_suffix(".png")
-    figure.savefig(png, dpi=200)
-    figure.savefig(path.with_suffix(".pdf"))
+    figure.savefig(png)
+    figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})
     plt.close(figure)
     return png

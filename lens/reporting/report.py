@@ -1,93 +1,162 @@
-"""A report of finished runs: tables in the terminal and as CSV, and figures."""
+"""A report of finished runs: tables in the terminal and as files, figures, and one page with all of it."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from lens.reporting.figures import accuracy_figure, negative_groups_figure
-from lens.reporting.runs import load_arms
+from lens.errors import ConfigError
+from lens.reporting.browser import browsed_runs
+from lens.reporting.figures import draw_figures
+from lens.reporting.formats import write_table
+from lens.reporting.page import Captioned, Section, write_page
+from lens.reporting.paper import TABLES, beside_paper, has_runs
+from lens.reporting.runs import Arm, baseline_of, differing_keys, load_arms, title_of
 from lens.reporting.tables import (
     EDGE_STEPS,
-    Estimate,
     accuracy_table,
+    compute_table,
     difference_table,
-    reported_parts,
+    results_table,
     signal_table,
-    warm_start_table,
 )
 from lens.reporting.terminal import show_table
+from lens.validation import check_writable
 
-log = logging.getLogger(__name__)
+ACCURACY = "Accuracy on held-out problems in % (mean ± 95 % t interval over seeds)"
+SIGNAL = f"Signal of negative groups in %, and cost (start and end: {EDGE_STEPS} steps)"
+DIFFERENCE = (
+    "Difference to {} in points, paired by seed: ± 95 % t interval over seeds, [95 % bootstrap interval over seeds and "
+    "problems]; undecided where one of them includes zero (one cell in twenty is decided by chance)"
+)
+COMPUTE = "Compute spent, summed over runs"
 
 
-def report(runs: Sequence[Path], baseline: str, target: Path) -> None:
-    """Print the tables of all finished runs below the folders ``runs``, and write tables and figures below ``target``.
+def report(runs: Sequence[Path], baseline: str | None, target: Path, *, completions: int) -> Path:
+    """Print the tables of all finished runs below some folders, and write tables, figures and the page.
+
+    Args:
+        runs: folders with run folders, at any depth.
+        baseline: the arm that others are compared with; None: no differences.
+        target: the folder to write to. Files of several settings lie in a folder each.
+        completions: answers in the page's browser, at most.
+
+    Returns:
+        The page.
 
     Raises:
-        ConfigError: no finished runs, arms that cannot be compared, or an unknown baseline.
+        ConfigError: no finished runs, arms that cannot be compared, an unknown baseline, or no place to write to.
     """
-    arms, oddities = load_arms(runs)
-    differences = difference_table(arms, baseline)
-    accuracy = pd.concat([warm_start_table(arms), accuracy_table(arms)])
-    accuracy = accuracy.sort_values(
-        "part", key=lambda column: column.map(list(dict.fromkeys(column)).index), kind="stable"
+    if type(completions) is not int or completions < 0:
+        raise ConfigError("completions", completions, "an integer >= 0")
+    arms, notes = load_arms(runs)
+    settings = [[a for a in arms if a.setting == setting] for setting in dict.fromkeys(a.setting for a in arms)]
+    notes += check_baseline(settings, baseline)
+    browsed, unread = browsed_runs(arms, completions) if completions else ([], [])
+    notes += unread
+    for note in notes:
+        print(f"note: {note}")
+    check_writable("target", target)
+
+    sections, compute, files = [], [], []
+    for members, name in zip(settings, names_of(settings), strict=True):
+        title, folder = title_of(members), target / name
+        folder.mkdir(exist_ok=True)
+        tables = tables_of(members, baseline)
+        if len(settings) > 1:
+            print(f"\n{title}")
+        for stem, (caption, table) in tables.items():
+            show_table(caption, brief(table))
+            write_table(table, f"{title}: {caption}", folder / stem)
+        figures = draw_figures(members, folder)
+        opened = [tables[stem] for stem in ("difference", "signal") if stem in tables]
+        sections.append(Section(title, opened, tables["accuracy"], figures))
+        compute.append((title, tables["compute"][1]))
+        files += [
+            listed("tables", folder, tables, "csv,md,tex"),
+            listed("figures", folder, figures.values(), "png,pdf"),
+        ]
+
+    results = results_table(settings)
+    write_table(results, "Accuracy after training in %", target / "results")
+    paper = [(table.caption, beside_paper(table, arms)) for table in TABLES]
+    for table, (caption, beside) in zip(TABLES, paper, strict=True):
+        write_table(beside, caption, target / table.name)
+        if has_runs(arms):
+            show_table(caption, beside)
+    files.append(listed("tables", target, ["results", *(table.name for table in TABLES)], "csv,md,tex"))
+    page = write_page(
+        target / "index.html",
+        notes=notes,
+        results=results,
+        sections=sections,
+        paper=paper,
+        paper_runs=has_runs(arms),
+        compute=compute,
+        arms=arms,
+        browsed=browsed,
     )
-    for line in oddities:
-        print(f"note: {line}")
-    show_table("Accuracy on held-out problems in % (mean ± 95 % t interval over seeds)", accuracy)
-    if len(differences):
-        stars = "*: the interval leaves out zero, as one cell in twenty does by chance; else undecided"
-        title = f"Difference to {baseline} in points, paired by seed ({stars})"
-        show_table(title, differences.map(difference_text))
+    print("\n".join(files))
+    print(f"page:    {page}")
+    return page
 
-    signal = signal_table(arms)
-    show_table(f"Signal of negative groups in %, and cost (start and end: {EDGE_STEPS} steps)", signal)
 
-    target.mkdir(parents=True, exist_ok=True)
-    for name, table, printed in (
-        ("accuracy", accuracy, accuracy),
-        ("difference", differences, differences.map(difference_text)),
-        ("signal", signal, signal),
-    ):
-        spread(table).to_csv(target / f"{name}.csv", index=False)
-        (target / f"{name}.md").write_text(to_markdown(printed))
-        print(f"table:  {target / name}.csv, .md")
-    prefixes = {title: p for title, p in reported_parts(arms[0]).items() if title.endswith(("all", "Levels 4-5"))}
-    figures = [
-        accuracy_figure(arms, prefixes, target / "accuracy_over_steps"),
-        negative_groups_figure(arms, target / "negative_groups_over_steps"),
+def tables_of(arms: Sequence[Arm], baseline: str | None) -> dict[str, Captioned]:
+    """The tables of one setting, by the name of their files; differences only where there are any."""
+    tables = {
+        "accuracy": (ACCURACY, accuracy_table(arms)),
+        "difference": (DIFFERENCE.format(baseline), difference_table(arms, baseline)),
+        "signal": (SIGNAL, signal_table(arms)),
+        "compute": (COMPUTE, compute_table(arms)),
+    }
+    return {stem: (caption, table) for stem, (caption, table) in tables.items() if len(table)}
+
+
+def listed(what: str, folder: Path, names: Iterable[str | Path], kinds: str) -> str:
+    """A line that names files as a shell would take them: figures: report/{a,b}.{png,pdf}."""
+    return f"{what + ':':<8} {folder}/{{{','.join(Path(name).stem for name in names)}}}.{{{kinds}}}"
+
+
+def check_baseline(settings: Sequence[Sequence[Arm]], baseline: str | None) -> list[str]:
+    """A line for each setting that cannot be compared, and for each arm that differs in more than its objective.
+
+    Raises:
+        ConfigError: no setting of several arms has an arm of that name.
+    """
+    several = [arms for arms in settings if len(arms) > 1]
+    has = [any(baseline in (arm.label, arm.variant) for arm in arms) for arms in several]
+    if baseline is None:
+        return []
+    if several and not any(has):
+        labels = dict.fromkeys(arm.label for arms in settings for arm in arms)
+        raise ConfigError("baseline", baseline, f"one of {', '.join(labels)}; null: no differences")
+    notes = [
+        f"{title_of(arms)}: no arm {baseline} to compare with"
+        for arms, found in zip(several, has, strict=True)
+        if not found
     ]
-    for figure in figures:
-        print(f"figure: {figure}")
+    for arm, base in ((arm, baseline_of(arm, arms, baseline)) for arms in several for arm in arms):
+        if base is not None and base.experiment != arm.experiment:
+            a, b = ({k: v for k, v in x.runs[0].config.items() if k != "objective"} for x in (base, arm))
+            if differing := [key for key in differing_keys(a, b) if key != "evaluation.every"]:
+                notes.append(
+                    f"{arm.label} of {arm.experiment} and {base.label} of {base.experiment} differ in {differing}"
+                )
+    return notes
 
 
-def difference_text(value: object) -> str:
-    """A difference with its sign, and a star where it is decided; anything else as it is."""
-    if not isinstance(value, Estimate):
-        return str(value)
-    return f"{'+' if value.mean >= 0 else ''}{value} {'*' if value.decided else ' '}"
+def names_of(settings: Sequence[Sequence[Arm]]) -> list[str]:
+    """The folder of each setting below the target; nothing where there is only one."""
+    if len(settings) == 1:
+        return [""]
+    plain = [re.sub(r"[^\w.-]+", "_", title_of(arms)) for arms in settings]
+    return [name if plain.count(name) == 1 else f"{name}_{number}" for number, name in enumerate(plain, 1)]
 
 
-def to_markdown(table: pd.DataFrame) -> str:
-    """The table in Markdown, numbers to the right."""
-    head = [str(column) for column in table.columns]
-    rule = ["---" if column in ("part", "arm") else "---:" for column in head]
-    rows = [[str(value).strip() for value in row] for row in table.itertuples(index=False)]
-    escaped = [[cell.replace("|", r"\|") for cell in cells] for cells in [head, rule, *rows]]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in escaped)
-
-
-def spread(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with every `Estimate` as two columns, <name> and <name> half-width."""
-    columns = {}
-    for name in table.columns:
-        if len(table) and isinstance(table[name].iloc[0], Estimate):
-            columns[name] = [estimate.mean for estimate in table[name]]
-            columns[f"{name} half-width"] = [estimate.half_width for estimate in table[name]]
-        else:
-            columns[name] = list(table[name])
-    return pd.DataFrame(columns)
+def brief(table: pd.DataFrame) -> pd.DataFrame:
+    """A table for the terminal: of differences, the first and the last k alone."""
+    ks = [name for name in table.columns if name.startswith("pass@")]
+    return table.drop(columns=ks[1:-1]) if "problems" in table.columns else table

@@ -1,8 +1,12 @@
-"""Run folders -> arms: the runs that differ in nothing but their seed."""
+"""Run folders -> arms: the runs that differ in nothing but their seed, beside those they can be compared with."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,22 +14,41 @@ from typing import Any
 
 import pandas as pd
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from lens.errors import ConfigError
+from lens.evaluation import pass_at_ks
 
 NOT_COMPARED = ("seed", "outputs", "tracking", "resume", "check_golds")
+SETTING = ("model", "dataset", "evaluation")  # the groups that decide what can be compared with what
+NOT_RUNS = ("report", "wandb")  # folders beside runs that this package and W&B make
 NAMED_SEEDS = 8  # of those without a run
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run folder."""
+    """A finished run folder; ``choices`` are the options of the config groups, ``evaluation`` has no references."""
 
     folder: Path
-    objective: str
+    choices: dict[str, str | None]
     overrides: Sequence[str]
     seed: int
     config: dict[str, Any]
+    evaluation: dict[str, Any]
+
+    @property
+    def objective(self) -> str:
+        return self.choices["objective"]
+
+    @property
+    def experiment(self) -> str:
+        return self.choices.get("experiment") or "no experiment"
+
+    @cached_property
+    def setting(self) -> str:
+        """What was asked, of which model, and how it was measured: runs that agree in it can be compared."""
+        parts = [self.config.get("model"), self.config.get("dataset"), without_rhythm(self.evaluation)]
+        return json.dumps(parts, sort_keys=True)
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
@@ -38,17 +61,45 @@ class Run:
         columns = [name for name in self.metrics.columns if name.startswith("eval/")]
         return self.metrics[columns].dropna(how="all")
 
+    @cached_property
+    def problems(self) -> pd.DataFrame:
+        """The last evaluation: a row per problem, ordered by set and id."""
+        rows = pd.read_parquet(self.folder / "evaluations" / f"step_{self.evaluations.index[-1]:06d}.parquet")
+        return rows.sort_values(["set", "id"], ignore_index=True)
+
+    @cached_property
+    def pass_at_ks(self) -> pd.DataFrame:
+        """pass@k in percent of each row of `problems`, a column per k."""
+        return 100 * pass_at_ks(self.problems)
+
+    def answers(self) -> pd.DataFrame:
+        """Verdict and confidence of each answer of the last evaluation."""
+        file = self.folder / "evaluations" / f"step_{self.evaluations.index[-1]:06d}_completions.parquet"
+        return pd.read_parquet(file, columns=["verdict", "confidence"]) if file.exists() else pd.DataFrame()
+
 
 @dataclass(frozen=True)
 class Arm:
-    """Runs of one config, a seed each, in the order of their seeds."""
+    """Runs of one config, a seed each, in the order of their seeds.
+
+    ``variant`` is what sets it apart inside its experiment, ``label`` names the experiment too where others need it.
+    """
 
     label: str
     runs: Sequence[Run]
+    variant: str = ""
 
     @property
     def seeds(self) -> list[int]:
         return [run.seed for run in self.runs]
+
+    @property
+    def experiment(self) -> str:
+        return self.runs[0].experiment
+
+    @property
+    def setting(self) -> str:
+        return self.runs[0].setting
 
     def final(self) -> pd.DataFrame:
         """The last evaluation of every run: a row per seed."""
@@ -56,48 +107,107 @@ class Arm:
 
 
 def load_arms(folders: Sequence[Path]) -> tuple[list[Arm], list[str]]:
-    """The arms of all finished runs below some folders, and a line for each run folder that was left out.
+    """The arms of all finished runs below some folders, and a line for each thing there that is odd.
+
+    Arms of one setting stand together; the setting with the most runs is the first.
 
     Raises:
-        ConfigError: no finished run, two configs or two runs of one seed under one label, or different evaluations.
+        ConfigError: no finished run; in one arm two configs or a seed twice; in one setting different problems; in one
+            experiment different evaluations.
     """
     runs, oddities = [], []
     where = ", ".join(map(str, folders))
-    for config_file in sorted(file for folder in folders for file in folder.glob("**/.hydra/config.yaml")):
-        run_folder = config_file.parent.parent
-        if (run_folder / "evaluation.parquet").exists():  # left by scripts/evaluate.py
-            continue
-        if not all((run_folder / name).exists() for name in ("summary.json", "metrics.jsonl")):
-            oddities.append(f"{run_folder}: not finished, left out")
-            continue
-        runs.append(load_run(run_folder))
+    for folder in folders:
+        if not folder.is_dir():
+            oddities.append(f"{folder}: no such folder")
+        for found in walk(folder, set()):
+            if isinstance(found, str):
+                oddities.append(found)
+            elif (found / "evaluation.parquet").exists():  # left by scripts/evaluate.py
+                continue
+            elif (reason := unfinished(found)) is not None:
+                oddities.append(f"{found}: {reason}, left out")
+            else:
+                try:
+                    runs.append(load_run(found))
+                except (OSError, ValueError, KeyError, IndexError, OmegaConfBaseException) as error:
+                    told = " ".join(str(error).split())[:200]
+                    oddities.append(f"{found}: cannot be read ({type(error).__name__}: {told}), left out")
     if not runs:
-        raise ConfigError("runs", where, "a folder with finished runs (each has a summary.json)")
-    shared = set.intersection(*(set(run.overrides) for run in runs))
-    by_label: dict[str, list[Run]] = {}
-    for run in runs:
-        by_label.setdefault(label_of(run.objective, [o for o in run.overrides if o not in shared]), []).append(run)
-    labels = sorted(by_label, key=lambda label: (label != "grpo", label))
-    arms = [Arm(label, sorted(by_label[label], key=lambda run: run.seed)) for label in labels]
-    seeds = {run.seed for run in runs}
+        seen = f"; found: {'; '.join(oddities)}" if oddities else ""
+        raise ConfigError("runs", where, f"a folder with finished runs (each has a summary.json){seen}")
+    check_evaluations(runs, where)
+    settings = Counter(run.setting for run in runs)
+    arms = [arm for setting, _ in settings.most_common() for arm in arms_of([r for r in runs if r.setting == setting])]
     for arm in arms:
         check_arm(arm)
-        if missing := sorted(seeds - set(arm.seeds)):
-            named = ", ".join(map(str, missing[:NAMED_SEEDS])) + (", …" if len(missing) > NAMED_SEEDS else "")
-            oddities.append(f"{arm.label}: no finished run with seed {named} ({len(missing)} of {len(seeds)} seeds)")
-    for arm in arms[1:]:
-        differing = differing_keys(arms[0].runs[0].config["evaluation"], arm.runs[0].config["evaluation"])
-        if set(differing) - {"every"}:
-            valid = f"runs of one evaluation; {arm.label} and {arms[0].label} differ in {differing}"
-            raise ConfigError("runs", where, valid)
+    for setting in settings:
+        members = [arm for arm in arms if arm.setting == setting]
+        check_problems(members, where)
+        oddities += missing_seeds(members)
+    if len(settings) > 1:
+        oddities += [apart(arms, setting) for setting, _ in settings.most_common()[1:]]
     return arms, oddities
 
 
+def walk(folder: Path, seen: set[str]) -> Iterator[Path | str]:
+    """The run folders below a folder, and a line for each that is empty; links are followed, but no folder twice."""
+    if (real := os.path.realpath(folder)) in seen or not folder.is_dir():
+        return
+    seen.add(real)
+    if (folder / ".hydra").is_dir():
+        yield folder
+        return
+    entries = sorted(folder.iterdir())
+    if not entries:
+        yield f"{folder}: empty"
+    for entry in entries:
+        if entry.is_dir() and entry.name not in NOT_RUNS and not entry.name.startswith("."):
+            yield from walk(entry, seen)
+
+
+def unfinished(folder: Path) -> str | None:
+    """Why a run folder is left out, or None."""
+    if not (folder / "summary.json").exists():
+        return "not finished"
+    for name in ("metrics.jsonl", ".hydra/config.yaml", ".hydra/hydra.yaml"):
+        if not (folder / name).exists():
+            return f"not whole (no {name})"
+    return None
+
+
 def load_run(folder: Path) -> Run:
-    """One finished run."""
-    config = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "config.yaml"), resolve=False)
+    """One finished run, with its metrics and its last evaluation read."""
+    config = OmegaConf.load(folder / ".hydra" / "config.yaml")
     hydra = OmegaConf.load(folder / ".hydra" / "hydra.yaml").hydra
-    return Run(folder, hydra.runtime.choices.objective, list(hydra.overrides.task), config["seed"], config)
+    plain = OmegaConf.to_container(config, resolve=False)
+    evaluation = OmegaConf.to_container(config.evaluation, resolve=True)
+    choices = OmegaConf.to_container(hydra.runtime.choices)
+    run = Run(folder, choices, list(hydra.overrides.task), plain["seed"], plain, evaluation)
+    _ = run.problems  # a run whose files cannot be read fails here
+    return run
+
+
+def arms_of(runs: Sequence[Run]) -> list[Arm]:
+    """The arms of one setting, GRPO first."""
+    shared = set.intersection(*(set(run.overrides) for run in runs))
+    members: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        variant = label_of(run.objective, [override for override in run.overrides if override not in shared])
+        members.setdefault((variant, run.experiment), []).append(run)
+    common = Counter(variant for variant, _ in members)
+    arms = []
+    for variant, experiment in sorted(members, key=lambda key: (key[0] != "grpo", natural(key[0]), key[1])):
+        label = variant if common[variant] == 1 else f"{experiment}: {variant}"
+        of_arm = sorted(members[variant, experiment], key=lambda run: run.seed)
+        arms.append(Arm(label, of_arm, variant))
+    return arms
+
+
+def natural(text: str) -> list[tuple[float, str]]:
+    """A key to sort by in which numbers count as numbers: alpha=4 comes before alpha=16."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", text)
+    return [(float(part), "") if place % 2 else (-1.0, part) for place, part in enumerate(parts)]
 
 
 def label_of(objective: str, overrides: Sequence[str]) -> str:
@@ -105,23 +215,89 @@ def label_of(objective: str, overrides: Sequence[str]) -> str:
     apart = []
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
-        if key.split(".")[0] not in ("objective", "experiment", *NOT_COMPARED) or key.startswith("objective."):
+        head = key.split(".")[0]
+        if key.startswith("objective.") or head not in ("objective", "experiment", *SETTING, *NOT_COMPARED):
             apart.append(f"{key.removeprefix('objective.').removeprefix('trainer.')}={value}")
     return " ".join([objective, *apart])
 
 
+def title_of(arms: Sequence[Arm]) -> str:
+    """What a setting is called: its experiments, its model and its training set."""
+    choices = arms[0].runs[0].choices
+    experiments = " + ".join(dict.fromkeys(arm.experiment for arm in arms))
+    return " · ".join(filter(None, [experiments, choices.get("model"), choices.get("dataset")]))
+
+
+def baseline_of(arm: Arm, arms: Sequence[Arm], baseline: str | None) -> Arm | None:
+    """The arm of the same setting to compare an arm with: that of its own experiment, or the first there is."""
+    named = [a for a in arms if a.setting == arm.setting and baseline in (a.label, a.variant)]
+    own = [a for a in named if a.experiment == arm.experiment]
+    found = next(iter(own or named), None)
+    return None if found is arm else found
+
+
+# --- what is odd, and what is refused --------------------------------------------------------------------------------
+
+
+def missing_seeds(arms: Sequence[Arm]) -> list[str]:
+    """A line for each arm that lacks seeds which other arms of its experiment have."""
+    lines = []
+    for arm in arms:
+        seeds = {seed for other in arms if other.experiment == arm.experiment for seed in other.seeds}
+        if missing := sorted(seeds - set(arm.seeds)):
+            named = ", ".join(map(str, missing[:NAMED_SEEDS])) + (", …" if len(missing) > NAMED_SEEDS else "")
+            lines.append(f"{arm.label}: no finished run with seed {named} ({len(missing)} of {len(seeds)} seeds)")
+    return lines
+
+
+def apart(arms: Sequence[Arm], setting: str) -> str:
+    """That the arms of a setting are reported apart from the first setting's, and why."""
+    members = [arm for arm in arms if arm.setting == setting]
+    a, b = ({key: run.config.get(key) for key in SETTING} for run in (arms[0].runs[0], members[0].runs[0]))
+    differing = [key for key in differing_keys(a, b) if key != "evaluation.every"]
+    folders = [run.folder for arm in members for run in arm.runs]
+    named = ", ".join(map(str, folders[:NAMED_SEEDS])) + (", …" if len(folders) > NAMED_SEEDS else "")
+    return f"{title_of(members)}: reported apart from {title_of(arms[:1])}, as {differing} differ ({named})"
+
+
+def check_evaluations(runs: Sequence[Run], where: str) -> None:
+    """Raises ConfigError where runs of one experiment on one model and dataset were evaluated differently."""
+    first: dict[str, Run] = {}
+    for run in runs:
+        asked = json.dumps([run.experiment, run.config.get("model"), run.config.get("dataset")], sort_keys=True)
+        other = first.setdefault(asked, run)
+        a, b = without_rhythm(other.evaluation), without_rhythm(run.evaluation)
+        if differing := differing_keys(a, b, "evaluation."):
+            raise ConfigError("runs", where, f"runs of one evaluation; {run.folder} and {other.folder}: {differing}")
+
+
+def check_problems(arms: Sequence[Arm], where: str) -> None:
+    """Raises ConfigError where the last evaluations of a setting's runs did not ask the same problems."""
+    first = arms[0].runs[0]
+    for run in (run for arm in arms for run in arm.runs):
+        a, b = (r.problems[["set", "id", "n"]].reset_index(drop=True) for r in (first, run))
+        if not a.equals(b):
+            different = len(set(map(tuple, a.to_numpy())) ^ set(map(tuple, b.to_numpy())))
+            valid = f"runs evaluated on the same problems; {run.folder} and {first.folder} differ in {different} rows"
+            raise ConfigError("runs", where, valid)
+
+
 def check_arm(arm: Arm) -> None:
     """Raises ConfigError where the runs of an arm differ in more than their seed, or repeat one."""
+    first = arm.runs[0]
+    for run in arm.runs[1:]:
+        if differing := differing_keys(first.config, run.config):
+            valid = f"runs that differ in their seed alone; {run.folder} and {first.folder} differ in {differing}"
+            raise ConfigError("runs", arm.label, valid)
     if len(set(arm.seeds)) < len(arm.seeds):
         twice = sorted({seed for seed in arm.seeds if arm.seeds.count(seed) > 1})
         folders = ", ".join(str(run.folder) for run in arm.runs if run.seed in twice)
         raise ConfigError("runs", arm.label, f"one run a seed; seeds {twice} occur again in {folders}")
-    first = arm.runs[0]
-    for run in arm.runs[1:]:
-        differing = differing_keys(first.config, run.config)
-        if differing:
-            valid = f"runs that differ in their seed alone; {run.folder} and {first.folder} differ in {differing}"
-            raise ConfigError("runs", arm.label, valid)
+
+
+def without_rhythm(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """The evaluation's config without how often there is one."""
+    return {key: value for key, value in evaluation.items() if key != "every"}
 
 
 def differing_keys(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[str]:

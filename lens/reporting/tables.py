@@ -1,56 +1,23 @@
-"""Arms -> tables: pass@k by level, with intervals over seeds, and the paired difference to a baseline."""
+"""Arms of one setting -> tables: pass@k by level, the paired difference to a baseline, where the signal came from."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from lens.errors import ConfigError
-from lens.reporting.runs import Arm
+from lens.evaluation import slices
+from lens.reporting.runs import Arm, Run, baseline_of
+from lens.reporting.statistics import Difference, Estimate
 
-CONFIDENCE = 0.95
 EDGE_STEPS = 10
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds, in percent or points, with the half-width of its 95 % t interval (nan below three seeds)."""
-
-    mean: float
-    half_width: float
-    seeds: int
-
-    @classmethod
-    def over(cls, values: Sequence[float]) -> Estimate:
-        """From one value a seed; two seeds give no interval (t with one degree of freedom says nothing)."""
-        values = np.asarray(values, dtype=float)
-        n = len(values)
-        if n < 3:
-            return cls(float(values.mean()), math.nan, n)
-        half = stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1) * values.std(ddof=1) / math.sqrt(n)
-        return cls(float(values.mean()), float(half), n)
-
-    @property
-    def decided(self) -> bool:
-        """Whether the interval leaves out zero; False without an interval."""
-        return abs(self.mean) > self.half_width
-
-    def __str__(self) -> str:
-        digits = 1 if abs(self.mean) >= 1 or self.mean == 0 or abs(self.mean) < self.half_width else 2
-        if math.isnan(self.half_width):
-            return f"{self.mean:.{digits}f}"
-        return f"{self.mean:.{digits}f} ± {self.half_width:.{digits}f}"
 
 
 def reported_parts(arm: Arm) -> dict[str, str]:
     """What is reported of every evaluation set: the title of a part -> the prefix of its metrics."""
-    names = [name.removeprefix("eval/") for name in arm.runs[0].evaluations.columns if "/pass@1" in name]
-    parts = [name.rsplit("/", 1)[0] for name in names if not name.endswith(tuple("0246")) and "/subject_" not in name]
+    names = [name.removeprefix("eval/") for name in arm.runs[0].evaluations.columns if name.endswith("/pass@1")]
+    parts = [name.rsplit("/", 1)[0] for name in names if "/subject_" not in name]
     several = len({part.split("/")[0] for part in parts}) > 1
 
     def title(part: str) -> str:
@@ -61,6 +28,15 @@ def reported_parts(arm: Arm) -> dict[str, str]:
     return {title(part): f"eval/{part}" for part in dict.fromkeys(parts)}
 
 
+def members_of(run: Run) -> dict[str, pd.Index]:
+    """The rows of a run's `problems` that each part holds, by the prefix of its metrics."""
+    return {
+        "/".join(filter(None, ["eval", str(name), part])): rows.index
+        for name, of_set in run.problems.groupby("set", sort=False)
+        for part, rows in slices(of_set)
+    }
+
+
 def ks_of(arm: Arm, prefix: str) -> list[int]:
     """The k of pass@k that were measured, ascending."""
     columns = arm.runs[0].evaluations.columns
@@ -68,58 +44,76 @@ def ks_of(arm: Arm, prefix: str) -> list[int]:
 
 
 def accuracy_table(arms: Sequence[Arm]) -> pd.DataFrame:
-    """Percent correct: a row per part and arm, a column per k, cells are `Estimate`s over seeds."""
-    rows = []
-    for part, prefix in reported_parts(arms[0]).items():
-        for arm in arms:
-            final = 100 * arm.final()
-            cells = {f"pass@{k}": Estimate.over(final[f"{prefix}/pass@{k}"]) for k in ks_of(arm, prefix)}
-            rows.append({"part": part, "arm": arm.label, "seeds": len(arm.runs), **cells})
-    return pd.DataFrame(rows)
+    """Percent correct: a row per part and arm, a column per k, cells are `Estimate`s over seeds.
 
-
-def difference_table(arms: Sequence[Arm], baseline: str) -> pd.DataFrame:
-    """Points above the baseline, paired by seed: a row per part and other arm, cells are `Estimate`s.
-
-    Raises:
-        ConfigError: no arm is called like the baseline.
+    The first row of each part is the model before training, over the seeds of the first arm.
     """
-    by_label = {arm.label: arm for arm in arms}
-    if baseline not in by_label:
-        raise ConfigError("baseline", baseline, f"one of {', '.join(by_label)}")
-    base = 100 * by_label[baseline].final()
+    before = pd.DataFrame({run.seed: run.evaluations.iloc[0] for run in arms[0].runs}).T
+    finals = {"before training": before} | {arm.label: arm.final() for arm in arms}
     rows = []
     for part, prefix in reported_parts(arms[0]).items():
-        for arm in arms:
-            shared = [seed for seed in arm.seeds if seed in base.index]
-            if arm.label == baseline or not shared:
-                continue
-            final = 100 * arm.final()
-            columns = {f"pass@{k}": f"{prefix}/pass@{k}" for k in ks_of(arm, prefix)}
-            cells = {k: Estimate.over(final.loc[shared, c] - base.loc[shared, c]) for k, c in columns.items()}
-            rows.append({"part": part, "arm": arm.label, "seeds": len(shared), **cells})
+        for label, final in finals.items():
+            cells = {f"pass@{k}": Estimate.over(100 * final[f"{prefix}/pass@{k}"]) for k in ks_of(arms[0], prefix)}
+            rows.append({"part": part, "arm": label, "seeds": len(final), **cells})
     return pd.DataFrame(rows)
 
 
-def warm_start_table(arms: Sequence[Arm]) -> pd.DataFrame:
-    """Percent correct before training, over the seeds of the first arm."""
-    arm = arms[0]
-    before = 100 * pd.DataFrame({run.seed: run.evaluations.iloc[0] for run in arm.runs}).T
-    return pd.DataFrame(
-        [
-            {
-                "part": part,
-                "arm": "before training",
-                "seeds": len(arm.runs),
-                **{f"pass@{k}": Estimate.over(before[f"{prefix}/pass@{k}"]) for k in ks_of(arm, prefix)},
+def results_table(settings: Sequence[Sequence[Arm]]) -> pd.DataFrame:
+    """The last evaluations of all settings in the layout of the paper's tables: a row per model, data and algorithm."""
+    rows = []
+    for arms in settings:
+        choices = arms[0].runs[0].choices
+        asked = {"model": str(choices.get("model")), "data": str(choices.get("dataset"))}
+        for part, prefix in reported_parts(arms[0]).items():
+            if part.rsplit(": ")[-1] != "all":
+                continue
+            for arm in arms:
+                final = 100 * arm.final()
+                cells = {f"pass@{k}": Estimate.over(final[f"{prefix}/pass@{k}"]) for k in ks_of(arms[0], prefix)}
+                named = {"algorithm": arm.label, "evaluated on": prefix.removeprefix("eval/"), "seeds": len(arm.runs)}
+                rows.append(asked | named | cells)
+    return pd.DataFrame(rows).astype(object).fillna("-")
+
+
+def difference_table(arms: Sequence[Arm], baseline: str | None) -> pd.DataFrame:
+    """Points above the baseline, paired by seed and problem: a row per part and other arm, cells are `Difference`s.
+
+    The last columns count problems: those that at least one answer of the arm solves and none of the baseline's, and
+    the other way round (means over seeds), and all problems of the part. Arms without a baseline or a shared seed have
+    no row.
+    """
+    members = members_of(arms[0].runs[0])
+    pairs = [(arm, paired_runs(arm, base)) for arm in arms if (base := baseline_of(arm, arms, baseline))]
+    rows = []
+    for part, prefix in reported_parts(arms[0]).items():
+        index = members[prefix]
+        for arm, runs in pairs:
+            if not runs:
+                continue
+            cells = {
+                f"pass@{k}": Difference.paired(
+                    np.stack([(ours.pass_at_ks[k] - base.pass_at_ks[k])[index].to_numpy() for ours, base in runs])
+                )
+                for k in ks_of(arm, prefix)
             }
-            for part, prefix in reported_parts(arm).items()
-        ]
-    )
+            solved = [[run.problems["correct"][index] > 0 for run in pair] for pair in runs]
+            alone = [
+                Estimate.over([(a & ~b).sum() for a, b in solved]),
+                Estimate.over([(b & ~a).sum() for a, b in solved]),
+            ]
+            counts = dict(zip(("solved by it alone", f"by {baseline} alone"), alone, strict=True))
+            rows.append({"part": part, "arm": arm.label, "seeds": len(runs), **cells, **counts, "problems": len(index)})
+    return pd.DataFrame(rows)
+
+
+def paired_runs(arm: Arm, base: Arm) -> list[tuple[Run, Run]]:
+    """The runs of two arms that share a seed, in the order of their seeds."""
+    of_base = {run.seed: run for run in base.runs}
+    return [(run, of_base[run.seed]) for run in arm.runs if run.seed in of_base]
 
 
 def signal_table(arms: Sequence[Arm]) -> pd.DataFrame:
-    """Where each arm's training signal came from and what it cost: `Estimate`s over seeds of means over steps.
+    """Where each arm's training signal came from: `Estimate`s over seeds of means over steps.
 
     Negative groups at the start and at the end (over EDGE_STEPS steps) in % of all groups; their share of the sum of
     |advantage| and of the gradient's norm in %; entropy at the end in nats; tokens trained on in % of those generated.
@@ -144,6 +138,30 @@ def signal_table(arms: Sequence[Arm]) -> pd.DataFrame:
             for arm in arms
         ]
     )
+
+
+def compute_table(arms: Sequence[Arm]) -> pd.DataFrame:
+    """What the runs of each arm cost in all: millions of tokens and hours of wall-clock time, summed over seeds."""
+    rows = []
+    for arm in arms:
+        metrics = [run.metrics for run in arm.runs]
+
+        def hours(name: str, metrics: list[pd.DataFrame] = metrics) -> float:
+            return sum(m[name].sum() for m in metrics if name in m) / 3600
+
+        rows.append(
+            {
+                "arm": arm.label,
+                "runs": len(arm.runs),
+                "steps": sum(int(m.index.max()) for m in metrics),
+                "M tokens generated": sum(final(m, "tokens_generated") for m in metrics) / 1e6,
+                "M tokens trained": sum(final(m, "tokens_trained") for m in metrics) / 1e6,
+                "h training": hours("time/step_s"),
+                "h evaluating": hours("time/evaluate_s"),
+            }
+        )
+    total = {"arm": "all"} | {name: sum(row[name] for row in rows) for name in rows[0] if name != "arm"}
+    return pd.DataFrame([*rows, total]).map(lambda value: round(value, 3) if isinstance(value, float) else value)
 
 
 def first(series: pd.Series) -> float:

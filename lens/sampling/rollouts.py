@@ -62,7 +62,7 @@ def geometric_mean_probability(logprobs: Tensor, mask: Tensor) -> Tensor:
 class Sampler(Protocol):
     """A rollout engine.
 
-    ``parity_every`` says how often it is compared with the trainer (lens/sampling/parity.py), and
+    ``parity_every`` says how often it is compared with the trainer (lens/sampling/syncing.py), and
     ``max_logp_difference`` how far they may be apart; None where the engine is the trainer's own module.
     """
 

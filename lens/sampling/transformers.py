@@ -120,7 +120,7 @@ class TransformersSampler:
                 break
             if alive.sum() < COMPACT_BELOW * len(alive):
                 kept = alive.nonzero().squeeze(1)
-                cache.batch_select_indices(kept)
+                cache.batch_select_indices(kept.to(self.model.device))
                 tokens, real, positions, row_of, alive = (x[kept] for x in (tokens, real, positions, row_of, alive))
             positions = positions + 1
             if padded:
@@ -130,9 +130,14 @@ class TransformersSampler:
 
     def _forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: DynamicCache) -> Tensor:
         """Logits [rows, V] after the last token of each row; the cache grows by ids.shape[1]."""
-        return self.model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
-        ).logits[:, -1]
+        ids, mask, positions = (None if x is None else x.to(self.model.device) for x in (ids, mask, positions))
+        return (
+            self.model(
+                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
+            )
+            .logits[:, -1]
+            .cpu()
+        )
 
 
 def uniform_draws(seed: int, prompt: Prompt, num_generations: int, length: int) -> np.ndarray:

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lens.errors import ConfigError
+from lens.progress import progress_bar
 from lens.prompts import Prompt
 from lens.sampling.rollouts import Rollouts, derive_seed, end_token_ids
 
@@ -32,6 +33,7 @@ except ImportError as error:
     raise ConfigError("sampler", "vllm", valid) from error
 
 GIB = 2**30
+MEMORY = ("weights", "kv_cache")  # vLLM's names of what it can give back, in the order in which it is needed
 SEED_BITS = 62  # room for the sample's number, which vLLM adds to a request's seed
 
 
@@ -75,7 +77,7 @@ class VLLMSampler:
             raise ConfigError("sampler.kv_cache_space", None, "a number of GiB on a CPU")
         if tensor_parallel_size > 1 and not torch.distributed.is_initialized():
             raise ConfigError("sampler.tensor_parallel_size", tensor_parallel_size, "1 in a single process")
-        self.tokenizer, self.sleep = tokenizer, sleep
+        self.tokenizer, self.sleep, self.asleep = tokenizer, sleep, set()
         self.parity_every, self.max_logp_difference = parity_every, max_logp_difference
         self.end_tokens = end_token_ids(model, tokenizer)
         try:
@@ -114,8 +116,7 @@ class VLLMSampler:
         progress: str | None = None,
     ) -> Rollouts:
         """See `lens.sampling.rollouts.Sampler`; temperature 0 is greedy."""
-        if self.sleep:
-            self.llm.wake_up()
+        self._wake(*MEMORY)
         requests = [
             SamplingParams(
                 n=num_generations,
@@ -130,10 +131,14 @@ class VLLMSampler:
             for prompt in prompts
         ]
         outputs = self.llm.generate(
-            [TokensPrompt(prompt_token_ids=list(prompt.token_ids)) for prompt in prompts], requests, use_tqdm=False
+            [TokensPrompt(prompt_token_ids=list(prompt.token_ids)) for prompt in prompts],
+            requests,
+            use_tqdm=progress is not None
+            and (lambda total, **_: progress_bar(total, unit="question", desc=progress, leave=False)),
         )
         if self.sleep:
-            self.llm.sleep(level=1)
+            self.llm.sleep(level=1)  # weights to the host; what the cache held is gone
+            self.asleep = set(MEMORY)
         completions = [completion for output in outputs for completion in output.outputs]
         lengths = torch.tensor([len(completion.token_ids) for completion in completions])
         ids = torch.zeros(len(completions), int(lengths.max()), dtype=torch.long)
@@ -158,11 +163,17 @@ class VLLMSampler:
 
     def sync(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Take over weights by name, one after the other, in memory; what the old ones have cached is forgotten."""
-        if self.sleep:
-            self.llm.wake_up(tags=["weights"])
+        self._wake("weights")
         weights = ((name, tensor.detach()) for name, tensor in named_tensors)
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         self.llm.reset_prefix_cache()
+
+    def _wake(self, *memory: str) -> None:
+        """Take back those parts of the GPU's memory that are lent."""
+        for part in memory:
+            if part in self.asleep:
+                self.llm.wake_up(tags=[part])
+                self.asleep.remove(part)
 
     def close(self) -> None:
         """End the engine and free its memory."""

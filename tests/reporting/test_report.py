@@ -1,84 +1,21 @@
-"""Reports on run folders that are made here: tables, intervals, figures, and what cannot be compared."""
+"""Reports on run folders that are made here: tables, files, figures, and what is printed."""
 
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from omegaconf import OmegaConf
+from run_folders import SEEDS, SKILL, make_run
 from scipy import stats
 
 from lens.errors import ConfigError
-from lens.evaluation import metrics_of
 from lens.reporting.figures import over_seeds
 from lens.reporting.report import report
-from lens.reporting.runs import differing_keys, label_of, load_arms
-from lens.reporting.tables import Estimate, accuracy_table, difference_table, reported_parts
-from lens.tracking import write_json, write_parquet
-
-SEEDS = (0, 1, 2, 3)
-SKILL = {"grpo": 0.4, "lens": 0.55}
-
-
-def make_run(
-    folder: Path, objective: str, seed: int, *overrides: str, config: dict | None = None, sets: tuple = ("arithmetic",)
-) -> Path:
-    """A finished run folder in the form that training leaves it: evaluations at 0, 10 and 20, a line for each step."""
-    values = {
-        "seed": seed,
-        "outputs": str(folder),
-        "resume": "auto",
-        "tracking": {"wandb": {"mode": "offline"}},
-        "trainer": {"max_steps": 20, "learning_rate": 1e-4},
-        "evaluation": {"every": 10, "num_samples": 4, "sets": {name: {"source": name} for name in sets}},
-    }
-    task = [f"objective={objective}", f"seed={seed}", *overrides]
-    hydra = {"hydra": {"runtime": {"choices": {"objective": objective}}, "overrides": {"task": task}}}
-    (folder / ".hydra").mkdir(parents=True)
-    OmegaConf.save(OmegaConf.merge(values, config or {}), folder / ".hydra" / "config.yaml")
-    OmegaConf.save(hydra, folder / ".hydra" / "hydra.yaml")
-    rng = np.random.default_rng([seed, len(objective), len(overrides)])
-    lines = []
-    for step in range(21):
-        if step:
-            share = rng.uniform(0.2, 0.5)
-            lines.append(
-                {
-                    "train/global_step": step,
-                    "groups/frac_negative": share,
-                    "groups/advantage_share_negative": 0.0 if objective == "grpo" else share / 10,
-                    "entropy": rng.uniform(0.1, 0.3),
-                    "total/tokens_generated": 100 * step,
-                    "total/tokens_trained": 60 * step,
-                    "time/step_s": 1.0,
-                }
-            )
-            if step % 10 == 0:
-                lines[-1]["groups/grad_norm_share_negative"] = lines[-1]["groups/advantage_share_negative"] / 2
-        if step % 10 == 0:
-            skill = SKILL.get(objective, 0.5) * (0.5 + step / 40)
-            rows = pd.DataFrame(
-                {
-                    "set": name,
-                    "id": f"{name}/{number}",
-                    "level": 1 + number % 5,
-                    "subject": "Algebra",
-                    "n": 4,
-                    "correct": rng.binomial(4, skill),
-                    **dict.fromkeys(("truncated", "no_answer", "timeout", "error"), 0),
-                }
-                for name in sets
-                for number in range(50)
-            )
-            write_parquet(folder / "evaluations" / f"step_{step:06d}.parquet", rows)
-            lines.append({"train/global_step": step, **metrics_of(rows)})
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    write_json(folder / "summary.json", {"step": 20, "metrics": {}})
-    return folder
+from lens.reporting.runs import load_arms
+from lens.reporting.tables import accuracy_table, difference_table, reported_parts
 
 
 @pytest.fixture
@@ -111,8 +48,8 @@ def test_accuracies_and_their_intervals_are_those_of_the_stored_evaluations(runs
     arms, oddities = load_arms([runs])
     assert oddities == []
     table = accuracy_table(arms).set_index(["part", "arm"])
-    assert set(table.index) == {(part, arm) for part in PARTS for arm in SKILL}
-    for (part, arm), row in table.iterrows():
+    assert set(table.index) == {(part, arm) for part in PARTS for arm in ("before training", *SKILL)}
+    for (part, arm), row in table.drop("before training", level="arm").iterrows():
         assert row["seeds"] == 4
         for k in (1, 2, 4):
             values = accuracies(runs, arm, PARTS[part], k)
@@ -155,24 +92,6 @@ def test_only_seeds_that_both_arms_have_are_paired(runs):
     assert row["pass@1"].mean == pytest.approx(pairs.mean())
 
 
-def test_the_interval_is_students():
-    for values in ([1.0, 2.0, 4.0], [0.3, 0.1, -0.2, 0.4, 0.35]):
-        estimate = Estimate.over(values)
-        low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-        assert estimate.mean == pytest.approx(np.mean(values))
-        assert (estimate.mean - estimate.half_width, estimate.mean + estimate.half_width) == pytest.approx((low, high))
-        assert estimate.decided == (stats.ttest_1samp(values, 0).pvalue < 0.05)
-
-
-def test_below_three_seeds_there_is_no_interval():
-    for values in ([5.0], [5.0, 6.0]):
-        estimate = Estimate.over(values)
-        assert math.isnan(estimate.half_width)
-        assert not estimate.decided
-        assert "±" not in str(estimate)
-    assert str(Estimate.over([10.0, 11.0, 12.0])) == "11.0 ± 2.5"
-
-
 def test_several_sets_are_told_apart_and_the_baseline_comes_first(tmp_path):
     for objective in ("lens", "grpo"):
         make_run(tmp_path / objective, objective, 0, sets=("math500", "arithmetic"))
@@ -198,9 +117,9 @@ def test_the_curve_over_seeds_is_a_mean_with_a_t_band():
 
 def test_a_report_prints_tables_and_writes_them_with_figures(runs, tmp_path, capsys):
     (runs / "lens-3" / "metrics.jsonl").unlink()  # as a copy that broke off leaves it
-    report([runs], "grpo", tmp_path / "report")
+    report([runs], "grpo", tmp_path / "report", completions=0)
     printed = capsys.readouterr().out
-    assert f"note: {runs / 'lens-3'}: not finished, left out" in printed
+    assert f"note: {runs / 'lens-3'}: not whole (no metrics.jsonl), left out" in printed
     assert "note: lens: no finished run with seed 3" in printed
     for text in ("Accuracy on held-out problems", "Difference to grpo in points", "Signal of negative groups"):
         assert text in printed
@@ -219,7 +138,13 @@ def test_a_report_prints_tables_and_writes_them_with_figures(runs, tmp_path, cap
     assert signal.loc["grpo", "share of |A|"] == 0
     assert signal.loc["lens", "share of |A|"] == pytest.approx(2 * signal.loc["lens", "share of gradient"], rel=0.5)
     assert signal.loc["lens", "tokens trained"] == pytest.approx(60)
-    for name in ("accuracy_over_steps", "negative_groups_over_steps"):
+    assert printed.splitlines()[-1] == f"page:    {tmp_path / 'report' / 'index.html'}"
+    for name in ("accuracy", "difference", "signal", "compute", "results", "table1", "table2", "table3"):
+        latex = (tmp_path / "report" / f"{name}.tex").read_text()
+        assert latex.count(r"\toprule") == 1
+        assert all((tmp_path / "report" / f"{name}.{kind}").exists() for kind in ("csv", "md"))
+    figures = ("accuracy_over_steps", "negative_groups_over_steps", "negative_groups_by_level", "pass_at_k")
+    for name in (*figures, "signal_of_negative_groups", "accuracy_over_compute"):
         assert (tmp_path / "report" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (tmp_path / "report" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
 
@@ -227,7 +152,7 @@ def test_a_report_prints_tables_and_writes_them_with_figures(runs, tmp_path, cap
 def test_one_arm_is_reported_without_differences(tmp_path, capsys):
     for seed in SEEDS:
         make_run(tmp_path / "runs" / str(seed), "lens", seed)
-    report([tmp_path / "runs"], "lens", tmp_path / "report")
+    report([tmp_path / "runs"], None, tmp_path / "report", completions=0)
     printed = capsys.readouterr().out
     assert "Accuracy" in printed
     assert "Difference" not in printed
@@ -240,7 +165,7 @@ def test_runs_that_never_measured_the_gradients_are_reported(tmp_path, capsys):
         for line in lines:
             line.pop("groups/grad_norm_share_negative", None)
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    report([tmp_path / "runs"], "grpo", tmp_path / "report")
+    report([tmp_path / "runs"], "grpo", tmp_path / "report", completions=0)
     assert "Signal of negative groups" in capsys.readouterr().out
 
 
@@ -257,69 +182,8 @@ def test_several_folders_make_one_report_and_evaluations_are_no_runs(tmp_path):
     assert oddities == []
 
 
-# --- arms ------------------------------------------------------------------------------------------------------------
-
-
-def test_an_arm_is_called_by_what_sets_it_apart(tmp_path):
-    shared = ["model.name_or_path=/models/x", "trainer.max_steps=20", "outputs=/o", "experiment=tiny"]
-    make_run(tmp_path / "a", "grpo", 0, *shared)
-    for number, alpha in enumerate((0.25, 4)):
-        config = {"objective": {"alpha": alpha}}
-        make_run(tmp_path / f"b{number}", "lens", 0, *shared, f"objective.alpha={alpha}", config=config)
-    arms, _ = load_arms([tmp_path])
-    assert [arm.label for arm in arms] == ["grpo", "lens alpha=0.25", "lens alpha=4"]
-
-
-def test_labels_leave_out_what_changes_no_result():
-    overrides = ["objective=lens", "seed=1", "outputs=/x", "tracking.wandb.mode=offline", "experiment=demo"]
-    assert label_of("lens", overrides) == "lens"
-    assert label_of("lens", [*overrides, "objective.alpha=1", "trainer.beta=0.1"]) == "lens alpha=1 beta=0.1"
-
-
-def test_a_seed_that_occurs_twice_is_refused(runs):
-    copy = make_run(runs / "again", "grpo", 2)
-    with pytest.raises(ConfigError, match=r"seeds \[2\]") as error:
-        load_arms([runs])
-    assert str(copy) in str(error.value)
-    assert str(runs / "grpo-2") in str(error.value)
-
-
-def test_an_arm_of_two_configs_is_refused(runs):
-    other = make_run(runs / "other", "grpo", 9, config={"trainer": {"learning_rate": 2e-4}})
-    with pytest.raises(ConfigError, match=r"trainer\.learning_rate") as error:
-        load_arms([runs])
-    assert str(other) in str(error.value)
-
-
-def test_arms_of_two_evaluations_are_refused(runs):
-    make_run(runs / "other", "uniform", 0, config={"evaluation": {"num_samples": 8}})
-    with pytest.raises(ConfigError, match="num_samples"):
-        load_arms([runs])
-
-
-def test_arms_that_were_evaluated_at_other_steps_are_compared(runs):
-    make_run(runs / "other", "uniform", 0, config={"evaluation": {"every": 20}})
-    assert [arm.label for arm in load_arms([runs])[0]] == ["grpo", "lens", "uniform"]
-
-
-def test_a_folder_without_runs_is_refused(tmp_path):
-    (tmp_path / "half" / ".hydra").mkdir(parents=True)
-    (tmp_path / "half" / ".hydra" / "config.yaml").touch()
-    for folder in (tmp_path / "absent", tmp_path):
-        with pytest.raises(ConfigError, match=r"summary\.json") as error:
-            load_arms([folder])
-        assert error.value.key == "runs"
-
-
 def test_an_unknown_baseline_is_refused_before_anything_is_written(runs, tmp_path):
     with pytest.raises(ConfigError, match="one of grpo, lens") as error:
-        report([runs], "ppo", tmp_path / "report")
+        report([runs], "ppo", tmp_path / "report", completions=0)
     assert (error.value.key, error.value.value) == ("baseline", "ppo")
     assert not (tmp_path / "report").exists()
-
-
-def test_configs_differ_in_what_decides_results():
-    a = {"seed": 1, "outputs": "x", "trainer": {"beta": 0, "lr": [1, 2]}, "tracking": {"mode": 1}}
-    b = {"seed": 2, "outputs": "y", "trainer": {"beta": 1, "lr": [1, 2], "seed": 3}, "tracking": {"mode": 2}}
-    assert differing_keys(a, a) == []
-    assert differing_keys(a, b) == ["trainer.beta", "trainer.seed"]

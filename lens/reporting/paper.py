@@ -1,0 +1,118 @@
+"""The published numbers, and our runs of the same experiments beside them, in the layout of the paper's tables.
+
+Source: Feng, Jain, Hartshorn, Duan, Kempe (2025), arXiv 2510.08696v1, tables 1 to 3: MATH, 16 samples a problem,
+pass@k in percent. Table 1 is the mean of two runs, tables 2 and 3 are one run each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from lens.reporting.runs import Arm
+from lens.reporting.statistics import Estimate
+
+KS = (1, 2, 4, 8, 16)
+LLAMA, QWEN = "Llama-3.1-8B-Instruct", "Qwen-2.5-3B-Base"
+MISSING = "missing"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One published row, and where a run of it is found: an experiment and an objective of configs/."""
+
+    model: str
+    algorithm: str
+    published: tuple[float, ...]
+    experiment: str
+    objective: str
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """One table of the paper."""
+
+    name: str
+    caption: str
+    rows: Sequence[Row]
+
+
+TABLES = (
+    PaperTable(
+        "table1",
+        "Table 1: MATH, trained on MATH + DAPO (published: mean of two runs)",
+        (
+            Row(LLAMA, "GRPO", (54.09, 61.09, 67.05, 69.29, 72.70), "table1_llama", "grpo"),
+            Row(LLAMA, "LENS", (56.63, 63.05, 68.36, 72.18, 75.34), "table1_llama", "lens"),
+            Row(QWEN, "GRPO", (67.06, 72.86, 77.12, 80.83, 82.67), "table1_qwen", "grpo"),
+            Row(QWEN, "LENS", (68.59, 74.79, 79.33, 82.62, 84.44), "table1_qwen", "lens"),
+        ),
+    ),
+    PaperTable(
+        "table2",
+        "Table 2: ablation, Llama, trained on MATH + NuminaMath-1.5 (published: one run)",
+        (
+            Row(LLAMA, "GRPO", (56.88, 65.42, 72.08, 78.34, 82.80), "table3_llama", "grpo"),
+            Row(
+                LLAMA,
+                "LENS, mixed groups only",
+                (57.42, 65.82, 73.08, 78.80, 83.20),
+                "table2_ablation",
+                "lens_mixed_only",
+            ),
+            Row(
+                LLAMA,
+                "LENS, negative groups only",
+                (58.14, 66.48, 73.46, 79.79, 83.40),
+                "table2_ablation",
+                "lens_negative_only",
+            ),
+            Row(LLAMA, "LENS", (58.64, 66.08, 73.98, 79.46, 83.40), "table3_llama", "lens"),
+        ),
+    ),
+    PaperTable(
+        "table3",
+        "Table 3: MATH, trained on MATH + NuminaMath-1.5 (published: one run)",
+        (
+            Row(LLAMA, "GRPO", (56.88, 65.42, 72.08, 78.34, 82.80), "table3_llama", "grpo"),
+            Row(LLAMA, "LENS", (58.64, 66.08, 73.98, 79.46, 83.40), "table3_llama", "lens"),
+            Row(QWEN, "GRPO", (65.88, 72.39, 77.82, 82.05, 85.13), "table3_qwen", "grpo"),
+            Row(QWEN, "LENS", (68.46, 74.74, 79.75, 83.54, 86.28), "table3_qwen", "lens"),
+        ),
+    ),
+)
+
+
+def beside_paper(table: PaperTable, arms: Sequence[Arm]) -> pd.DataFrame:
+    """A published row and ours below it for each row of a table of the paper; a run that is not there is "missing"."""
+    rows = []
+    for row in table.rows:
+        named = {"model": row.model, "algorithm": row.algorithm}
+        rows.append(
+            named | {"numbers": "published"} | {f"pass@{k}": f"{v:.2f}" for k, v in zip(KS, row.published, strict=True)}
+        )
+        ours = our_numbers(row, arms)
+        seeds = next((cell.seeds for cell in ours.values()), 0)
+        told = f"ours ({seeds} seed{'s' if seeds > 1 else ''})" if ours else "ours"
+        rows.append(named | {"numbers": told} | {f"pass@{k}": ours.get(k, MISSING) for k in KS})
+    return pd.DataFrame(rows)
+
+
+def our_numbers(row: Row, arms: Sequence[Arm]) -> dict[int, Estimate]:
+    """pass@k on MATH's test split of our runs of a published row; nothing where there are none.
+
+    A run with other values than the experiment's is another arm, and none of this row.
+    """
+    for arm in arms:
+        if arm.experiment == row.experiment and arm.variant == row.objective:
+            final = 100 * arm.final()
+            columns = {k: f"eval/math/pass@{k}" for k in KS}
+            return {k: Estimate.over(final[name]) for k, name in columns.items() if name in final}
+    return {}
+
+
+def has_runs(arms: Sequence[Arm]) -> bool:
+    """Whether any of the paper's rows has runs of ours."""
+    return any(our_numbers(row, arms) for table in TABLES for row in table.rows)

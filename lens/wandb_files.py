@@ -1,0 +1,63 @@
+"""What W&B keeps of a run in the run folder: its id, and how much of the history has reached its files.
+
+W&B writes in a process of its own and in blocks, so that what it was given shortly before a kill is lost.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from google.protobuf.message import DecodeError
+from wandb.proto.wandb_internal_pb2 import Record
+
+BLOCK, HEADER, PART_HEADER = 32768, 7, 7  # bytes
+WHOLE, LAST = 1, 4  # types of a record's part; the others are its first and middle ones
+
+
+def remembered_id(folder: Path) -> str:
+    """The id of a run folder's W&B run: one for all its starts, from before the first checkpoint."""
+    file = folder / "wandb" / "run_id"
+    if not file.exists():
+        file.parent.mkdir(exist_ok=True)
+        unfinished = file.with_suffix(".unfinished")
+        unfinished.write_text(secrets.token_hex(4))
+        unfinished.replace(file)
+    return file.read_text()
+
+
+def lines_in_wandb(folder: Path, run_id: str) -> int:
+    """How many history steps 0, 1, 2, ... of a run the files of its earlier starts hold."""
+    steps = [
+        record.history.step.num
+        for file in folder.glob(f"wandb/*run-*-{run_id}/run-{run_id}.wandb")
+        for record in records_of(file.read_bytes())
+        if record.HasField("history")
+    ]
+    return max(steps, default=-1) + 1
+
+
+def records_of(data: bytes) -> Iterator[Record]:
+    """The whole records of a .wandb file, up to where a kill has cut it.
+
+    The format is LevelDB's log behind a header: blocks of 32 KiB that hold records, or parts of them, each behind a
+    checksum (4 bytes), its length (2) and its type (1).
+    """
+    place, parts = HEADER, b""
+    while place + PART_HEADER <= len(data):
+        if (left := BLOCK - place % BLOCK) < PART_HEADER:  # padding
+            place += left
+            continue
+        length, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
+        start = place + PART_HEADER
+        place = start + length
+        if kind == 0 or place > len(data):
+            return
+        parts += data[start:place]
+        if kind in (WHOLE, LAST):
+            try:
+                yield Record.FromString(parts)
+            except DecodeError:
+                return
+            parts = b""

@@ -1,0 +1,23 @@
+"""Weigh stored rollouts under another objective, without a model: python scripts/replay.py run=... objective=lens"""
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from lens.cli import entry_point
+
+
+@entry_point("replay")
+def main(config: DictConfig) -> None:
+    from lens.replay import replay
+    from lens.stored import as_path
+    from lens.validation import check_values
+
+    check_values(config)
+    run, target = as_path("run", config.run), as_path("target", config.target)
+    name = HydraConfig.get().runtime.choices.objective
+    replay(run, instantiate(config.objective), name=name, step=config.step, target=target)
+
+
+if __name__ == "__main__":
+    main()

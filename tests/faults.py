@@ -1,0 +1,53 @@
+"""Parts and faults that tests break runs with."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lens.objectives import grpo_advantages
+from lens.sampling.transformers import TransformersSampler
+
+
+class WaitingSampler(TransformersSampler):
+    """The embedded engine, which waits as long as a file exists."""
+
+    def __init__(self, *parts: Any, while_exists: str, **options: Any):
+        super().__init__(*parts, **options)
+        self.file = Path(while_exists)
+
+    def sample(self, *arguments: Any, **options: Any) -> Any:
+        while self.file.exists():
+            time.sleep(0.01)
+        return super().sample(*arguments, **options)
+
+
+def infinite_advantages(correct, confidence, *, lengths=None, valid=None, **choices) -> torch.Tensor:
+    """GRPO's advantages, but for the first answer's."""
+    advantages = grpo_advantages(correct, valid=valid, **choices)
+    advantages[0, 0] = torch.inf
+    return advantages
+
+
+def kill_at(point: str) -> None:
+    """Have this process and its workers killed at the nth call of a function: "module:qualified.name:nth"."""
+    module, name, nth = point.split(":")
+    *owners, name = name.split(".")
+    owner = functools.reduce(getattr, owners, importlib.import_module(module))
+    function, calls = getattr(owner, name), []
+
+    @functools.wraps(function)
+    def counted(*arguments: Any, **options: Any) -> Any:
+        calls.append(None)
+        if len(calls) == int(nth):
+            os.killpg(os.getpgrp(), signal.SIGKILL)
+        return function(*arguments, **options)
+
+    setattr(owner, name, counted)
