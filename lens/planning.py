@@ -2,7 +2,7 @@
 
 Parameters are counted on the model itself, built on the meta device, which holds shapes and no numbers. Memory is that
 of the two phases a GPU alternates between, sampling and update; hours are a roofline: floating-point operations for
-training and prompts, memory traffic for decoding, each at the share of the peak that the config assumes.
+log-probabilities and updates, memory traffic for decoding, each at the share of the peak that the config assumes.
 """
 
 from __future__ import annotations

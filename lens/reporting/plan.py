@@ -19,7 +19,7 @@ def show_plan(config: DictConfig) -> None:
         f"{config.model.name_or_path or 'the tiny model'}: {model.parameters:,} parameters on {config.num_gpus} GPU(s)"
     )
     batches = [
-        ("training problems, at most", made.problems),
+        ("training problems, at most", f"{made.problems:,}"),
         (
             "questions x answers a round",
             f"{t.num_prompts_per_rollout} x {t.num_generations} = {made.answers_a_round:,}",
