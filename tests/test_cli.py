@@ -411,6 +411,7 @@ def test_a_config_error_inside_another_is_what_is_told():
 OUT_OF_BOUNDS = {
     "seed": [-1],
     "resume": ["maybe"],
+    "jobs": [0, -2],
     "check_golds": [1],
     "profile": [1],
     "trainer.max_steps": [0],
@@ -423,6 +424,9 @@ OUT_OF_BOUNDS = {
     "trainer.truncated": ["drop"],
     "trainer.old_logprobs": ["engine"],
     "trainer.confidence": ["engine"],
+    "trainer.importance_sampling": ["sequence_truncate"],
+    "trainer.importance_cap": [1, 0.5],
+    "trainer.autocast": ["float16"],
     "trainer.epsilon_low": [0, 1, -0.2],
     "trainer.epsilon_high": [0, -0.2],
     "trainer.dual_clip": [1, 0.5],
@@ -458,6 +462,16 @@ OUT_OF_BOUNDS = {
     "objective.scale_negative": [0],
     "objective.rho": [0, 1.1, "pi"],
     "objective.scale_by_std": [0],
+    "sampler.max_num_seqs": [0],
+    "sampler.dtype": ["float64"],
+    "sampler.max_model_len": [1],
+    "sampler.kv_cache_space": [0],
+    "sampler.gpu_memory_utilization": [0, 1.1],
+    "sampler.tensor_parallel_size": [0],
+    "sampler.enforce_eager": [1],
+    "sampler.sleep": [1],
+    "sampler.parity_every": [-1],
+    "sampler.max_logp_difference": [0],
     "model.prompt.template": ["bare"],
     "model.prompt.max_length": [0],
 }
@@ -465,12 +479,12 @@ OUT_OF_BOUNDS = {
 
 def test_every_rule_is_about_a_key_that_there_is():
     assert OUT_OF_BOUNDS.keys() == RULES.keys()
-    assert RULES.keys() <= set(valid_keys("train", []))
+    assert RULES.keys() <= set(valid_keys("train", ["experiment=smollm2_math"]))
 
 
 @pytest.fixture(scope="module")
 def plain() -> DictConfig:
-    return composed()
+    return composed("experiment=smollm2_math", "evaluation.num_samples=16")
 
 
 @pytest.mark.parametrize("key", RULES)

@@ -225,7 +225,7 @@ def keys_of(file: Path) -> Iterator[tuple[str, bool, bool]]:
     """(dotted key in the composed config, has a comment above it, holds a value) of every key in a file."""
     lines = file.read_text().splitlines()
     in_experiment = file.parent.name in ("experiment", "debug")
-    package = [] if in_experiment or file.parent == CONFIGS else [file.parent.name]
+    package = [] if in_experiment else [*file.parent.relative_to(CONFIGS).parts]
     stack: list[tuple[int, str]] = []
     for above, line in itertools.pairwise(["", *lines]):
         if not (match := re.fullmatch(r"( *)([\w./]+):(.*)", line)):
