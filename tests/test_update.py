@@ -307,6 +307,23 @@ def test_the_denominator_counts_completions_without_advantage(model, experience,
     assert error(gradient(model, more, loss), factor * gradient(model, fewer, loss)) < TOLERANCE["float32"]
 
 
+def test_importance_weights_scale_each_tokens_gradient_and_are_measured(model, experience):
+    mask = experience.rollouts.mask
+    trainer = experience.rollouts.logprobs + 0.3 * mask
+    weighed = replace(experience, trainer_logprobs=trainer, importance=torch.full(mask.shape, 0.5))
+    assert error(gradient(model, weighed), 0.5 * gradient(model, experience)) < TOLERANCE["float32"]
+    metrics = weighed.metrics(LOSS.weights(weighed))
+    assert metrics["sampling/logp_difference_max"] == pytest.approx(0.3, abs=1e-5)
+    assert metrics["sampling/importance_ratio_mean"] == pytest.approx(math.exp(0.3), rel=1e-5)
+    assert metrics["sampling/importance_weight_mean"] == pytest.approx(0.5)
+    assert not any(name.startswith("sampling/") for name in experience.metrics(LOSS.weights(experience)))
+
+
+def test_autocast_is_near_the_full_precision_and_no_more(model, experience):
+    difference = error(gradient(model, experience, replace(LOSS, autocast="bfloat16")), gradient(model, experience))
+    assert 1e-4 < difference < 0.1
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_weights_are_those_of_valid_completions(experience, mode):
     loss = replace(LOSS, loss_agg_mode=mode)
