@@ -32,6 +32,7 @@ DIFFERENCE = (
     "Difference to {} in points, paired by seed: ± 95 % t interval over seeds, [95 % bootstrap interval over seeds and "
     "problems]; undecided where one of them includes zero (one cell in twenty is decided by chance)"
 )
+GAIN = "Gain over the model before training in points: ± 95 % t interval over seeds, [95 % bootstrap interval over seeds and problems]"
 COMPUTE = "Compute spent, summed over runs"
 
 
@@ -108,6 +109,7 @@ def tables_of(arms: Sequence[Arm], baseline: str | None) -> dict[str, Captioned]
     """The tables of one setting, by the name of their files; differences only where there are any."""
     tables = {
         "accuracy": (ACCURACY, accuracy_table(arms)),
+        "gain": (GAIN, gain_table(arms)),
         "difference": (DIFFERENCE.format(baseline), difference_table(arms, baseline)),
         "signal": (SIGNAL, signal_table(arms)),
         "compute": (COMPUTE, compute_table(arms)),

@@ -64,13 +64,17 @@ class Run:
     @cached_property
     def problems(self) -> pd.DataFrame:
         """The last evaluation: a row per problem, ordered by set and id."""
-        rows = pd.read_parquet(self.folder / "evaluations" / f"step_{self.evaluations.index[-1]:06d}.parquet")
-        return rows.sort_values(["set", "id"], ignore_index=True)
+        return self.evaluated_at(self.evaluations.index[-1])
 
     @cached_property
     def pass_at_ks(self) -> pd.DataFrame:
         """pass@k in percent of each row of `problems`, a column per k."""
         return 100 * pass_at_ks(self.problems)
+
+    def evaluated_at(self, step: int) -> pd.DataFrame:
+        """One evaluation: a row per problem, ordered by set and id."""
+        rows = pd.read_parquet(self.folder / "evaluations" / f"step_{step:06d}.parquet")
+        return rows.sort_values(["set", "id"], ignore_index=True)
 
     def answers(self) -> pd.DataFrame:
         """Verdict and confidence of each answer of the last evaluation."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
-from lens.evaluation import slices
+from lens.evaluation import pass_at_ks, slices
 from lens.reporting.runs import Arm, Run, baseline_of
 from lens.reporting.statistics import Difference, Estimate
 
@@ -103,6 +103,22 @@ def difference_table(arms: Sequence[Arm], baseline: str | None) -> pd.DataFrame:
             ]
             counts = dict(zip(("solved by it alone", f"by {baseline} alone"), alone, strict=True))
             rows.append({"part": part, "arm": arm.label, "seeds": len(runs), **cells, **counts, "problems": len(index)})
+    return pd.DataFrame(rows)
+
+
+def gain_table(arms: Sequence[Arm]) -> pd.DataFrame:
+    """Points above the model before training, paired by problem: a row per part and arm, cells are `Difference`s."""
+    members = members_of(arms[0].runs[0])
+    rows = []
+    for part, prefix in reported_parts(arms[0]).items():
+        for arm in arms:
+            gains = [run.pass_at_ks - 100 * pass_at_ks(run.evaluated_at(run.evaluations.index[0])) for run in arm.runs]
+            cells = {
+                f"pass@{k}": Difference.paired(np.stack([gain[k][members[prefix]].to_numpy() for gain in gains]))
+                for k in ks_of(arm, prefix)
+            }
+            counts = {"seeds": len(gains), "problems": len(members[prefix])}
+            rows.append({"part": part, "arm": arm.label, **counts, **cells})
     return pd.DataFrame(rows)
 
 
