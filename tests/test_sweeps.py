@@ -292,7 +292,7 @@ def test_a_sweep_that_was_killed_ends_with_the_same_tables(pupil, logs, tmp_path
         return {name: file.read_bytes() for name, file in files.items()} | {"signal": timeless.encode()}
 
     whole = sweeping(pupil, tmp_path / "whole", max_steps=4, checkpoint_every=1)
-    assert run(*whole, folder=logs).code == 0
+    assert run(*whole, "hydra.launcher.n_jobs=1", folder=logs).code == 0
     command = sweeping(pupil, tmp_path / "killed", max_steps=4, checkpoint_every=1)
     folder = tmp_path / "killed" / "sweeps" / "tiny"
     running = Command(*command, folder=logs)
@@ -301,7 +301,7 @@ def test_a_sweep_that_was_killed_ends_with_the_same_tables(pupil, logs, tmp_path
     assert running.wait().code == -signal.SIGKILL
     assert len(list(folder.glob("*/summary.json"))) < 4
 
-    assert run(*command, folder=logs).code == 0
+    assert run(*command, "hydra.launcher.n_jobs=1", folder=logs).code == 0
     logged = [(job(folder, *which) / "train.log").read_text() for which in JOBS]
     assert any("Going on from step" in log for log in logged)
     assert tables(tmp_path / "killed") == tables(tmp_path / "whole")

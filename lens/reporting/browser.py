@@ -56,7 +56,7 @@ class Browsed:
 
 
 def browsed_runs(arms: Sequence[Arm], limit: int) -> tuple[list[Browsed], list[str]]:
-    """One run of each arm, at most ``limit`` answers in all, and a line for each file that was left out.
+    """One run of each arm, at most ``limit`` answers in all, and a line for each run with files that were left out.
 
     Arms of one setting show the same seed where they can, and so the same first questions. Where not all fits, steps
     are taken at equal distances, the first and the last among them, and of a step its first groups.
@@ -74,20 +74,21 @@ def browsed_runs(arms: Sequence[Arm], limit: int) -> tuple[list[Browsed], list[s
 
 
 def chunks_of(run: Run, key: str, limit: int) -> tuple[list[Chunk], list[str]]:
-    """Stored rollouts of a run, at most ``limit`` answers, and a line for each file that cannot be read."""
+    """Stored rollouts of a run, at most ``limit`` answers, and a line if there are files that cannot be read."""
     try:
         files = stored_answers(run.folder, "rollouts")
     except ConfigError:  # trainer.rollouts_every=0
         return [], []
     columns = [*STORED, "prompt_ids", "finish_reason", "text", "answer"]
-    read, notes = {}, []
+    read, unread = {}, []
     for step, file in files.items():
         try:
             read[step] = read_answers(file, columns)
             group_size(read[step])
         except ConfigError as error:
-            notes.append(f"{error}; left out of the browser")
+            unread.append(error)
             read.pop(step, None)
+    notes = [f"{unread[0]}; left out of the browser, with {len(unread)} of {len(files)} files"] if unread else []
     if not read:
         return [], notes
     steps, largest = list(read), max(map(len, read.values()))

@@ -148,7 +148,7 @@ def load_arms(folders: Sequence[Path]) -> tuple[list[Arm], list[str]]:
     for setting in settings:
         members = [arm for arm in arms if arm.setting == setting]
         check_problems(members, where)
-        oddities += missing_seeds(members)
+        oddities += other_experiments(members) + missing_seeds(members)
     if len(settings) > 1:
         oddities += [apart(arms, setting) for setting, _ in settings.most_common()[1:]]
     return arms, oddities
@@ -241,6 +241,17 @@ def baseline_of(arm: Arm, arms: Sequence[Arm], baseline: str | None) -> Arm | No
 
 
 # --- what is odd, and what is refused --------------------------------------------------------------------------------
+
+
+def other_experiments(arms: Sequence[Arm]) -> list[str]:
+    """A line for each experiment of a setting but the one with the most runs."""
+    counts = Counter(run.experiment for arm in arms for run in arm.runs)
+    (first, _), *others = counts.most_common()
+    lines = []
+    for name, number in others:
+        labels = ", ".join(arm.label for arm in arms if arm.experiment == name)
+        lines.append(f"{number} run(s) of another experiment than {first}, with arms of their own: {name} ({labels})")
+    return lines
 
 
 def missing_seeds(arms: Sequence[Arm]) -> list[str]:

@@ -123,7 +123,8 @@ def test_arms_of_several_experiments_are_told_apart(tmp_path):
             folder = tmp_path / f"{experiment}-{objective}"
             make_run(folder, objective, 0, f"experiment={experiment}", choices={"experiment": experiment})
     make_run(tmp_path / "c", "uniform", 0, "experiment=c", choices={"experiment": "c"})
-    arms, _ = load_arms([tmp_path])
+    arms, oddities = load_arms([tmp_path])
+    assert "1 run(s) of another experiment than a, with arms of their own: c (uniform)" in oddities
     by_label = {arm.label: arm for arm in arms}
     assert list(by_label) == ["a: grpo", "b: grpo", "a: lens", "b: lens", "uniform"]
     assert title_of(arms) == "a + b + c · tiny · arithmetic"
