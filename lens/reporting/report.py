@@ -20,6 +20,7 @@ from lens.reporting.tables import (
     accuracy_table,
     compute_table,
     difference_table,
+    gain_table,
     results_table,
     signal_table,
 )
@@ -32,7 +33,9 @@ DIFFERENCE = (
     "Difference to {} in points, paired by seed: ± 95 % t interval over seeds, [95 % bootstrap interval over seeds and "
     "problems]; undecided where one of them includes zero (one cell in twenty is decided by chance)"
 )
-GAIN = "Gain over the model before training in points: ± 95 % t interval over seeds, [95 % bootstrap interval over seeds and problems]"
+GAIN = (
+    "Gain over the model before training in points: ± 95 % t interval over seeds, [bootstrap over seeds and problems]"
+)
 COMPUTE = "Compute spent, summed over runs"
 
 

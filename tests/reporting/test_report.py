@@ -15,7 +15,7 @@ from lens.errors import ConfigError
 from lens.reporting.figures import over_seeds
 from lens.reporting.report import report
 from lens.reporting.runs import load_arms
-from lens.reporting.tables import accuracy_table, difference_table, reported_parts
+from lens.reporting.tables import accuracy_table, difference_table, gain_table, reported_parts
 
 
 @pytest.fixture
@@ -76,6 +76,15 @@ def test_differences_are_paired_by_seed(runs):
     assert False in decided
     back = difference_table(arms, "lens").set_index("part")
     assert back.loc["all", "pass@1"].mean == pytest.approx(-table.loc["all", "pass@1"].mean)
+
+
+def test_gains_are_those_over_the_first_evaluation_of_the_same_run(runs):
+    table = gain_table(load_arms([runs])[0]).set_index(["part", "arm"])
+    for (part, arm), row in table.iterrows():
+        for k in (1, 2, 4):
+            after, before = (accuracies(runs, arm, PARTS[part], k, step) for step in (20, 0))
+            interval, cell = stats.ttest_rel(after, before).confidence_interval(0.95), row[f"pass@{k}"]
+            assert (cell.mean - cell.half_width, cell.mean + cell.half_width) == pytest.approx(interval, abs=1e-9)
 
 
 def test_only_seeds_that_both_arms_have_are_paired(runs):
