@@ -154,6 +154,7 @@ def training(model: Path, outputs: Path, *overrides: object, **keys: object) -> 
         "evaluation.sets.arithmetic.size=20",
         "evaluation.num_samples=4",
         "evaluation.every=2",
+        "grader.timeout_s=60",  # a busy machine must not decide over verdicts
         *(f"trainer.{key}={value}" for key, value in {**sizes, **rhythm, **keys}.items()),
         *overrides,
     ]

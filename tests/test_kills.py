@@ -76,12 +76,19 @@ def test_a_run_killed_while_it_does_something_ends_the_same(command, whole, logs
 
 @pytest.mark.parametrize("number", range(KILLS))
 def test_a_run_killed_at_a_random_moment_ends_the_same(command, whole, logs, tmp_path, number):
-    folder, moment = tmp_path / "run", random.uniform(0, whole[1])
+    folder, total = tmp_path / "run", lines_in(whole[0])
+    reached, moment = random.randrange(total), random.uniform(0, whole[1] / total / 2)
     running = Command(*command, f"hydra.run.dir={folder}", folder=logs)
+    running.wait_until(lambda: lines_in(folder) >= reached)
     time.sleep(moment)
-    running.wait_until((folder / "metrics.jsonl").exists)  # before it a run has done nothing
-    if running.is_running():
-        running.signal(signal.SIGKILL)
-    code, reached = running.wait().code, len((folder / "metrics.jsonl").read_text().splitlines())
-    print(f"kill {number + 1}: after {moment:.2f} s of {whole[1]:.2f} s, at line {reached}, exit code {code}")
+    assert running.is_running()
+    running.signal(signal.SIGKILL)
+    assert running.wait().code == -signal.SIGKILL
+    print(f"kill {number + 1}: {moment:.2f} s after line {reached}, at line {lines_in(folder)} of {total}")
     assert_goes_on(command, folder, whole[0], logs)
+
+
+def lines_in(folder: Path) -> int:
+    """How many lines metrics.jsonl has."""
+    file = folder / "metrics.jsonl"
+    return len(file.read_text().splitlines()) if file.exists() else 0
