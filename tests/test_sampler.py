@@ -324,11 +324,6 @@ def test_seeds_depend_on_every_part():
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_a_sampler_without_room_is_refused(tiny):
-    with pytest.raises(ConfigError, match=r"sampler\.max_num_seqs=0: an integer >= 1"):
-        TransformersSampler(*tiny, max_num_seqs=0)
-
-
 def test_a_model_that_cannot_end_is_refused(tiny):
     model, tokenizer = tiny
     model.generation_config.eos_token_id = tokenizer.eos_token = None
