@@ -182,14 +182,15 @@ def find_non_finite(model: PreTrainedModel, experience: Experience, loss: Loss) 
         experience, loss: what `compute_gradient` was given.
     """
     rows, weights = loss.teaches(experience).nonzero().squeeze(1), loss.weights(experience)
-    parts = list(microbatches(experience.rollouts, rows.tolist(), loss.max_tokens_per_microbatch))
-    for number, part in enumerate(parts, start=1):
+    parts = list(microbatches(model, experience.rollouts, rows.tolist(), loss.max_tokens_per_microbatch))
+    for number, packs in enumerate(parts, start=1):
+        part = [row for pack in packs for row in pack]
         model.zero_grad()
         value = loss.accumulate(model, experience, torch.as_tensor(part), weights).loss
         norm = torch.nn.utils.get_total_norm([p.grad for p in _with_grad(model)]).item()
         if not (math.isfinite(value) and math.isfinite(norm)):
             generations = experience.rollouts.num_generations
-            of = sorted({experience.rollouts.prompts[int(row) // generations].problem_id for row in part})
+            of = sorted({experience.rollouts.prompts[row // generations].problem_id for row in part})
             answers = f"{len(part)} answers to {', '.join(of)}"
             return f"micro-batch {number} of {len(parts)} ({answers}) has loss {value:g} and gradient norm {norm:g}"
     return f"the sum of {len(parts)} micro-batches is not finite, though each of them is"

@@ -276,7 +276,7 @@ def test_every_objective_trains(pupil, logs, tmp_path):
         before, step, *_ = metrics_of(folder)
         teaching = step["groups/advantage_share_negative"]
         assert step["groups/frac_negative"] > 0, "no negative group, nothing to tell objectives apart by"
-        if objective in ("grpo", "lens_mixed_only"):
+        if objective in ("grpo", "lens_mixed_only", "lens_rho_policy"):
             assert teaching == step["groups/grad_norm_share_negative"] == 0
         else:
             assert 0 < teaching < 1

@@ -80,7 +80,7 @@ class VLLMSampler:
         processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         if processes % tensor_parallel_size:
             raise ConfigError(
-                "sampler.tensor_parallel_size", tensor_parallel_size, f"a divisor of {processes} (torchrun)"
+                "sampler.tensor_parallel_size", tensor_parallel_size, f"a divisor of {processes} processes"
             )
         self.tokenizer, self.sleep, self.asleep = tokenizer, sleep, set()
         self.parity_every, self.max_logp_difference = parity_every, max_logp_difference
