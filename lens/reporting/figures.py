@@ -280,6 +280,11 @@ def finish(figure: plt.Figure, panels: Sequence[plt.Axes], xlabel: str | None, p
     width, height = figure.get_size_inches()
     figure.set_size_inches(width, height + LEGEND_LINE * (-(-len(labels) // columns) - 1))
     figure.legend(handles, labels, loc="outside upper center", ncols=columns)
+    return save(figure, path)
+
+
+def save(figure: plt.Figure, path: Path) -> Path:
+    """The figure as PNG and PDF; returns the PNG's path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     png = path.with_suffix(".png")
     figure.savefig(png)
