@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 matplotlib.use("Agg")
+logging.getLogger("fontTools").setLevel(logging.ERROR)  # PDFs without a date make it wonder
 from matplotlib import pyplot as plt
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
