@@ -29,7 +29,13 @@ EXPERIMENTS = sorted(file.stem for file in (CONFIGS / "experiment").glob("*.yaml
 OPTIONS = [(str(file.parent.relative_to(CONFIGS)), file.stem) for file in FILES if file.parent != CONFIGS]
 OPTIONS = [(group, option) for group, option in OPTIONS if not group.startswith("hydra")]
 PRIMARIES = sorted(file.stem for file in CONFIGS.glob("*.yaml"))
-REQUIRED = {"evaluate": ["checkpoint=x"], "report": ["runs=x"], "audit_grades": ["run=x"], "regrade": ["run=x"]}
+REQUIRED = {
+    "evaluate": ["checkpoint=x"],
+    "report": ["runs=x"],
+    "audit_grades": ["run=x"],
+    "regrade": ["run=x"],
+    "benchmark": ["part=step"],
+}
 NAMED = {"hf": ["model.name_or_path=x"]}
 
 
