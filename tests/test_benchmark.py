@@ -44,7 +44,7 @@ SMALL = [
     "scaling.max_completion_length=[6]",
     "scaling.num_layers=[1,2]",
     "scaling.vocab_size=[32,1000000]",
-    "update.naive_sequences=3",
+    "naive.sequences=3",
     "peak_size=64",
     f"rounds={ROUNDS}",
 ]
@@ -229,7 +229,7 @@ def test_arms_take_turns_and_warm_up_unseen():
 
     rows = alternate({"a": arm("a"), "b": arm("b")}, rounds=2, warmup=1)
     assert calls == [("a", 0), ("b", 0), ("b", 1), ("a", 1), ("a", 2), ("b", 2)]
-    assert [(row["arm"], row["round"]) for row in rows] == [("b", 0), ("a", 0), ("a", 1), ("b", 1)]
+    assert [(row["arm"], row["round"]) for row in rows] == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
     assert medians(rows).loc["a", "s"] == 5.0
     assert paired_ratio(rows, "s", "a", "b") == "2.00 [2.00, 2.00]"
 
@@ -293,7 +293,7 @@ def test_what_ends_an_arm_reaches_the_parent():
         (["part=step", "arms=[]"], "arms=[]: "),
         (["part=sampling", "arms=[trl]"], "arms=['trl']: a rollout engine first"),
         (["part=step", "rounds=0"], "rounds=0: an integer >= 1"),
-        (["part=update", "update.shortest_share=0"], "update.shortest_share=0: a share in (0, 1]"),
+        (["part=update", "made_up.shortest_share=0"], "made_up.shortest_share=0: a share in (0, 1]"),
     ],
 )
 def test_what_cannot_work_is_refused(tiny_folder, tmp_path, overrides, line):

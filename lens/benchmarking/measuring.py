@@ -90,7 +90,12 @@ def alternate(arms: dict[str, Callable[[int], Row]], *, rounds: int, warmup: int
                 bar.update()
                 if number >= warmup:
                     rows.append({"arm": name, "round": number - warmup, **row})
-    return rows
+    return in_order(rows, list(arms))
+
+
+def in_order(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
+    """Round after round, and the arms of each in the order of their names here, whoever was first."""
+    return sorted(rows, key=lambda row: (row["round"], names.index(row["arm"])))
 
 
 def by_turns(names: Sequence[str], number: int) -> list[str]:

@@ -17,7 +17,16 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from lens.benchmarking.measuring import Meter, Row, alternate, by_turns, medians, paired_ratio, training_flops
+from lens.benchmarking.measuring import (
+    Meter,
+    Row,
+    alternate,
+    by_turns,
+    in_order,
+    medians,
+    paired_ratio,
+    training_flops,
+)
 from lens.benchmarking.naive import naive_gradient
 from lens.benchmarking.processes import Arm, serve_lens
 from lens.benchmarking.scaling import measure_scaling, tabulate_scaling
@@ -115,10 +124,10 @@ def tabulate_step(rows: Sequence[Row], peaks: dict[str, float]) -> pd.DataFrame:
 def measure_update(config: DictConfig) -> list[Row]:
     """The update of lens, and a naive one, on the same completions; and where some groups teach nothing."""
     work = Workload.load(config)
-    batch = every_answer_teaches(made_up_rollouts(work, shortest_share=config.update.shortest_share))
-    silent = round(config.update.silent_share * len(batch.advantages))
+    batch = every_answer_teaches(made_up_rollouts(work, shortest_share=config.made_up.shortest_share))
+    silent = round(config.made_up.silent_share * len(batch.advantages))
     quiet = replace(batch, advantages=batch.advantages * (torch.arange(len(batch.advantages)) >= silent)[:, None])
-    naive = partial(naive_gradient, work.model, batch, work.loss, sequences=config.update.naive_sequences)
+    naive = partial(naive_gradient, work.model, batch, work.loss, sequences=config.naive.sequences)
     r = batch.rollouts
     each = [len(r.prompts[row // r.num_generations].token_ids) for row in range(len(r.lengths))]
     alone = [(prompt, [length]) for prompt, length in zip(each, r.lengths.tolist(), strict=True)]
@@ -198,7 +207,7 @@ def measure_objective(config: DictConfig) -> list[Row]:
                         "tokens_trained": int(seen["tokens/trained"]),
                     }
                 )
-    return rows
+    return in_order(rows, list(objectives))
 
 
 def tabulate_objective(rows: Sequence[Row], peaks: dict[str, float]) -> pd.DataFrame:

@@ -11,6 +11,7 @@ import importlib.util
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -47,6 +48,7 @@ def make_importable(folder: str | None) -> None:
 def serve_trl(turn: Turn, report: Report, config: DictConfig) -> None:
     """The target of an `Arm`: TRL's own loop, which waits for its turn before each step."""
     make_importable(config.trl.path)
+    warnings.filterwarnings("ignore", message="TRL currently supports vLLM")  # which it does not use here
     from datasets import Dataset
     from transformers import TrainerCallback, TrainerState
     from trl import GRPOConfig, GRPOTrainer
