@@ -67,7 +67,7 @@ def serve(connection: Connection, target: Callable[..., None], arguments: Sequen
     """The process: do as the parent says until it is gone."""
     try:
         target(connection.recv, connection.send, *arguments)
-    except EOFError:
+    except (EOFError, BrokenPipeError, KeyboardInterrupt):  # nobody waits for it any more
         return
     except ConfigError as error:
         connection.send(error)
