@@ -29,7 +29,18 @@ log = logging.getLogger(__name__)
 
 STEP_AXIS = "train/global_step"
 WANDB_MODES = ("auto", "online", "offline", "disabled")
-PACKAGES = ("torch", "transformers", "hydra-core", "omegaconf", "wandb", "datasets", "math-verify", "numpy", "vllm")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "hydra-core",
+    "omegaconf",
+    "wandb",
+    "datasets",
+    "math-verify",
+    "numpy",
+    "vllm",
+    "trl",
+)
 COMPLETIONS_IN_WANDB = 64
 FORMER_HOSTS = {"api.forge.coreweave.com": "api.wandb.ai"}  # W&B takes a key that was stored under the old name too
 

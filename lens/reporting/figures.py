@@ -12,13 +12,14 @@ import numpy as np
 import pandas as pd
 
 matplotlib.use("Agg")
-logging.getLogger("fontTools").setLevel(logging.ERROR)  # PDFs without a date make it wonder
 from matplotlib import pyplot as plt
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
 from lens.reporting.runs import Arm, Run
 from lens.reporting.statistics import Estimate
 from lens.reporting.tables import ks_of, reported_parts
+
+logging.getLogger("fontTools").setLevel(logging.ERROR)  # PDFs without a date make it wonder
 
 COLUMN_WIDTH = 3.4  # inches, of a two-column paper
 COLORS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9", "#7f7f7f")

@@ -35,6 +35,7 @@ REQUIRED = {
     "audit_grades": ["run=x"],
     "regrade": ["run=x"],
     "replay": ["run=x"],
+    "benchmark": ["part=step"],
 }
 NAMED = {"hf": ["model.name_or_path=x"]}
 

@@ -1,0 +1,75 @@
+"""One part of the benchmark: measured, printed, and written down with where it comes from."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pandas as pd
+from omegaconf import DictConfig, OmegaConf
+
+from lens.benchmarking.measuring import machine_state, matrix_peaks
+from lens.benchmarking.parts import PARTS
+from lens.benchmarking.scaling import draw_scaling
+from lens.benchmarking.workload import use_threads
+from lens.errors import ConfigError
+from lens.reporting.terminal import show_table
+from lens.runs import model_path
+from lens.tracking import provenance, write_json
+from lens.validation import check_values
+
+log = logging.getLogger(__name__)
+
+MEASUREMENTS, TABLE = "measurements.json", "table.csv"
+
+
+def benchmark(config: DictConfig, folder: Path) -> pd.DataFrame:
+    """Measure ``config.part``; leaves measurements.json (every row), table.csv and provenance.json in the folder.
+
+    Raises:
+        ConfigError: a value that cannot work.
+    """
+    check_values(config)
+    check_arms(config)
+    config = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    config.model.name_or_path = model_path(config)
+    part = PARTS[config.part]
+
+    use_threads(config)
+    before, peaks = machine_state(), matrix_peaks(config.peak_size)
+    rows = part.measure(config)
+    again, after = matrix_peaks(config.peak_size), machine_state()
+    peaks = {dtype: max(peaks[dtype], again[dtype]) for dtype in peaks}
+    write_json(folder / "provenance.json", provenance())
+    write_json(
+        folder / MEASUREMENTS,
+        {
+            "part": config.part,
+            "config": OmegaConf.to_container(config),
+            "machine": {"before": before, "after": after, "matrix_peak_flops_per_s": peaks},
+            "rows": rows,
+        },
+    )
+    table = part.table(rows, peaks)
+    table.to_csv(folder / TABLE, index=False)
+    show_table(f"{part.title} ({config.rounds} rounds)", table)
+    speeds = ", ".join(f"{dtype} {peak / 1e9:,.0f}" for dtype, peak in peaks.items())
+    print(f"matrix products of this machine in GFLOP/s: {speeds} ({before['threads']} threads)")
+    if config.part == "scaling":
+        print(f"figure: {draw_scaling(rows, folder / 'scaling.png')}")
+    print(f"rows and table: {folder}")
+    return table
+
+
+def check_arms(config: DictConfig) -> None:
+    """The rules of ``arms``, which differ from part to part.
+
+    Raises:
+        ConfigError: an unknown arm, none, one twice, or TRL first where an engine is needed.
+    """
+    known = [*config.engines, "trl"]
+    arms = list(config.arms)
+    if not arms or len(set(arms)) < len(arms) or not set(arms) <= set(known):
+        raise ConfigError("arms", arms, f"a list of distinct names, out of {', '.join(known)}")
+    if config.part in ("sampling", "objective") and arms[0] == "trl":
+        raise ConfigError("arms", arms, "a rollout engine first: part=step alone measures TRL")

@@ -1,0 +1,85 @@
+"""Arms in processes of their own, so that the memory of each is its own, and what one imports the other does not."""
+
+from __future__ import annotations
+
+import multiprocessing
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from lens.benchmarking.measuring import Row
+from lens.benchmarking.workload import Workload
+from lens.errors import ConfigError
+
+Turn = Callable[[], int]  # waits for its turn, and returns the number of the round
+Report = Callable[[Row], None]
+
+
+class Arm:
+    """The parent's end of a process that takes a step when it is asked to.
+
+    Args:
+        target: ``target(turn, report, *arguments)`` in the process: one `report` when it is ready, and one a turn.
+        arguments: what it needs; everything is sent to the process.
+    """
+
+    def __init__(self, target: Callable[..., None], *arguments: Any):
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=serve, args=(theirs, target, arguments), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def __call__(self, number: int) -> Row:
+        """The row of one step.
+
+        Raises:
+            Exception: whatever ended the process.
+        """
+        self.connection.send(number)
+        return self.receive()
+
+    def receive(self) -> Row:
+        """What the process says next."""
+        try:
+            said = self.connection.recv()
+        except EOFError as error:
+            self.process.join()
+            raise RuntimeError(f"an arm died, exit code {self.process.exitcode}") from error
+        if isinstance(said, Exception):
+            raise said
+        return said
+
+    def close(self) -> None:
+        """End the process, busy or not."""
+        self.connection.close()
+        self.process.join(timeout=5)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+
+
+def serve(connection: Connection, target: Callable[..., None], arguments: Sequence[Any]) -> None:
+    """The process: do as the parent says until it is gone."""
+    try:
+        target(connection.recv, connection.send, *arguments)
+    except (EOFError, BrokenPipeError, KeyboardInterrupt):  # nobody waits for it any more
+        return
+    except ConfigError as error:
+        connection.send(error)
+    except Exception as error:
+        traceback.print_exc()
+        connection.send(RuntimeError(repr(error)))
+
+
+def serve_lens(turn: Turn, report: Report, config: DictConfig, engine: str) -> None:
+    """Steps of lens with one of its rollout engines."""
+    work = Workload.load(config)
+    with instantiate(config.grader) as grader, work.sampler(config.engines[engine]) as sampler:
+        report({})
+        while True:
+            report(work.step(sampler, grader, turn()))

@@ -1,0 +1,143 @@
+"""How a step grows with the group, the length of completions, the depth of the model and its vocabulary."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+from omegaconf import DictConfig, OmegaConf
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from lens.benchmarking.measuring import Meter, Row, medians
+from lens.benchmarking.workload import Batch, Workload, every_answer_teaches
+from lens.policy import DTYPES
+from lens.progress import progress_bar
+from lens.prompts import Prompt
+from lens.reporting.figures import COLORS, COLUMN_WIDTH, MARKERS, STYLE, plt, save
+
+AXES = {
+    "num_generations": "answers a question",
+    "max_completion_length": "tokens an answer",
+    "num_layers": "layers of the model",
+    "vocab_size": "words of the vocabulary",
+}
+
+
+def measure_scaling(config: DictConfig) -> list[Row]:
+    """Steps of lens with the transformers engine, one size changed at a time.
+
+    Models have the architecture of the config's and random weights, so that hardly an answer ends before the limit.
+    """
+    base, rows = Workload.load(config), []
+    points = list(scaling_points(config, base.model))
+    with progress_bar(len(points), unit="size") as bar:
+        for axis, value, sizes in points:
+            work = resized(base, config, sizes)
+            with work.sampler(config.engines.transformers) as sampler:
+                for number in range(config.warmup + config.rounds):
+                    meter, batch = Meter(), work.batch(number)
+                    with meter.phase("sample"):
+                        rollouts = work.sample(sampler, batch.prompts, number)
+                    with meter.phase("logprobs"):
+                        recomputed = work.logprobs(rollouts)
+                    experience = every_answer_teaches(rollouts, recomputed)
+                    with meter.phase("update"):
+                        work.learn(experience)
+                    if number >= config.warmup:
+                        parameters = sum(p.numel() for p in work.model.parameters())
+                        found = {"parameters": parameters, "step_s": sum(meter.seconds.values())}
+                        name = {"arm": f"{axis}={value}", "round": number - config.warmup}
+                        tokens = {"completion_tokens": int(rollouts.lengths.sum())}
+                        rows.append({**name, "axis": axis, "value": value, **sizes, **meter.row(), **tokens, **found})
+            bar.update()
+    return rows
+
+
+def scaling_points(config: DictConfig, model: PreTrainedModel) -> Iterator[tuple[str, int, dict[str, int]]]:
+    """Each axis, its values, and all sizes there; vocabularies over the model's own are left out."""
+    of_model = model.config.get_text_config()
+    base = {
+        "num_generations": config.trainer.num_generations,
+        "max_completion_length": config.trainer.max_completion_length,
+        "num_layers": of_model.num_hidden_layers,
+        "vocab_size": of_model.vocab_size,
+    }
+    for axis in AXES:
+        for value in config.scaling[axis]:
+            if axis != "vocab_size" or value <= base[axis]:
+                yield axis, value, base | {axis: value}
+
+
+def resized(base: Workload, config: DictConfig, sizes: dict[str, int]) -> Workload:
+    """The same questions for a model of other sizes, with random weights; prompts use the words that it has."""
+    settings = OmegaConf.merge(config.trainer, {k: sizes[k] for k in ("num_generations", "max_completion_length")})
+    architecture = copy.deepcopy(base.model.config)
+    architecture.num_hidden_layers, architecture.vocab_size = sizes["num_layers"], sizes["vocab_size"]
+    if getattr(architecture, "layer_types", None):
+        architecture.layer_types = architecture.layer_types[: sizes["num_layers"]]
+    torch.manual_seed(config.seed)
+    model = AutoModelForCausalLM.from_config(architecture, dtype=DTYPES[config.model.dtype]).eval()
+    prompts = [
+        Prompt(prompt.problem_id, tuple(token % sizes["vocab_size"] for token in prompt.token_ids))
+        for prompt in base.questions.prompts
+    ]
+    questions: Batch = replace(base.questions, prompts=prompts)
+    return Workload(settings, base.seed, model, base.tokenizer, questions)
+
+
+def tabulate_scaling(rows: Sequence[Row], peaks: dict[str, float]) -> pd.DataFrame:
+    """Medians over rounds at every size."""
+    middle = medians(rows)
+    axes = pd.DataFrame(rows).drop_duplicates("arm").set_index("arm")["axis"]
+    return pd.DataFrame(
+        [
+            {
+                "what grows": axes[arm],
+                "to": f"{values.value:.0f}",
+                "parameters M": f"{values.parameters / 1e6:.2f}",
+                "step s": f"{values.step_s:.2f}",
+                "sampling": f"{values.sample_s:.2f}",
+                "log-probs": f"{values.logprobs_s:.2f}",
+                "update": f"{values.update_s:.2f}",
+                "sampling GiB": f"{values.sample_gib:.2f}",
+                "update GiB": f"{values.update_gib:.2f}",
+            }
+            for arm, values in middle.iterrows()
+        ]
+    )
+
+
+def draw_scaling(rows: Sequence[Row], path: Path) -> Path:
+    """A column of panels for each axis: seconds above, memory below, over the size; both axes start at 0."""
+    middle, axes = medians(rows), pd.DataFrame(rows).drop_duplicates("arm").set_index("arm")["axis"]
+    shown = list(dict.fromkeys(axes))
+    quantities = {
+        "seconds": {"step": "step_s", "sampling": "sample_s", "update": "update_s"},
+        "GiB above weights": {"sampling": "sample_gib", "update": "update_gib"},
+    }
+    with plt.rc_context(STYLE):
+        size = (0.8 * COLUMN_WIDTH * len(shown), 4.4)
+        figure, panels = plt.subplots(2, len(shown), figsize=size, squeeze=False, layout="constrained", sharex="col")
+        for column, axis in enumerate(shown):
+            table = middle[axes.loc[middle.index] == axis].sort_values("value")
+            for row, (unit, lines) in enumerate(quantities.items()):
+                panel = panels[row][column]
+                for label, name in lines.items():
+                    style = ["step", "sampling", "update"].index(label)
+                    panel.plot(
+                        table["value"],
+                        table[name],
+                        color=COLORS[style],
+                        marker=MARKERS[style],
+                        markersize=3,
+                        linewidth=1.2,
+                        label=label,
+                    )
+                panel.set(xlim=(0, None), ylim=(0, None), ylabel=unit)
+            panels[1][column].set_xlabel(AXES[axis])
+        panels[0][0].legend(fontsize=7)
+        return save(figure, path)

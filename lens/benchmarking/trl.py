@@ -1,0 +1,153 @@
+"""Steps of TRL's GRPOTrainer on the same work; the only module that imports trl. It uses TRL's public interface alone.
+
+The prompts, the model, the data type, the optimizer, the grader and the rewards are those of `Workload.step`. TRL
+samples with transformers' generate; as it updates once on each batch, it does without the pass for the old
+log-probabilities, and its loss and log-probabilities are inside what is called its update.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from lens.benchmarking.measuring import Meter, training_flops
+from lens.benchmarking.processes import Report, Turn
+from lens.benchmarking.workload import Workload, alternating_rewards, count_tokens
+from lens.errors import ConfigError
+
+
+def check_trl(config: DictConfig) -> None:
+    """Refuse before anything is measured what TRL could not do.
+
+    Raises:
+        ConfigError: TRL is not installed, or its micro-batches do not divide the step.
+    """
+    make_importable(config.trl.path)
+    if importlib.util.find_spec("trl") is None:
+        valid = "a folder with TRL (pip install --no-deps --target FOLDER trl), or install the extra `bench`"
+        raise ConfigError("trl.path", config.trl.path, valid)
+    sequences = config.trainer.num_prompts_per_step * config.trainer.num_generations
+    if sequences % config.trl.per_device_train_batch_size:
+        valid = f"a divisor of {sequences}, trainer.num_prompts_per_step x trainer.num_generations"
+        raise ConfigError("trl.per_device_train_batch_size", config.trl.per_device_train_batch_size, valid)
+
+
+def make_importable(folder: str | None) -> None:
+    if folder is not None and folder not in sys.path:
+        sys.path.append(folder)
+
+
+def serve_trl(turn: Turn, report: Report, config: DictConfig) -> None:
+    """The target of an `Arm`: TRL's own loop, which waits for its turn before each step."""
+    make_importable(config.trl.path)
+    warnings.filterwarnings("ignore", message="TRL currently supports vLLM")  # which it does not use here
+    from datasets import Dataset
+    from transformers import TrainerCallback, TrainerState
+    from trl import GRPOConfig, GRPOTrainer
+
+    work, steps = Workload.load(config), config.warmup + config.rounds
+    s, sequences = config.trainer, config.trainer.num_prompts_per_step * config.trainer.num_generations
+    seconds, lengths = {"sample": 0.0, "grade": 0.0}, []
+
+    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            started = time.perf_counter()
+            result = function(*arguments, **options)
+            seconds[name] = time.perf_counter() - started
+            return result
+
+        call.__name__ = name
+        return call
+
+    class Turns(TrainerCallback):
+        """Waits before a step, and reports it after."""
+
+        def on_train_begin(self, *arguments: Any, **options: Any) -> None:
+            report({})
+
+        def on_step_begin(self, args: Any, state: TrainerState, *arguments: Any, **options: Any) -> None:
+            self.tokens_before = state.num_input_tokens_seen
+            self.number, self.meter = turn(), Meter()
+            self.step = self.meter.phase("step")
+            self.step.__enter__()
+
+        def on_step_end(self, args: Any, state: TrainerState, *arguments: Any, **options: Any) -> None:
+            self.step.__exit__(None, None, None)
+            prompts = [len(prompt.token_ids) for prompt in work.batch(self.number).prompts]
+            each = [prompt for prompt in prompts for _ in range(s.num_generations)]
+            if state.num_input_tokens_seen - self.tokens_before != sum(each) + sum(lengths):
+                raise RuntimeError("TRL was not given the same prompts")
+            passes = ((prompt, [length]) for prompt, length in zip(each, lengths, strict=True))
+            update = self.meter.seconds["step"] - seconds["sample"] - seconds["grade"]
+            times = {"sync_s": 0.0, "sample_s": seconds["sample"], "grade_s": seconds["grade"], "logprobs_s": 0.0}
+            flops = {"update_s": update, "update_flops": training_flops(work.model, passes)}
+            report(self.meter.row() | times | flops | count_tokens(prompts, lengths))
+
+    with instantiate(config.grader) as grader, tempfile.TemporaryDirectory() as folder:
+
+        def reward(completion_ids: list[list[int]], answer: list[str], **others: Any) -> list[float]:
+            lengths[:] = map(len, completion_ids)
+            grader.grade(work.tokenizer.batch_decode(completion_ids, skip_special_tokens=True), answer)
+            return list(map(float, alternating_rewards(len(completion_ids))))
+
+        questions = [pair for number in range(steps) for pair in rows_of(work, config, number)]
+        work.model.generate = timed("sample", work.model.generate)
+        trainer = GRPOTrainer(
+            work.model,
+            reward_funcs=timed("grade", reward),
+            args=GRPOConfig(
+                output_dir=folder,
+                max_steps=steps,
+                per_device_train_batch_size=config.trl.per_device_train_batch_size,
+                gradient_accumulation_steps=sequences // config.trl.per_device_train_batch_size,
+                gradient_checkpointing=config.trl.gradient_checkpointing,
+                num_generations=s.num_generations,
+                max_completion_length=s.max_completion_length,
+                temperature=s.temperature,
+                bf16=s.autocast == "bfloat16",
+                use_cpu=True,
+                beta=s.beta,
+                epsilon=s.epsilon_low,
+                epsilon_high=s.epsilon_high,
+                loss_type="grpo",  # what the others cost is the same
+                optim="adamw_torch",
+                learning_rate=s.learning_rate,
+                lr_scheduler_type="constant",
+                adam_beta1=s.adam_betas[0],
+                adam_beta2=s.adam_betas[1],
+                adam_epsilon=s.adam_eps,
+                weight_decay=s.weight_decay,
+                max_grad_norm=s.max_grad_norm,
+                seed=config.seed,
+                shuffle_dataset=False,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+            ),
+            train_dataset=Dataset.from_list(questions),
+            processing_class=work.tokenizer,
+            callbacks=[Turns()],
+        )
+        trainer.train()
+
+
+def rows_of(work: Workload, config: DictConfig, number: int) -> list[dict[str, Any]]:
+    """The questions of a round as TRL takes them: messages for the chat template, or text."""
+    prompt, rows = config.model.prompt, []
+    batch = work.batch(number)
+    for problem, answer in zip(batch.problems, batch.answers, strict=True):
+        question = problem if prompt.instruction is None else f"{problem}\n{prompt.instruction}"
+        if prompt.template == "chat":
+            asked = [{"role": "user", "content": question}]
+        else:
+            asked = prompt.layout.replace("{question}", question)
+        rows.append({"prompt": asked, "answer": answer})
+    return rows

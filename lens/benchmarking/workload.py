@@ -1,0 +1,209 @@
+"""The work that is measured: a model, its problems in a fixed order, and one step of lens in phases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lens.benchmarking.measuring import Meter, training_flops
+from lens.experience import Experience, weigh
+from lens.grading import Grader
+from lens.objectives import grpo_advantages
+from lens.policy import load_model, microbatches, recompute
+from lens.prompts import Prompt, PromptFormat, encode_problems
+from lens.sampling.rollouts import Rollouts, Sampler, derive_seed
+from lens.update import Loss, compute_gradient
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The questions of one round."""
+
+    problems: Sequence[str]
+    prompts: Sequence[Prompt]
+    answers: Sequence[str]
+
+
+@dataclass
+class Workload:
+    """A policy with its optimizer, and the questions it is asked; the same config makes the same in every process."""
+
+    settings: DictConfig  # the config's trainer section
+    seed: int
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    questions: Batch
+
+    def __post_init__(self):
+        s = self.settings
+        self.loss = Loss(**{f.name: s[f.name] for f in fields(Loss)})
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=s.learning_rate,
+            betas=tuple(s.adam_betas),
+            eps=s.adam_eps,
+            weight_decay=s.weight_decay,
+        )
+
+    @classmethod
+    def load(cls, config: DictConfig) -> Workload:
+        """Everything from the config, whose model.name_or_path is settled.
+
+        Raises:
+            ConfigError: no such model or problems.
+        """
+        use_threads(config)
+        model, tokenizer = load_model(config.model.name_or_path, dtype=config.model.dtype)
+        problems, _ = instantiate(config.dataset)({})
+        problems = problems.shuffle(seed=config.seed)
+        count = min(len(problems), 64 + (config.warmup + config.rounds) * config.trainer.num_prompts_per_step)
+        problems, prompts, _ = encode_problems(
+            problems.select(range(count)), tokenizer, PromptFormat(**config.model.prompt)
+        )
+        questions = Batch(list(problems["problem"]), prompts, list(problems["answer"]))
+        return cls(config.trainer, config.seed, model, tokenizer, questions)
+
+    def batch(self, number: int) -> Batch:
+        """The questions of round ``number``, in the problems' order; after the last comes the first."""
+        size, q = self.settings.num_prompts_per_step, self.questions
+        chosen = [index % len(q.prompts) for index in range(number * size, (number + 1) * size)]
+        return Batch(*([getattr(q, f.name)[index] for index in chosen] for f in fields(Batch)))
+
+    @contextmanager
+    def sampler(self, settings: DictConfig) -> Iterator[Sampler]:
+        """A rollout engine with the policy's weights, closed in the end."""
+        longest = max(len(prompt.token_ids) for prompt in self.questions.prompts) + self.settings.max_completion_length
+        reserved = {"max_model_len": longest} if settings.get("max_model_len", longest) is None else {}
+        sampler = instantiate(settings, model=self.model, tokenizer=self.tokenizer, **reserved)
+        try:
+            sampler.sync(self.model.named_parameters(remove_duplicate=False))
+            yield sampler
+        finally:
+            sampler.close()
+
+    def sample(self, sampler: Sampler, prompts: Sequence[Prompt], number: int) -> Rollouts:
+        """Completions of these prompts; ``number`` decides the seed."""
+        s = self.settings
+        return sampler.sample(
+            prompts,
+            s.num_generations,
+            derive_seed(self.seed, "round", number),
+            max_completion_length=s.max_completion_length,
+            temperature=s.temperature,
+            top_p=s.top_p,
+        )
+
+    def grade(self, grader: Grader, rollouts: Rollouts, answers: Sequence[str]) -> list[str]:
+        """Verdicts on all completions."""
+        golds = [answer for answer in answers for _ in range(rollouts.num_generations)]
+        return [grade.verdict for grade in grader.grade(rollouts.texts, golds)]
+
+    def logprobs(self, rollouts: Rollouts) -> Tensor:
+        """The policy's own log-probabilities [Q*G, T]."""
+        loss = self.loss
+        return recompute(
+            self.model,
+            rollouts,
+            temperature=loss.temperature,
+            logits_chunk_size=loss.logits_chunk_size,
+            max_tokens=loss.max_tokens_per_microbatch,
+            autocast=loss.autocast,
+        )[0]
+
+    def update(self, gradient: Callable[[], dict[str, float] | None]) -> dict[str, float]:
+        """One optimizer step: what leaves the gradient, the limit of its norm, AdamW. Returns what the first does."""
+        metrics = gradient()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
+        self.optimizer.step()
+        return metrics or {}
+
+    def learn(self, experience: Experience) -> dict[str, float]:
+        """One optimizer step of lens."""
+        return self.update(lambda: compute_gradient(self.model, experience, self.loss))
+
+    def sequences(self, experience: Experience) -> Iterator[tuple[int, list[int]]]:
+        """What an update of lens passes through the model: tokens of a prompt, and of the completions that share it."""
+        r = experience.rollouts
+        rows = (experience.advantages.flatten() != 0).nonzero().squeeze(1).tolist()
+        for packs in microbatches(self.model, r, rows, self.loss.max_tokens_per_microbatch):
+            for pack in packs:
+                yield len(r.prompts[pack[0] // r.num_generations].token_ids), r.lengths[pack].tolist()
+
+    def step(self, sampler: Sampler, grader: Grader, number: int) -> dict[str, float]:
+        """One step of GRPO, measured; the answers are graded, and half of each group is then taken for right."""
+        meter, batch = Meter(), self.batch(number)
+        with meter.phase("sync"):
+            sampler.sync(self.model.named_parameters(remove_duplicate=False))
+        with meter.phase("sample"):
+            rollouts = self.sample(sampler, batch.prompts, number)
+        with meter.phase("grade"):
+            self.grade(grader, rollouts, batch.answers)
+        with meter.phase("logprobs"):
+            recomputed = self.logprobs(rollouts) if self.settings.old_logprobs == "trainer" else None
+        experience = every_answer_teaches(rollouts, recomputed)
+        with meter.phase("update"):
+            self.learn(experience)
+        tokens = count_tokens([len(prompt.token_ids) for prompt in batch.prompts], rollouts.lengths.tolist())
+        flops = training_flops(self.model, self.sequences(experience))
+        return meter.row() | tokens | {"step_s": sum(meter.seconds.values()), "update_flops": flops}
+
+
+def use_threads(config: DictConfig) -> None:
+    """As many threads as the config says, in this process."""
+    if config.trainer.num_threads:
+        torch.set_num_threads(config.trainer.num_threads)
+
+
+def count_tokens(prompts: Sequence[int], completions: Sequence[int]) -> dict[str, int]:
+    """Columns of a step's row: so many tokens of distinct prompts, and of completions."""
+    return {"prompt_tokens": sum(prompts), "completion_tokens": sum(completions)}
+
+
+def alternating_rewards(number: int) -> list[int]:
+    """1 for every second answer: every group is mixed, and no completion has an advantage of 0."""
+    return [place % 2 for place in range(number)]
+
+
+def every_answer_teaches(rollouts: Rollouts, trainer_logprobs: Tensor | None = None) -> Experience:
+    """These rollouts under GRPO with `alternating_rewards`."""
+    verdicts = ["correct" if reward else "incorrect" for reward in alternating_rewards(len(rollouts.lengths))]
+    return weigh(
+        rollouts,
+        [None] * len(rollouts.prompts),
+        verdicts,
+        grpo_advantages,
+        trainer_logprobs=trainer_logprobs,
+        old_from="sampler" if trainer_logprobs is None else "trainer",
+    )
+
+
+def made_up_rollouts(work: Workload, *, shortest_share: float = 1.0, num_prompts: int | None = None) -> Rollouts:
+    """Random tokens in place of sampled ones: what an update costs does not depend on what they say.
+
+    Lengths are spread evenly from shortest_share x max_completion_length up to max_completion_length, and shuffled.
+    The log-probabilities are the policy's own.
+    """
+    s, vocabulary = work.settings, work.model.config.get_text_config().vocab_size
+    generator = torch.Generator().manual_seed(derive_seed(work.seed, "made up"))
+    prompts = work.batch(0).prompts[:num_prompts]
+    count, longest = len(prompts) * s.num_generations, s.max_completion_length
+    lengths = torch.linspace(max(1, round(shortest_share * longest)), longest, count).round().long()
+    lengths = lengths[torch.randperm(count, generator=generator)]
+    ids = torch.randint(vocabulary, (count, longest), generator=generator)
+    rollouts = Rollouts(
+        prompts=prompts,
+        num_generations=s.num_generations,
+        completion_ids=ids * (torch.arange(longest) < lengths[:, None]),
+        logprobs=torch.zeros(count, longest),
+        lengths=lengths,
+        finish_reasons=["length"] * count,
+        texts=[""] * count,
+    )
+    return replace(rollouts, logprobs=work.logprobs(rollouts))

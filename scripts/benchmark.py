@@ -1,0 +1,19 @@
+"""Measure speed and memory on this machine, beside TRL: python scripts/benchmark.py part=step"""
+
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from lens.cli import entry_point
+
+
+@entry_point("benchmark")
+def main(config: DictConfig) -> None:
+    from lens.benchmarking.benchmark import benchmark
+
+    benchmark(config, Path(HydraConfig.get().runtime.output_dir))
+
+
+if __name__ == "__main__":
+    main()
