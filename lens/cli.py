@@ -99,6 +99,10 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
                 fail("the same command goes on from the last checkpoint", INTERRUPTED)
             except RunFailed as failure:
                 fail(f"{failure}; the same command goes on from the last checkpoint", FAILED)
+            except ValueError as error:  # of Hydra, where a group that has to be chosen is null
+                if started:
+                    raise
+                fail(" ".join(str(error).split()))
             except OSError as error:
                 if started or error.filename is None:
                     raise

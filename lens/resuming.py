@@ -19,6 +19,7 @@ KEYWORDS = ("auto", "never", "must")
 FREE = (  # they change neither weights nor metrics
     "resume",
     "check_golds",
+    "jobs",
     "outputs",
     "tracking",
     "trainer.checkpoint_every",

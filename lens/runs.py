@@ -50,6 +50,7 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
     """
     check_values(config)
     check_training(config)
+    check_fetched(config)
     objective = instantiate(config.objective)
     check_objective(objective)
     wandb_mode = resolve_wandb_mode(config.tracking.wandb.mode)
@@ -215,13 +216,18 @@ def locate(checkpoint: str) -> tuple[Path | None, str]:
     return (path.parent.parent if in_run else None), checkpoint
 
 
+def check_fetched(config: DictConfig) -> None:
+    """Raises ConfigError where the config's model is to be fetched, and is not there."""
+    name = config.model.name_or_path
+    if config.model.fetch is not None and not Path(name).exists():
+        command = f"python scripts/fetch_model.py model={HydraConfig.get().runtime.choices.model}"
+        raise ConfigError("model.name_or_path", name, f"a folder; `{command}` makes it")
+
+
 def model_path(config: DictConfig) -> str:
     """The name or folder of the config's model; the tiny one is made first where it is not there yet."""
-    if (name := config.model.name_or_path) is not None:
-        if config.model.fetch is not None and not Path(name).exists():
-            command = f"python scripts/fetch_model.py model={HydraConfig.get().runtime.choices.model}"
-            raise ConfigError("model.name_or_path", name, f"a folder; `{command}` makes it")
-        return name
+    if config.model.name_or_path is not None:
+        return config.model.name_or_path
     if config.model.recipe is None:
         raise ConfigError("model.name_or_path", None, "a Hugging Face name or folder")
     return str(make_tiny(instantiate(config.model.recipe), Path(config.outputs) / "models"))
