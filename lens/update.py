@@ -187,7 +187,8 @@ def find_non_finite(model: PreTrainedModel, experience: Experience, loss: Loss) 
         experience, loss: what `compute_gradient` was given.
     """
     rows, weights = loss.teaches(experience).nonzero().squeeze(1), loss.weights(experience)
-    parts = list(microbatches(experience.rollouts, rows.tolist(), loss.max_tokens_per_microbatch))
+    batches = microbatches(model, experience.rollouts, rows.tolist(), loss.max_tokens_per_microbatch)
+    parts = [[row for pack in packs for row in pack] for packs in batches]
     for number, part in enumerate(parts, start=1):
         model.zero_grad()
         value = loss.accumulate(model, experience, torch.as_tensor(part), weights).loss
