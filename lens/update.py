@@ -152,8 +152,8 @@ def compute_gradient(
 ) -> dict[str, float]:
     """Leave the gradient of the batch's loss in the parameters' .grad, and return what was seen on the way.
 
-    Completions whose advantage is exactly 0 cost nothing while beta and entropy_coef are 0. With ``share``, the gradients of negative
-    and of all other groups are also told apart: their norms' share and their cosine.
+    Completions whose advantage is exactly 0 cost nothing while beta and entropy_coef are 0. With ``share``, the
+    gradients of negative and of all other groups are also told apart: their norms' share and their cosine.
 
     Args:
         model: the policy; its gradients are overwritten, and zero (not None) where nothing teaches.
