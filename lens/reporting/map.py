@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from lens.reporting.figures import COLORS, COLUMN_WIDTH, MARKERS, STYLE, finish, plt
 from lens.reporting.runs import NOT_COMPARED, Arm, label_of, natural, twin_of
@@ -16,6 +17,7 @@ from lens.reporting.tables import ks_of, members_of, paired_runs, reported_parts
 
 MIDDLE = "(middle)"  # the cell in which nothing is changed
 LINEAR = 5  # points within which the figure's axis is linear; beyond, a collapse of 60 points leaves room for the rest
+TICKS = (-50, -20, -10, -5, -2, 0, 2, 5, 10, 20, 50)
 ROW_HEIGHT = 0.17  # inches
 
 
@@ -128,6 +130,8 @@ def draw_map(table: pd.DataFrame, path: Path) -> Path:
         axes.set_yticks(range(len(table)), labels)
         axes.invert_yaxis()
         axes.set_xscale("symlog", linthresh=LINEAR)
+        axes.xaxis.set_major_locator(FixedLocator(TICKS))
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:+g}" if value else "0")
         axes.grid(axis="y", visible=False)
         return finish(figure, [axes], f"difference in {column} (points; in brackets: seeds)", path)
