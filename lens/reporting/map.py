@@ -65,7 +65,7 @@ def comparisons(arms: Sequence[Arm], baseline: str | None) -> Iterator[tuple[Arm
     twins = {id(arm): twin_of(arm, arms, baseline) for arm in arms}
     shared = {id(twin) for twin in twins.values()}
     for arm in sorted(arms, key=lambda a: (cell_of(a, arms) != MIDDLE, natural(cell_of(a, arms)))):
-        if (twin := twins[id(arm)]) and arm.runs[0].objective != baseline:
+        if twin := twins[id(arm)]:
             yield arm, twin
     plain = [a for a in arms if is_lens(a) and cell_of(a, arms) == MIDDLE and objective_of(a) == a.runs[0].objective]
     for control in (a for a in arms if not is_lens(a) and id(a) not in shared):

@@ -247,7 +247,9 @@ def baseline_of(arm: Arm, arms: Sequence[Arm], baseline: str | None) -> Arm | No
 
 def twin_of(arm: Arm, arms: Sequence[Arm], baseline: str | None) -> Arm | None:
     """The arm with the baseline as its objective that differs in nothing else, of its own experiment if possible."""
-    others = [a for a in arms if a is not arm and a.setting == arm.setting and a.runs[0].objective == baseline]
+    if arm.runs[0].objective == baseline:
+        return None
+    others = [a for a in arms if a.setting == arm.setting and a.runs[0].objective == baseline]
     twins = [a for a in others if not beside_objective(a, arm)]
     return min(twins, key=lambda a: a.experiment != arm.experiment, default=None)
 
