@@ -18,7 +18,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test kill-test page-test lint format clean
+.PHONY: help setup demo map test kill-test page-test lint format clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,13 @@ demo: $(STAMP)  ## GRPO, LENS and a stronger LENS over paired seeds: tables, fig
 	@$(BIN)/python scripts/train.py -m experiment=demo
 	@echo "W&B: one offline run in each folder of outputs/sweeps/demo; wandb sync outputs/sweeps/demo/*/wandb/offline-run-* uploads them"
 	@$(BIN)/python scripts/report.py runs=outputs/sweeps/demo
+
+# Each sweep goes on where it stopped; all runs lie in outputs/sweeps/tiny_map.
+map: $(STAMP)  ## when does LENS help? One factor at a time around the tiny experiment: some 400 runs, under three hours on two cores
+	@$(BIN)/python scripts/make_tiny.py
+	@for experiment in $(sort $(basename $(notdir $(wildcard configs/experiment/tiny_map*.yaml)))); do \
+	  $(BIN)/python scripts/train.py -m experiment=$$experiment || exit; done
+	@$(BIN)/python scripts/report.py runs=outputs/sweeps/tiny_map
 
 test: setup  ## run the tests, and check lint and format
 	$(BIN)/ruff check .

@@ -68,6 +68,7 @@ def token_values(
     temperature: float,
     logits_chunk_size: int,
     autocast: str | None = None,
+    entropy_gradient: bool = False,
 ) -> TokenValues:
     """Log-probability and entropy of every sampled token of some completions, with gradients where they are on.
 
@@ -82,9 +83,10 @@ def token_values(
         logits_chunk_size: tokens whose logits are in memory at once.
         autocast: data type of the body's matrix products ("bfloat16"), or None for that of the weights; the head and
             what follows it keep theirs.
+        entropy_gradient: let the entropies carry gradients too, which costs memory of a chunk of logits.
 
     Returns:
-        `TokenValues`, float32 at least; entropies carry no gradient.
+        `TokenValues`, float32 at least.
     """
     layout = lay_out(rollouts, packs).to(model.device)
     with torch.autocast(model.device.type, DTYPES[autocast or "bfloat16"], enabled=autocast is not None):
@@ -94,9 +96,9 @@ def token_values(
     head = model.get_output_embeddings()
     hidden = hidden.to(head.weight.dtype)
     chunks = [
-        checkpoint(_head_values, head, h, t, temperature, use_reentrant=False)
+        checkpoint(_head_values, head, h, t, temperature, entropy_gradient, use_reentrant=False)
         if torch.is_grad_enabled()
-        else _head_values(head, h, t, temperature)
+        else _head_values(head, h, t, temperature, False)
         for h, t in zip(hidden.split(logits_chunk_size), layout.targets.split(logits_chunk_size), strict=True)
     ]
     return TokenValues(*(torch.cat(values) for values in zip(*chunks, strict=True)))
@@ -154,13 +156,15 @@ def lay_out(rollouts: Rollouts, packs: Sequence[Sequence[int]]) -> Layout:
     return Layout(ids, positions, mask, tuple(torch.cat(each) for each in zip(*places, strict=True)), targets)
 
 
-def _head_values(head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _head_values(
+    head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, entropy_gradient: bool
+) -> tuple[Tensor, Tensor]:
     """Log-probabilities [c] of the targets and entropies [c] of one chunk of hidden states [c, H]."""
     logits = head(hidden)  # [c, V]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     log_normaliser = logits.logsumexp(dim=-1)  # [c]
     logprobs = logits.gather(1, targets[:, None]).squeeze(1) - log_normaliser  # [c]
-    with torch.no_grad():
+    with torch.set_grad_enabled(entropy_gradient):
         entropies = log_normaliser - (logits.softmax(dim=-1) * logits).sum(dim=-1)  # [c]
     return logprobs, entropies
 

@@ -26,6 +26,7 @@ class Loss:
     dual_clip: float | None
     loss_agg_mode: LossAggMode
     beta: float
+    entropy_coef: float
     temperature: float
     max_completion_length: int
     max_tokens_per_microbatch: int
@@ -39,7 +40,8 @@ class Loss:
 
     def teaches(self, experience: Experience) -> Tensor:
         """bool [Q*G], the completions that have a gradient."""
-        return (self.weights(experience) > 0) & ((experience.advantages.flatten() != 0) | (self.beta > 0))
+        every = self.beta > 0 or self.entropy_coef > 0
+        return (self.weights(experience) > 0) & ((experience.advantages.flatten() != 0) | every)
 
     def recompute(self, model: PreTrainedModel, rollouts: Rollouts) -> TokenValues:
         """The log-probability and entropy of every sampled token, [Q*G, T] each, without gradients."""
@@ -66,14 +68,15 @@ class Loss:
         tally = Tally()
         for packs in microbatches(model, experience.rollouts, rows.tolist(), self.max_tokens_per_microbatch):
             part = [row for pack in packs for row in pack]
-            logprobs, _ = token_values(
+            logprobs, entropies = token_values(
                 model,
                 experience.rollouts,
                 packs,
                 temperature=self.temperature,
                 logits_chunk_size=self.logits_chunk_size,
                 autocast=self.autocast,
-            )  # [n]
+                entropy_gradient=self.entropy_coef > 0,
+            )  # [n] each
             per_token = experience.rollouts.lengths[part]
             advantage = advantages[part].repeat_interleave(per_token).to(logprobs)  # [n]
             weight = weights[part].repeat_interleave(per_token).to(logprobs)  # [n]
@@ -92,6 +95,8 @@ class Loss:
                 kl = kl_to_reference(logprobs, experience.reference_logprobs[part][mask[part]].to(logprobs))  # [n]
                 losses = losses + self.beta * kl
                 tally.kl += kl.detach().double().sum().item()
+            if self.entropy_coef > 0:
+                losses = losses - self.entropy_coef * entropies
             loss = (losses * weight).sum()
             loss.backward()
 
@@ -147,8 +152,8 @@ def compute_gradient(
 ) -> dict[str, float]:
     """Leave the gradient of the batch's loss in the parameters' .grad, and return what was seen on the way.
 
-    Completions whose advantage is exactly 0 cost nothing while beta is 0. With ``share``, the gradients of negative
-    and of all other groups are also told apart: their norms' share and their cosine.
+    Completions whose advantage is exactly 0 cost nothing while beta and entropy_coef are 0. With ``share``, the
+    gradients of negative and of all other groups are also told apart: their norms' share and their cosine.
 
     Args:
         model: the policy; its gradients are overwritten, and zero (not None) where nothing teaches.
@@ -182,9 +187,9 @@ def find_non_finite(model: PreTrainedModel, experience: Experience, loss: Loss) 
         experience, loss: what `compute_gradient` was given.
     """
     rows, weights = loss.teaches(experience).nonzero().squeeze(1), loss.weights(experience)
-    parts = list(microbatches(model, experience.rollouts, rows.tolist(), loss.max_tokens_per_microbatch))
-    for number, packs in enumerate(parts, start=1):
-        part = [row for pack in packs for row in pack]
+    batches = microbatches(model, experience.rollouts, rows.tolist(), loss.max_tokens_per_microbatch)
+    parts = [[row for pack in packs for row in pack] for packs in batches]
+    for number, part in enumerate(parts, start=1):
         model.zero_grad()
         value = loss.accumulate(model, experience, torch.as_tensor(part), weights).loss
         norm = torch.nn.utils.get_total_norm([p.grad for p in _with_grad(model)]).item()

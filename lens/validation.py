@@ -62,6 +62,7 @@ RULES: dict[str, Rule] = {
     "trainer.dual_clip": number(lambda v: v > 1, "a number > 1, or null for none"),
     "trainer.loss_agg_mode": one_of(*LOSS_AGG_MODES),
     "trainer.beta": NOT_NEGATIVE,
+    "trainer.entropy_coef": NOT_NEGATIVE,
     "trainer.learning_rate": NOT_NEGATIVE,
     "trainer.adam_eps": POSITIVE,
     "trainer.weight_decay": NOT_NEGATIVE,

@@ -1,12 +1,16 @@
-"""The first update of every experiment of the paper, with model, engine and problems swapped for the tiny ones."""
+"""The first update of every experiment: the paper's with tiny parts in place of its own, and the map's."""
 
 from __future__ import annotations
 
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
 from command_line import make_pupil, metrics_of, run
 from omegaconf import OmegaConf
+
+from lens.cli import CONFIGS
 
 SWAPPED = [
     "model=tiny",
@@ -46,6 +50,52 @@ def test_the_first_update_runs(pupil, tmp_path, experiment):
     assert update["train/global_step"] == 1
     assert update["grad_norm"] > 0
     assert "a round is 128 questions x 16 answers" in result.stdout
+
+
+# What each experiment of the map sweeps, at one value each; the middle's are grpo, lens and lens_strong.
+CELLS = {
+    "tiny_map": ["objective=lens_strong"],
+    "tiny_map_levels": ["dataset.arithmetic.levels=[4,5]"],
+    "tiny_map_generations": ["trainer.num_generations=16"],
+    "tiny_map_updates": ["trainer.num_prompts_per_step=5"],
+    "tiny_map_learning_rate": ["trainer.learning_rate=4e-4", "objective=grpo"],
+    "tiny_map_alpha": ["objective=lens", "objective.alpha=16"],
+    "tiny_map_unscaled": ["objective=lens_unscaled", "objective.alpha=16"],
+    "tiny_map_penalty": ["objective=uniform", "objective.alpha=4"],
+    "tiny_map_entropy": ["objective=grpo", "trainer.entropy_coef=0.03"],
+    "tiny_map_compute": ["objective=grpo", "trainer.max_steps=1"],
+    "tiny_map_long": ["objective=lens_strong", "trainer.max_steps=1"],
+    "tiny_map_collapse": ["objective=lens_unscaled", "objective.alpha=4", "trainer.max_steps=1"],
+}
+
+
+@pytest.mark.parametrize("experiment", CELLS)
+def test_the_first_update_of_every_experiment_of_the_map_runs(pupil, tmp_path, experiment):
+    known = [f"model.name_or_path={pupil}", "dataset.arithmetic.size=20"]  # problems that the pupil knows by heart
+    known += [f"trainer.num_prompts_per_{part}=20" for part in ("rollout", "step")]
+    smaller = ["evaluation.sets.arithmetic.size=5", "evaluation.num_samples=2", "trainer.max_steps=1"]
+    given = [f"experiment={experiment}", *known, *smaller]
+    folder = tmp_path / "run"
+    overrides = dict(override.split("=", 1) for override in [*given, *CELLS[experiment], f"hydra.run.dir={folder}"])
+    result = run("scripts/train.py", *(f"{k}={v}" for k, v in overrides.items()), folder=tmp_path / "logs")
+    assert result.code == 0, result.stderr
+    (update,) = [line for line in metrics_of(folder) if "loss" in line]
+    assert update["grad_norm"] > 0
+    assert not (folder / "wandb").exists()
+    trained, only_mixed = update["completions/trained"], {"tiny_map_learning_rate", "tiny_map_compute"}  # GRPO's
+    if experiment == "tiny_map_entropy":  # the bonus is of every answer
+        assert trained == 160
+    elif experiment in only_mixed:
+        assert trained < 160
+
+
+def test_the_map_is_one_command_over_all_of_its_experiments():
+    recipe = subprocess.run(["make", "-n", "map", "VENV=v"], cwd=CONFIGS.parent, capture_output=True, text=True)
+    assert recipe.returncode == 0, recipe.stderr
+    experiments = {file.stem for file in (CONFIGS / "experiment").glob("tiny_map*.yaml")}
+    assert set(re.findall(r"tiny_map\w*", recipe.stdout.split("report.py")[0])) == experiments
+    assert experiments == {*CELLS, "tiny_map_warm_starts"}  # whose models tests/test_tiny.py makes
+    assert "scripts/report.py runs=outputs/sweeps/tiny_map" in recipe.stdout
 
 
 @pytest.mark.parametrize("preset", ["fast", "overfit", "profile"])

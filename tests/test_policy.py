@@ -80,6 +80,17 @@ def test_values_and_gradients_are_those_of_dense_logits(tiny, rollouts, temperat
     assert (gradients_of(model, values.logprobs) - expected).norm() < 1e-5 * expected.norm()
 
 
+@pytest.mark.parametrize("chunk", [4, 1000])
+def test_entropies_carry_gradients_where_they_are_asked_to(tiny, rollouts, chunk):
+    model, _ = tiny
+    packs, choices = [[1, 0], [4]], {"temperature": 0.7, "logits_chunk_size": chunk}
+    entropies = token_values(model, rollouts, packs, **choices, entropy_gradient=True).entropies
+    expected = gradients_of(model, torch.cat([dense_values(model, rollouts, row, 0.7)[1] for row in (1, 0, 4)]))
+    assert (gradients_of(model, entropies) - expected).norm() < 1e-5 * expected.norm()
+    with torch.no_grad():
+        assert not token_values(model, rollouts, packs, **choices, entropy_gradient=True).entropies.requires_grad
+
+
 def test_without_gradients_the_values_are_the_same(tiny, rollouts):
     model, _ = tiny
     choices = {"temperature": 0.7, "logits_chunk_size": 5}

@@ -47,6 +47,7 @@ LOSS = Loss(
     dual_clip=None,
     loss_agg_mode="seq-mean-token-mean",
     beta=0.0,
+    entropy_coef=0.0,
     temperature=0.8,
     max_completion_length=MAX_LENGTH,
     max_tokens_per_microbatch=10_000,
@@ -172,7 +173,8 @@ def naive_loss(model: PreTrainedModel, experience: Experience, loss: Loss) -> tu
         logits = model(torch.cat([prompt, completion])[None]).logits[0]
         total = 0.0
         for place, token in enumerate(completion.tolist()):
-            logprob = (logits[len(prompt) - 1 + place] / loss.temperature).log_softmax(dim=0)[token]
+            log_softmax = (logits[len(prompt) - 1 + place] / loss.temperature).log_softmax(dim=0)
+            logprob, entropy = log_softmax[token], -(log_softmax.exp() * log_softmax).sum()
             advantage = experience.advantages[question, answer].to(logprob)
             ratio = (logprob - experience.old_logprobs[row, place]).exp()
             low, high = 1 - loss.epsilon_low, 1 + loss.epsilon_high
@@ -180,7 +182,7 @@ def naive_loss(model: PreTrainedModel, experience: Experience, loss: Loss) -> tu
             if loss.dual_clip is not None and advantage < 0:
                 objective = torch.maximum(objective, loss.dual_clip * advantage)
             gap = experience.reference_logprobs[row, place] - logprob
-            total = total - objective + loss.beta * (gap.exp() - gap - 1)
+            total = total - objective + loss.beta * (gap.exp() - gap - 1) - loss.entropy_coef * entropy
             counts["low"] += int(ratio < low and advantage < 0)
             counts["high"] += int(ratio > high and advantage > 0)
         sums.append(total)
@@ -199,11 +201,12 @@ def naive_loss(model: PreTrainedModel, experience: Experience, loss: Loss) -> tu
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize(("beta", "dual_clip"), [(0.0, None), (0.1, 1.5)])
+@pytest.mark.parametrize(("beta", "dual_clip", "entropy_coef"), [(0.0, None, 0.0), (0.1, 1.5, 0.0), (0.0, None, 0.5)])
 @pytest.mark.parametrize("mode", MODES)
-def test_gradient_is_that_of_the_naive_loss(models, experience, mode, beta, dual_clip, dtype):
+def test_gradient_is_that_of_the_naive_loss(models, experience, mode, beta, dual_clip, entropy_coef, dtype):
     model = models[dtype]
-    loss = replace(LOSS, loss_agg_mode=mode, beta=beta, dual_clip=dual_clip, max_tokens_per_microbatch=80)
+    choices = {"beta": beta, "dual_clip": dual_clip, "entropy_coef": entropy_coef}
+    loss = replace(LOSS, loss_agg_mode=mode, max_tokens_per_microbatch=80, **choices)
     metrics = compute_gradient(model, experience, loss)
     actual = flat_gradient(model)
     model.zero_grad()
@@ -292,8 +295,9 @@ def test_completions_without_advantage_cost_nothing(model, experience):
     assert metrics["tokens/trained"] == experience.rollouts.lengths[trained].sum()
 
 
-def test_with_a_kl_term_every_valid_completion_is_trained_on(model, experience):
+def test_with_a_kl_term_or_an_entropy_bonus_every_valid_completion_is_trained_on(model, experience):
     assert rows_seen(model, experience, replace(LOSS, beta=0.1)) == 14
+    assert rows_seen(model, experience, replace(LOSS, entropy_coef=0.1)) == 14
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -130,6 +130,7 @@ LOSS = Loss(
     dual_clip=None,
     loss_agg_mode="seq-mean-token-mean",
     beta=0.0,
+    entropy_coef=0.0,
     temperature=1.0,
     max_completion_length=MAX_LENGTH,
     max_tokens_per_microbatch=2000,

@@ -275,14 +275,15 @@ def draw_arms(axes: plt.Axes, arms: Sequence[Arm], curves: Sequence[Curve], *, m
 
 
 def finish(figure: plt.Figure, panels: Sequence[plt.Axes], xlabel: str | None, path: Path) -> Path:
-    """One x label, one legend above the panels, and the figure as PNG and PDF; returns the PNG's path."""
+    """One x label, a legend above the panels if any, and the figure as PNG and PDF; returns the PNG's path."""
     if xlabel:
         figure.supxlabel(xlabel, fontsize=8)
     handles, labels = panels[0].get_legend_handles_labels()
-    columns = max(1, min(3, LEGEND_CHARACTERS // (max(map(len, labels)) + 4)))
-    width, height = figure.get_size_inches()
-    figure.set_size_inches(width, height + LEGEND_LINE * (-(-len(labels) // columns) - 1))
-    figure.legend(handles, labels, loc="outside upper center", ncols=columns)
+    if labels:
+        columns = max(1, min(3, LEGEND_CHARACTERS // (max(map(len, labels)) + 4)))
+        width, height = figure.get_size_inches()
+        figure.set_size_inches(width, height + LEGEND_LINE * (-(-len(labels) // columns) - 1))
+        figure.legend(handles, labels, loc="outside upper center", ncols=columns)
     return save(figure, path)
 
 

@@ -12,6 +12,8 @@ from lens.reporting.statistics import Difference, Estimate
 TEXT_COLUMNS = (
     "part",
     "arm",
+    "cell",
+    "against",
     "model",
     "data",
     "algorithm",

@@ -31,13 +31,13 @@ class Section:
     Attributes:
         title: experiment, model and training set.
         tables: those that are open.
-        accuracy: by level; folded.
+        accuracy: by level; folded. None: no such table.
         figures: what each shows -> its PNG.
     """
 
     title: str
     tables: Sequence[Captioned]
-    accuracy: Captioned
+    accuracy: Captioned | None
     figures: dict[str, Path]
 
 
@@ -69,7 +69,7 @@ def write_page(
             {
                 "title": section.title,
                 "tables": [(caption, cells_of(table)) for caption, table in section.tables],
-                "accuracy": (section.accuracy[0], cells_of(section.accuracy[1])),
+                "accuracy": section.accuracy and (section.accuracy[0], cells_of(section.accuracy[1])),
                 "figures": [(title, base64.b64encode(p.read_bytes()).decode()) for title, p in section.figures.items()],
             }
             for section in sections

@@ -12,9 +12,10 @@ from lens.errors import ConfigError
 from lens.reporting.browser import browsed_runs
 from lens.reporting.figures import draw_figures
 from lens.reporting.formats import write_table
+from lens.reporting.map import MIDDLE, cell_of, draw_map, map_table
 from lens.reporting.page import Captioned, Section, write_page
 from lens.reporting.paper import TABLES, beside_paper, has_runs
-from lens.reporting.runs import Arm, baseline_of, differing_keys, load_arms, title_of
+from lens.reporting.runs import Arm, baseline_of, beside_objective, load_arms, title_of, twin_of
 from lens.reporting.tables import (
     EDGE_STEPS,
     accuracy_table,
@@ -35,6 +36,10 @@ DIFFERENCE = (
 )
 GAIN = (
     "Gain over the model before training in points: ± 95 % t interval over seeds, [bootstrap over seeds and problems]"
+)
+MAP = (
+    "When does it help? Points above {} at the same setting, and of LENS above each control, paired by seed: ± 95 % t "
+    "interval, [bootstrap]; negative groups and their share of the gradient in %, entropy at the end in nats"
 )
 COMPUTE = "Compute spent, summed over runs"
 
@@ -57,7 +62,8 @@ def report(runs: Sequence[Path], baseline: str | None, target: Path, *, completi
     if type(completions) is not int or completions < 0:
         raise ConfigError("completions", completions, "an integer >= 0")
     arms, notes = load_arms(runs)
-    settings = [[a for a in arms if a.setting == setting] for setting in dict.fromkeys(a.setting for a in arms)]
+    alike = [[a for a in arms if a.setting == setting] for setting in dict.fromkeys(a.setting for a in arms)]
+    settings = [part for members in alike for part in by_baseline(members, baseline)]
     notes += check_baseline(settings, baseline)
     browsed, unread = browsed_runs(arms, completions) if completions else ([], [])
     notes += unread
@@ -66,8 +72,9 @@ def report(runs: Sequence[Path], baseline: str | None, target: Path, *, completi
     check_writable("target", target)
 
     sections, compute, files = [], [], []
-    for members, name in zip(settings, names_of(settings), strict=True):
-        title, folder = title_of(members), target / name
+    titles = [titled(members, arms) for members in settings]
+    for members, title, name in zip(settings, titles, names_of(titles), strict=True):
+        folder = target / name
         folder.mkdir(exist_ok=True)
         tables = tables_of(members, baseline)
         if len(settings) > 1:
@@ -83,6 +90,14 @@ def report(runs: Sequence[Path], baseline: str | None, target: Path, *, completi
             listed("tables", folder, tables, "csv,md,tex"),
             listed("figures", folder, figures.values(), "png,pdf"),
         ]
+
+    mapped = map_table(arms, baseline)
+    if spans_cells(mapped):
+        caption, figure = MAP.format(baseline), draw_map(mapped, target / "map_of_differences")
+        show_table(caption, mapped)
+        write_table(mapped, caption, target / "map")
+        sections.insert(0, Section("Map", [(caption, mapped)], None, {"Differences, cell by cell": figure}))
+        files += [listed("tables", target, ["map"], "csv,md,tex"), listed("figures", target, [figure], "png,pdf")]
 
     results = results_table(settings)
     write_table(results, "Accuracy after training in %", target / "results")
@@ -120,6 +135,11 @@ def tables_of(arms: Sequence[Arm], baseline: str | None) -> dict[str, Captioned]
     return {stem: (caption, table) for stem, (caption, table) in tables.items() if len(table)}
 
 
+def spans_cells(mapped: pd.DataFrame) -> bool:
+    """Whether a map has more than one cell: fewer say nothing that the differences do not."""
+    return len(mapped) > 0 and mapped["cell"].nunique() > 1
+
+
 def listed(what: str, folder: Path, names: Iterable[str | Path], kinds: str) -> str:
     """A line that names files as a shell would take them: figures: report/{a,b}.{png,pdf}."""
     return f"{what + ':':<8} {folder}/{{{','.join(Path(name).stem for name in names)}}}.{{{kinds}}}"
@@ -132,7 +152,7 @@ def check_baseline(settings: Sequence[Sequence[Arm]], baseline: str | None) -> l
         ConfigError: no setting of several arms has an arm of that name.
     """
     several = [arms for arms in settings if len(arms) > 1]
-    has = [any(baseline in (arm.label, arm.variant) for arm in arms) for arms in several]
+    has = [any(baseline_of(arm, arms, baseline) for arm in arms) for arms in several]
     if baseline is None:
         return []
     if several and not any(has):
@@ -144,20 +164,37 @@ def check_baseline(settings: Sequence[Sequence[Arm]], baseline: str | None) -> l
         if not found
     ]
     for arm, base in ((arm, baseline_of(arm, arms, baseline)) for arms in several for arm in arms):
-        if base is not None and base.experiment != arm.experiment:
-            a, b = ({k: v for k, v in x.runs[0].config.items() if k != "objective"} for x in (base, arm))
-            if differing := [key for key in differing_keys(a, b) if key != "evaluation.every"]:
-                notes.append(
-                    f"{arm.label} of {arm.experiment} and {base.label} of {base.experiment} differ in {differing}"
-                )
+        if base is None or base.experiment == arm.experiment:
+            continue
+        if differing := beside_objective(base, arm):
+            notes.append(f"{arm.label} of {arm.experiment} and {base.label} of {base.experiment} differ in {differing}")
     return notes
 
 
-def names_of(settings: Sequence[Sequence[Arm]]) -> list[str]:
+def by_baseline(arms: Sequence[Arm], baseline: str | None) -> list[list[Arm]]:
+    """The arms of one setting, apart where there are several baselines: each with those that are compared with it."""
+    bases = [baseline_of(arm, arms, baseline) for arm in arms]
+    heads = [arm for arm in arms if any(twin_of(other, arms, baseline) is arm for other in arms)]
+    if len(heads) < 2:
+        return [list(arms)]
+    parts = [[head] for head in heads]
+    for arm, base in zip(arms, bases, strict=True):
+        if arm not in heads:
+            parts[heads.index(base) if base in heads else 0].append(arm)
+    return parts
+
+
+def titled(members: Sequence[Arm], arms: Sequence[Arm]) -> str:
+    """What a setting is called, with what was changed in it where that is the same for all of its arms."""
+    cell, *others = {cell_of(arm, arms) for arm in members}
+    return title_of(members) if others or cell == MIDDLE else f"{title_of(members)} · {cell}"
+
+
+def names_of(titles: Sequence[str]) -> list[str]:
     """The folder of each setting below the target; nothing where there is only one."""
-    if len(settings) == 1:
+    if len(titles) == 1:
         return [""]
-    plain = [re.sub(r"[^\w.-]+", "_", title_of(arms)) for arms in settings]
+    plain = [re.sub(r"[^\w.-]+", "_", title) for title in titles]
     return [name if plain.count(name) == 1 else f"{name}_{number}" for number, name in enumerate(plain, 1)]
 
 

@@ -233,11 +233,31 @@ def title_of(arms: Sequence[Arm]) -> str:
 
 
 def baseline_of(arm: Arm, arms: Sequence[Arm], baseline: str | None) -> Arm | None:
-    """The arm of the same setting to compare an arm with: that of its own experiment, or the first there is."""
+    """The arm of the same setting to compare an arm with.
+
+    The one that differs in its objective alone, else the one of its own experiment, else the first there is.
+    """
+    if twin := twin_of(arm, arms, baseline):
+        return twin
     named = [a for a in arms if a.setting == arm.setting and baseline in (a.label, a.variant)]
     own = [a for a in named if a.experiment == arm.experiment]
     found = next(iter(own or named), None)
     return None if found is arm else found
+
+
+def twin_of(arm: Arm, arms: Sequence[Arm], baseline: str | None) -> Arm | None:
+    """The arm with the baseline as its objective that differs in nothing else, of its own experiment if possible."""
+    if arm.runs[0].objective == baseline:
+        return None
+    others = [a for a in arms if a.setting == arm.setting and a.runs[0].objective == baseline]
+    twins = [a for a in others if not beside_objective(a, arm)]
+    return min(twins, key=lambda a: a.experiment != arm.experiment, default=None)
+
+
+def beside_objective(a: Arm, b: Arm) -> list[str]:
+    """The keys in which two arms differ besides their objective; how often they were evaluated does not count."""
+    x, y = ({k: v for k, v in arm.runs[0].config.items() if k != "objective"} for arm in (a, b))
+    return [key for key in differing_keys(x, y) if key != "evaluation.every"]
 
 
 # --- what is odd, and what is refused --------------------------------------------------------------------------------
