@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
@@ -71,9 +70,6 @@ def serve(connection: Connection, target: Callable[..., None], arguments: Sequen
         return
     except ConfigError as error:
         connection.send(error)
-    except Exception as error:
-        traceback.print_exc()
-        connection.send(RuntimeError(repr(error)))
 
 
 def serve_lens(turn: Turn, report: Report, config: DictConfig, engine: str) -> None:
