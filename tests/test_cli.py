@@ -477,12 +477,22 @@ OUT_OF_BOUNDS = {
     "sampler.max_logp_difference": [0],
     "model.prompt.template": ["bare"],
     "model.prompt.max_length": [0],
+    "part": ["all"],
+    "rounds": [0],
+    "warmup": [-1],
+    "peak_size": [0],
+    "naive.sequences": [0],
+    "made_up.shortest_share": [0, 1.1],
+    "made_up.silent_share": [-0.1, 1.1],
+    "trl.per_device_train_batch_size": [0],
+    "trl.gradient_checkpointing": [1],
 }
 
 
 def test_every_rule_is_about_a_key_that_there_is():
     assert OUT_OF_BOUNDS.keys() == RULES.keys()
-    assert RULES.keys() <= set(valid_keys("train", ["experiment=smollm2_math"]))
+    there = [*valid_keys("train", ["experiment=smollm2_math"]), *valid_keys("benchmark", ["part=step"])]
+    assert RULES.keys() <= set(there)
 
 
 @pytest.fixture(scope="module")
@@ -494,7 +504,7 @@ def plain() -> DictConfig:
 def test_every_rule_refuses(plain, key):
     for value in [*OUT_OF_BOUNDS[key], "nonsense", [1], float("nan")]:
         config = copy.deepcopy(plain)
-        OmegaConf.update(config, key, value)
+        OmegaConf.update(config, key, value, force_add=True)  # some belong to the benchmark alone
         with pytest.raises(ConfigError) as error:
             check_values(config)
         assert error.value.key == key
