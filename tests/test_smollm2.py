@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from command_line import environment, run
 from transformers import PreTrainedModel
-from vllm_engine import largest_difference, make_engine, weights
+from vllm_engine import LOSS, largest_difference, make_engine, weights
 
 from lens.experience import weigh
 from lens.objectives import lens_advantages
 from lens.policy import load_model
 from lens.problems import load_problems
 from lens.prompts import PromptFormat, encode_problems
-from lens.update import Loss, compute_gradient
+from lens.update import compute_gradient
 
-LOSS = Loss(
-    epsilon_low=0.2,
-    epsilon_high=0.2,
-    dual_clip=None,
-    loss_agg_mode="seq-mean-token-mean",
-    beta=0.0,
-    entropy_coef=0.0,
-    temperature=1.0,
-    max_completion_length=32,
-    max_tokens_per_microbatch=4096,
-    logits_chunk_size=512,
-)
+LONGER = replace(LOSS, max_completion_length=32, max_tokens_per_microbatch=4096, logits_chunk_size=512)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +81,7 @@ def test_after_three_updates_and_syncs_vllm_rates_tokens_as_the_trainer_does(fol
         for update in range(3):
             rollouts = engine.sample(prompts[:4], 8, update, max_completion_length=32)
             verdicts = (["correct"] + ["incorrect"] * 7) * 4
-            compute_gradient(model, weigh(rollouts, [1] * 4, verdicts, lens_advantages), LOSS)
+            compute_gradient(model, weigh(rollouts, [1] * 4, verdicts, lens_advantages), LONGER)
             optimizer.step()
             stale = engine.sample(prompts, 2, 100 + update, max_completion_length=32)
             assert largest_difference(model, stale) > 1e-2

@@ -12,7 +12,7 @@ import torch
 from scipy.stats import chisquare
 from test_sampler import by_question
 from transformers import PreTrainedModel
-from vllm_engine import GENERATIONS, MAX_LENGTH, largest_difference, last_tokens, make_engine, ratings, weights
+from vllm_engine import GENERATIONS, LOSS, MAX_LENGTH, largest_difference, last_tokens, make_engine, ratings, weights
 
 from lens.errors import ConfigError
 from lens.policy import load_model, recompute
@@ -21,7 +21,6 @@ from lens.prompts import Prompt, PromptFormat, encode_problems
 from lens.sampling.rollouts import Sampler
 from lens.sampling.syncing import SyncedSampler, probe
 from lens.sampling.transformers import TransformersSampler
-from lens.update import Loss
 
 
 @pytest.fixture(scope="module")
@@ -122,20 +121,6 @@ def test_after_a_sync_the_engine_has_the_new_weights_and_before_it_the_old(polic
         assert largest_difference(model, after) < 1e-3
     finally:
         engine.sync(weights(policy[0]))
-
-
-LOSS = Loss(
-    epsilon_low=0.2,
-    epsilon_high=0.2,
-    dual_clip=None,
-    loss_agg_mode="seq-mean-token-mean",
-    beta=0.0,
-    entropy_coef=0.0,
-    temperature=1.0,
-    max_completion_length=MAX_LENGTH,
-    max_tokens_per_microbatch=2000,
-    logits_chunk_size=256,
-)
 
 
 def test_a_probe_measures_and_refuses(policy, engine, prompts):

@@ -106,7 +106,7 @@ class VLLMSampler:
                 logprobs_mode="processed_logprobs",
                 disable_log_stats=True,
             )
-        except (ValueError, RuntimeError, NotImplementedError) as error:
+        except (ValueError, RuntimeError) as error:
             raise explain_failure(error, model, kv_cache_space) from error
 
     def sample(
