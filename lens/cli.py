@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import gc
 import hashlib
 import json
 import logging
@@ -85,8 +84,6 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
                     where = f" while writing below {folder}" if isinstance(failure, OSError) else ""
                     fail(f"{failure}{where}; to go on: {command_of(hydra_config)}", FAILED)
                 raise
-            finally:
-                gc.collect()  # models and optimizers lie in cycles, and the next job of a sweep wants their memory
 
         composed = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(guarded)
 

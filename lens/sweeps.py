@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import threading
 import time
 from pathlib import Path
@@ -16,7 +15,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from lens.cli import fail
 from lens.errors import ConfigError
-from lens.processes import end_with_parent
 from lens.progress import progress_bar
 from lens.tracking import STEP_AXIS
 from lens.validation import check_values
@@ -27,17 +25,9 @@ POLL_SECONDS = 1.0
 class SweepProgress(Callback):
     """Watches the run folders of a sweep, and shows the steps that are done and the time left."""
 
-    def __init__(self) -> None:
-        self._sweep_pid = os.getpid()
-
     def __getstate__(self) -> dict[str, Any]:
         """Launchers send callbacks along with each job; the watcher stays here."""
-        return {"_sweep_pid": self._sweep_pid}
-
-    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """In a worker process of the sweep's own, as joblib starts them: end with the sweep, even if it is killed."""
-        if os.getppid() == self._sweep_pid:
-            end_with_parent()
+        return {}
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Start watching; the sweep's jobs do not know of it. Exits where the number of jobs cannot be."""

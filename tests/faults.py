@@ -17,7 +17,7 @@ from lens.sampling.transformers import TransformersSampler
 
 
 class WaitingSampler(TransformersSampler):
-    """The embedded engine, which waits as long as a file exists."""
+    """The embedded engine, which waits as long as a file exists, and tells of it by another."""
 
     def __init__(self, *parts: Any, while_exists: str, **options: Any):
         super().__init__(*parts, **options)
@@ -25,6 +25,7 @@ class WaitingSampler(TransformersSampler):
 
     def sample(self, *arguments: Any, **options: Any) -> Any:
         while self.file.exists():
+            self.file.with_suffix(".reached").touch()
             time.sleep(0.01)
         return super().sample(*arguments, **options)
 

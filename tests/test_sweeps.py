@@ -130,27 +130,47 @@ def test_a_stopped_sweep_goes_on(pupil, logs, tmp_path):
         assert steps == [1, 2, 3, 4, 5, 6]
 
 
-def test_ctrl_c_ends_a_sweep_of_one_job_at_a_time(pupil, logs, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_sweep_once_its_jobs_have_their_checkpoints(pupil, logs, tmp_path, number):
     folder = tmp_path / "sweeps" / "tiny"
     command = sweeping(pupil, tmp_path, "jobs=1", max_steps=30)
     running = Command(*command, folder=logs)
     running.wait_until(lambda: len(list(folder.glob("*/metrics.jsonl"))) > 0)
-    running.signal(signal.SIGINT)
+    if number == signal.SIGTERM:
+        os.kill(running.process.pid, number)  # as a scheduler does
+    else:
+        running.signal(number)  # as a terminal does
     assert running.wait().code == 130
     (begun,) = (path for path in folder.iterdir() if path.is_dir())
     assert len(list((begun / "checkpoints").iterdir())) == 1
 
 
-def processes_of(command: Command) -> list[str]:
-    """What still runs of all that a command has started."""
+def test_a_job_that_is_killed_fails_alone(pupil, logs, tmp_path):
+    running = Command(*sweeping(pupil, tmp_path, "jobs=1", max_steps=6), folder=logs)
+    first = tmp_path / "sweeps" / "tiny"
+    running.wait_until(lambda: len(list(first.glob("*/metrics.jsonl"))) > 0)
+    (job_pid,) = {parent for parent, command in processes_of(running) if "lens.judging" in command}
+    os.kill(job_pid, signal.SIGKILL)
+    result = running.wait()
+    assert result.code == 1
+    (error,) = (line for line in result.stderr.splitlines() if line.startswith("error: "))
+    assert re.match(
+        r"error: grpo-seed0-\w+ \(objective=grpo seed=0\): RuntimeError: its process was ended by SIGKILL", error
+    )
+    finished = {path.parent.name.rsplit("-", 1)[0] for path in first.glob("*/summary.json")}
+    assert finished == {"grpo-seed1", "lens-seed0", "lens-seed1"}
+
+
+def processes_of(command: Command) -> list[tuple[int, str]]:
+    """(parent, command line) of what still runs of all that a command has started."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            state, _, _, session, *_ = stat.read_text().rpartition(")")[2].split()
+            state, parent, _, session, *_ = stat.read_text().rpartition(")")[2].split()
         except OSError:  # it has just ended
             continue
         if int(session) == command.process.pid and state != "Z":
-            found.append(stat.with_name("cmdline").read_text())
+            found.append((int(parent), stat.with_name("cmdline").read_text()))
     return found
 
 

@@ -462,7 +462,8 @@ def test_a_second_ctrl_c_stops_at_once_and_the_folder_stays_resumable(waiting, u
     file, command, folder = waiting
     running = Command(*command, folder=logs)
     running.wait_until(lambda: steps_in(folder) >= 5)
-    file.touch()  # no step ends from now on
+    file.touch()
+    running.wait_until(file.with_suffix(".reached").exists)  # no step ends from now on
     running.signal(signal.SIGINT)
     running.wait_until(lambda: "Ctrl-C again stops at once" in running.stdout.read_text())
     time.sleep(1)
