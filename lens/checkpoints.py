@@ -9,20 +9,29 @@ import pickle
 import random
 import re
 import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lens.distributed import barrier, is_first, whole, world_size
 from lens.errors import ConfigError, RunFailed
 
+OPTIMIZER_FOLDER = "optimizer"
 STATE_FILE = "training_state.pt"
 CHECKSUMS_FILE = "checksums.json"
 UNFINISHED = ".unfinished"
-NEEDED = {"step", "config", "random"}  # of a training state, whatever else it holds
+NEEDED = {"step", "config", "random", "param_groups"}  # of a training state, whatever else it holds
 
 
 def random_states() -> dict[str, Any]:
@@ -51,6 +60,7 @@ def save(
     folder: Path,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
+    optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
     *,
     keep: int,
@@ -58,9 +68,12 @@ def save(
 ) -> Path:
     """Write checkpoints/step_*/ (Hugging Face format, plus the training state) and drop those that are not to stay.
 
+    Several processes call it together; each writes its shard of the optimizer's state, the first all else.
+
     Args:
         folder: the run's checkpoints folder.
         model, tokenizer: saved as any Hugging Face model, safetensors.
+        optimizer: its tensors are saved by the names of the model's parameters, for any number of processes to load.
         state: plain values and tensors; ``state["step"]`` names the checkpoint.
         keep: how many checkpoints stay, the latest up to this one.
         best: the step of one more that stays.
@@ -73,26 +86,90 @@ def save(
     """
     target = folder / f"step_{state['step']:06d}"
     unfinished = target.with_name(target.name + UNFINISHED)
-    shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        unfinished.mkdir(parents=True)
-        model.save_pretrained(unfinished)
-        tokenizer.save_pretrained(unfinished)
-        torch.save({**state, "random": random_states()}, unfinished / STATE_FILE)
-        sums = {path.name: checksum(path) for path in sorted(unfinished.iterdir())}
-        (unfinished / CHECKSUMS_FILE).write_text(json.dumps(sums, indent=2) + "\n")
-        for path in unfinished.iterdir():
-            flush_to_disk(path)
-    except (OSError, RuntimeError, SafetensorError) as error:
+        if is_first():
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+        barrier()
+        if tensors := optimizer_tensors(model, optimizer):
+            writer = HuggingFaceStorageWriter(str(unfinished / OPTIMIZER_FOLDER), save_distributed=True)
+            with quiet():
+                dcp.save(tensors, storage_writer=writer, no_dist=world_size() == 1)
+        weights = whole_state(model)
+        if is_first():
+            model.save_pretrained(unfinished, state_dict=weights)
+            tokenizer.save_pretrained(unfinished)
+            groups = optimizer.state_dict()["param_groups"]
+            torch.save({**state, "param_groups": groups, "random": random_states()}, unfinished / STATE_FILE)
+            sums = {str(path.relative_to(unfinished)): checksum(path) for path in files_of(unfinished)}
+            (unfinished / CHECKSUMS_FILE).write_text(json.dumps(sums, indent=2) + "\n")
+            for path in unfinished.rglob("*"):
+                flush_to_disk(path)
+    except (OSError, RuntimeError, SafetensorError, CheckpointException) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         last = max(all_checkpoints(folder), key=step_of, default=None)
         whole = f"the last whole one is {last.name}" if last else "there is none before it"
         raise RunFailed(f"the checkpoint {target} could not be written ({one_line(error)}); {whole}") from error
-    drop(target)
-    unfinished.rename(target)
-    flush_to_disk(folder)
-    prune(folder, state["step"], keep=keep, best=best)
+    if is_first():
+        drop(target)
+        unfinished.rename(target)
+        flush_to_disk(folder)
+        prune(folder, state["step"], keep=keep, best=best)
+    barrier()
     return target
+
+
+def optimizer_tensors(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The tensors of an optimizer's state, as "PARAMETER:NAME"; those of a sharded model are shards."""
+    parameters = model.named_parameters()
+    return {f"{name}:{key}": value for name, p in parameters for key, value in optimizer.state.get(p, {}).items()}
+
+
+def restore_optimizer(
+    checkpoint: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]]
+) -> None:
+    """Load AdamW's state, whichever number of processes has saved it.
+
+    Args:
+        checkpoint: its folder.
+        model, optimizer: as they were saved, sharded or not.
+        groups: the training state's param_groups.
+    """
+    for group, saved in zip(optimizer.param_groups, groups, strict=True):
+        group.update({key: value for key, value in saved.items() if key != "params"})
+    if not (checkpoint / OPTIMIZER_FOLDER).exists():  # it was saved before the first update
+        return
+    for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+        moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[parameter] = {"step": torch.zeros((), dtype=torch.float32), **moments}
+    reader = HuggingFaceStorageReader(str(checkpoint / OPTIMIZER_FOLDER))
+    with quiet():
+        dcp.load(optimizer_tensors(model, optimizer), storage_reader=reader, no_dist=world_size() == 1)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warning that one process is assumed where there is one."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+        yield
+
+
+def whole_state(model: PreTrainedModel) -> dict[str, Tensor] | None:
+    """The weights on the first process; None where a single one can save them as they are."""
+    if world_size() == 1:
+        return None
+    weights = {}
+    for name, parameter in model.named_parameters():
+        tensor = whole(parameter.detach())
+        if is_first():
+            weights[name] = tensor.cpu()
+    return weights
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The files below a folder, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def prune(folder: Path, step: int, *, keep: int, best: int | None) -> None:

@@ -12,7 +12,9 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import hydra
@@ -34,6 +36,8 @@ HALF_MADE = {".hydra"}  # what Hydra itself puts into a run folder, beside the l
 BAD_CONFIG = (ConfigError, HydraException, OmegaConfBaseException)
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 SAYS = {FAILED: "failed", BAD_INPUT: "error", INTERRUPTED: "stopped"}
+RANK = int(os.environ.get("RANK", "0"))  # of the processes that torchrun has started
+STARTED = [datetime.now()]
 ONE_OF = ("run", "multirun", "cfg", "info", "shell_completion")  # Hydra's options that say what to do
 
 
@@ -45,7 +49,27 @@ def config_hash(*, _root_: DictConfig) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
+def started(pattern: str) -> str:
+    """The time at which this command was started, one for all its processes."""
+    return STARTED[0].strftime(pattern)
+
+
 OmegaConf.register_new_resolver("lens.config_hash", config_hash, replace=True)
+OmegaConf.register_new_resolver("lens.started", started, replace=True)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Meanwhile the processes that torchrun has started know of each other, and of the time at which they started."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        STARTED[0] = datetime.now()
+        yield
+        return
+    from lens.distributed import gather, process_group  # torch takes seconds to load
+
+    with process_group():
+        STARTED[0] = gather(datetime.now())[0]
+        yield
 
 
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
@@ -65,6 +89,8 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
             folder, alone = Path(hydra_config.runtime.output_dir), hydra_config.mode == RunMode.RUN
             if not alone:
                 leave_console_to_the_sweep()
+            if RANK > 0:
+                leave_words_to_the_first()
             try:
                 task(config)
             except BAD_CONFIG as error:
@@ -92,7 +118,8 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
             os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors reach the lines below
             sys.argv[1:] = options_first(sys.argv[1:])
             try:
-                composed()
+                with together():
+                    composed()
             except BAD_CONFIG as error:
                 fail(explain(error, config_name, sys.argv[1:]))
             except (StopRequested, KeyboardInterrupt):
@@ -130,9 +157,10 @@ def options_first(arguments: list[str]) -> list[str]:
 
 
 def fail(message: str, code: int = BAD_INPUT) -> None:
-    """Print one line and exit."""
+    """Print one line, once for all processes, and exit."""
     close_open_bars()
-    print(f"{SAYS[code]}: {message}", file=sys.stderr)
+    if RANK == 0:
+        print(f"{SAYS[code]}: {message}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -147,6 +175,11 @@ def leave_console_to_the_sweep() -> None:
     for handler in list(logging.getLogger().handlers):
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
             logging.getLogger().removeHandler(handler)
+
+
+def leave_words_to_the_first() -> None:
+    """One process of several logs for all."""
+    logging.getLogger().handlers[:] = [logging.NullHandler()]
 
 
 def remove_half_made(folder: Path) -> None:

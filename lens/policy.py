@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from lens.distributed import call, total, turns, world_size
 from lens.errors import ConfigError
 from lens.sampling.rollouts import Rollouts
 
@@ -28,8 +29,9 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer, by Hugging Face name or folder; safetensors only, no remote code.
 
-    The model is on the GPU where there is one. Dropout is off: the probabilities that are trained are those that were
-    sampled from. ``key`` is where the name stands in the config, for error messages.
+    The model is on the GPU where there is one; where several processes share it, that is left to `shard`. Dropout is
+    off: the probabilities that are trained are those that were sampled from. ``key`` is where the name stands in the
+    config, for error messages.
 
     Raises:
         ConfigError: no such model, a folder without tokenizer or whole weights, an unknown dtype, no end token.
@@ -50,7 +52,7 @@ def load_model(
         raise ConfigError(key, name_or_path, f"a causal language model by name or folder ({reason})") from error
     if tokenizer.eos_token_id is None and model.generation_config.eos_token_id is None:
         raise ConfigError(key, name_or_path, "a tokenizer with an end-of-sequence token")
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+    return model.eval().to("cuda" if torch.cuda.is_available() and world_size() == 1 else "cpu"), tokenizer
 
 
 class TokenValues(NamedTuple):
@@ -89,19 +91,23 @@ def token_values(
         `TokenValues`, float32 at least.
     """
     layout = lay_out(rollouts, packs).to(model.device)
-    with torch.autocast(model.device.type, DTYPES[autocast or "bfloat16"], enabled=autocast is not None):
-        hidden = model.base_model(
-            input_ids=layout.ids, position_ids=layout.positions, attention_mask=layout.mask, use_cache=False
-        ).last_hidden_state[layout.predicting]  # [n, H]
-    head = model.get_output_embeddings()
-    hidden = hidden.to(head.weight.dtype)
-    chunks = [
-        checkpoint(_head_values, head, h, t, temperature, entropy_gradient, use_reentrant=False)
-        if torch.is_grad_enabled()
-        else _head_values(head, h, t, temperature, False)
-        for h, t in zip(hidden.split(logits_chunk_size), layout.targets.split(logits_chunk_size), strict=True)
-    ]
-    return TokenValues(*(torch.cat(values) for values in zip(*chunks, strict=True)))
+
+    def values(model: PreTrainedModel) -> tuple[Tensor, ...]:
+        with torch.autocast(model.device.type, DTYPES[autocast or "bfloat16"], enabled=autocast is not None):
+            hidden = model.base_model(
+                input_ids=layout.ids, position_ids=layout.positions, attention_mask=layout.mask, use_cache=False
+            ).last_hidden_state[layout.predicting]  # [n, H]
+        head = model.get_output_embeddings()
+        hidden = hidden.to(head.weight.dtype)
+        chunks = [
+            checkpoint(_head_values, head, h, t, temperature, entropy_gradient, use_reentrant=False)
+            if torch.is_grad_enabled()
+            else _head_values(head, h, t, temperature, False)
+            for h, t in zip(hidden.split(logits_chunk_size), layout.targets.split(logits_chunk_size), strict=True)
+        ]
+        return tuple(torch.cat(values) for values in zip(*chunks, strict=True))
+
+    return TokenValues(*call(model, values))
 
 
 class Layout(NamedTuple):
@@ -229,7 +235,7 @@ def recompute(
     logprobs = torch.zeros_like(rollouts.logprobs)
     entropies = torch.zeros_like(rollouts.logprobs)
     mask = rollouts.mask
-    for packs in microbatches(model, rollouts, range(len(rollouts.lengths)), max_tokens):
+    for packs, counts in turns(list(microbatches(model, rollouts, range(len(rollouts.lengths)), max_tokens))):
         rows = [row for pack in packs for row in pack]
         values = token_values(
             model, rollouts, packs, temperature=temperature, logits_chunk_size=logits_chunk_size, autocast=autocast
@@ -237,5 +243,5 @@ def recompute(
         for whole, part in zip((logprobs, entropies), values, strict=True):
             block = torch.zeros_like(whole[rows])
             block[mask[rows]] = part.to(block)
-            whole[rows] = block
-    return logprobs, entropies
+            whole[rows] = block * counts
+    return total(logprobs), total(entropies)

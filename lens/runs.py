@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lens import checkpoints
 from lens.audit import check_golds, count_all
+from lens.distributed import barrier, is_first, named_weights, shard, world_size
 from lens.errors import ConfigError
 from lens.evaluation import EvaluationSet, Evaluator, metrics_of, table_of
 from lens.policy import load_model
@@ -30,9 +31,10 @@ from lens.prompts import Prompt, PromptFormat, encode_problems
 from lens.reporting.terminal import show_table
 from lens.resuming import PROVENANCE, SUMMARY, copy_history, find_state, finished_summary
 from lens.sampling.rollouts import Sampler, derive_seed
+from lens.sampling.sharing import SharedGrader, SharedSampler
 from lens.stopping import StopSignals
 from lens.tiny import make_tiny
-from lens.tracking import Tracker, provenance, resolve_wandb_mode, write_json, write_parquet
+from lens.tracking import SilentTracker, Tracker, provenance, resolve_wandb_mode, write_json, write_parquet
 from lens.training import Trainer
 from lens.update import Loss
 from lens.validation import check_objective, check_training, check_values
@@ -49,7 +51,7 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
         StopRequested: Ctrl-C or SIGTERM; the run folder is whole, and the same command goes on.
     """
     check_values(config)
-    check_training(config)
+    check_training(config, world_size())
     check_fetched(config)
     objective = instantiate(config.objective)
     check_objective(objective)
@@ -60,6 +62,7 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
         log.info("Finished already at step %d: %s", summary["step"], folder)
         return summary["metrics"]
     checkpoint, state = find_state(folder, plain) or (None, None)
+    barrier()  # no process still reads what the first may change from here on
     store_config(config, folder)
 
     if config.trainer.num_threads:
@@ -82,30 +85,34 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
 
     with ExitStack() as stack:
         grader = stack.enter_context(instantiate(config.grader))
-        failing = check_golds(grader, {"dataset": problems} | problems_of(evaluator)) if config.check_golds else {}
+        checked = config.check_golds and is_first()
+        failing = check_golds(grader, {"dataset": problems} | problems_of(evaluator)) if checked else {}
         sampler = stack.enter_context(make_sampler(config, model, tokenizer, longest))
+        for sharded in filter(None, (model, reference)):
+            shard(sharded)
         seed_everything(config.seed)
         stop = stack.enter_context(StopSignals().listening())
         choices = HydraConfig.get().runtime.choices
         own = checkpoint is not None and checkpoint.is_relative_to(folder)
-        if state and not own:
-            copy_history(checkpoint.parent.parent, folder, state["step"])
-        tracker = Tracker(
-            folder,
-            plain,
-            {
-                "mode": wandb_mode,
-                "project": config.tracking.wandb.project,
-                "group": config.tracking.wandb.group,
-                "name": f"{choices.objective}-seed{config.seed}",
-                "tags": [str(choices[group]) for group in ("experiment", "objective", "model", "dataset", "sampler")],
-            },
-            run_id=state["wandb_run_id"] if own else None,
-            lines=state["lines"] if state else 0,
-        )
-        write_json(folder / PROVENANCE, {**provenance(), "config": plain})
-        write_json(folder / "contamination.json", contamination)
-        write_json(folder / "failing_golds.json", failing)
+        wandb_settings = {
+            "mode": wandb_mode,
+            "project": config.tracking.wandb.project,
+            "group": config.tracking.wandb.group,
+            "name": f"{choices.objective}-seed{config.seed}",
+            "tags": [str(choices[group]) for group in ("experiment", "objective", "model", "dataset", "sampler")],
+        }
+        tracker = SilentTracker()
+        if is_first():
+            if state and not own:
+                copy_history(checkpoint.parent.parent, folder, state["step"])
+            if state:
+                kept = {"keep": config.trainer.keep_checkpoints, "best": state["best"].get("step")}
+                checkpoints.prune(folder / "checkpoints", state["step"], **kept)
+            run_id, lines = state["wandb_run_id"] if own else None, state["lines"] if state else 0
+            tracker = Tracker(folder, plain, wandb_settings, run_id=run_id, lines=lines)
+            write_json(folder / PROVENANCE, {**provenance(), "config": plain})
+            write_json(folder / "contamination.json", contamination)
+            write_json(folder / "failing_golds.json", failing)
         trainer = Trainer(
             settings=config.trainer,
             loss=Loss(**{f.name: config.trainer[f.name] for f in fields(Loss)}),
@@ -116,7 +123,7 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
             problems=problems,
             prompts=prompts,
             sampler=sampler,
-            grader=grader,
+            grader=grader if world_size() == 1 else SharedGrader(grader),
             evaluator=evaluator,
             evaluate_every=config.evaluation.every,
             tracker=tracker,
@@ -129,7 +136,7 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
         summary = None
         try:
             if state:
-                trainer.restore(state)
+                trainer.restore(checkpoint, state)
                 log.info("Going on from step %d: %s", state["step"], checkpoint)
             with profiled(folder, enabled=config.profile):
                 metrics = trainer.run()
@@ -150,6 +157,8 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
 
 def store_config(config: DictConfig, folder: Path) -> None:
     """Write .hydra/ as Hydra does, but once it is known that the config may have the folder."""
+    if not is_first():
+        return
     (folder / ".hydra").mkdir(parents=True, exist_ok=True)
     hydra = HydraConfig.get()
     parts = {"config": config, "hydra": OmegaConf.create({"hydra": hydra}), "overrides": hydra.overrides.task}
@@ -185,9 +194,12 @@ def evaluate(config: DictConfig, folder: Path) -> pd.DataFrame:
         grader = stack.enter_context(instantiate(config.grader))
         failing = check_golds(grader, problems_of(evaluator)) if config.check_golds else {}
         sampler = stack.enter_context(make_sampler(config, model, tokenizer, evaluator_needs(model, evaluator)))
-        sampler.sync(model.named_parameters(remove_duplicate=False))
+        sampler.sync(named_weights(model))
         seed = derive_seed(config.seed, "evaluation")
-        per_problem, answers = evaluator.evaluate(sampler, grader, seed, show_progress=True)
+        shared = grader if world_size() == 1 else SharedGrader(grader)
+        per_problem, answers = evaluator.evaluate(sampler, shared, seed, show_progress=is_first())
+    if not is_first():
+        return per_problem
     write_parquet(folder / "evaluation.parquet", per_problem)
     write_parquet(folder / "completions.parquet", answers)
     metrics = metrics_of(per_problem, by_level=evaluator.by_level)
@@ -287,7 +299,7 @@ def make_sampler(
     reserved = {"max_model_len": longest} if config.sampler.get("max_model_len", longest) is None else {}
     sampler = instantiate(config.sampler, model=model, tokenizer=tokenizer, **reserved)
     try:
-        yield sampler
+        yield sampler if world_size() == 1 else SharedSampler(sampler, config.sampler.get("tensor_parallel_size", 1))
     finally:
         sampler.close()
 

@@ -172,6 +172,25 @@ class Tracker:
         self._wandb.finish(exit_code=0 if summary is not None else 1)
 
 
+class SilentTracker:
+    """A `Tracker` for the processes beside the first, which writes for all."""
+
+    run_id, lines = None, 0
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Nothing, as all below."""
+
+    def write_evaluation(self, step: int, per_problem: pd.DataFrame, answers: pd.DataFrame) -> None: ...
+
+    def write_rollouts(self, step: int, parts: Sequence[Experience], golds: dict[str, str]) -> None: ...
+
+    def find_rollouts(self, steps: range) -> None: ...
+
+    def commit(self) -> None: ...
+
+    def finish(self, summary: dict[str, Any] | None) -> None: ...
+
+
 def some_of_each_level(answers: pd.DataFrame) -> pd.DataFrame:
     """The first answers of each level, COMPLETIONS_IN_WANDB at most."""
     shown = answers.groupby("level", dropna=False).head(COMPLETIONS_IN_WANDB // 5)

@@ -22,6 +22,7 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 
 from lens import checkpoints
+from lens.distributed import whole
 from lens.errors import RunFailed, StopRequested
 from lens.evaluation import Evaluator, metrics_of
 from lens.experience import Experience, weigh
@@ -119,7 +120,7 @@ class Trainer:
         best = due and at.evaluated_at != at.step and self._evaluate()
         if last or best or (at.step > 0 and at.step % s.checkpoint_every == 0):
             self._save()
-        if self.stop.requested and not last:
+        if self.stop.agreed() and not last:
             raise StopRequested
 
     def _collect(self) -> Experience:
@@ -173,7 +174,7 @@ class Trainer:
             share = s.grad_share_every > 0 and (step == 1 or step % s.grad_share_every == 0)
             with self.stop.abandonable():
                 metrics = compute_gradient(self.model, batch, self.loss, share=share)
-                metrics["grad_norm"] = clip_grad_norm_(self.model.parameters(), s.max_grad_norm).item()
+                metrics["grad_norm"] = whole(clip_grad_norm_(self.model.parameters(), s.max_grad_norm)).item()
             metrics["learning_rate"] = self.scheduler.get_last_lr()[0]
             finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
             if "loss" in finite and "grad_norm" in finite:
@@ -223,20 +224,17 @@ class Trainer:
         at = self.position
         if self.saved_at == at.step:
             return
-        states = {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
-        state = {**self.identity, **at.state(), **states, "lines": self.tracker.lines}
+        state = {**self.identity, **at.state(), "scheduler": self.scheduler.state_dict(), "lines": self.tracker.lines}
         kept = {"keep": self.settings.keep_checkpoints, "best": at.best.get("step")}
-        checkpoints.save(self.folder / "checkpoints", self.model, self.tokenizer, state, **kept)
+        checkpoints.save(self.folder / "checkpoints", self.model, self.tokenizer, self.optimizer, state, **kept)
         self.saved_at = at.step
         self.tracker.commit()
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint's state; the weights are those that the model was loaded with."""
+    def restore(self, checkpoint: Path, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint and its state; the weights are those that the model was loaded with."""
         self.position = Position.from_state(state)
         self.saved_at = state["step"]
-        kept = {"keep": self.settings.keep_checkpoints, "best": state["best"].get("step")}
-        checkpoints.prune(self.folder / "checkpoints", state["step"], **kept)
-        self.optimizer.load_state_dict(state["optimizer"])
+        checkpoints.restore_optimizer(checkpoint, self.model, self.optimizer, state["param_groups"])
         self.scheduler.load_state_dict(state["scheduler"])
         checkpoints.restore_random_states(state["random"])
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lens.distributed import local, total, turns, whole
 from lens.experience import Experience
 from lens.objectives.groups import group_kinds
 from lens.objectives.surrogate import LossAggMode, clipped_surrogate, kl_to_reference, token_weights
@@ -66,7 +67,8 @@ class Loss:
         advantages = experience.advantages.flatten()
         mask = experience.rollouts.mask
         tally = Tally()
-        for packs in microbatches(model, experience.rollouts, rows.tolist(), self.max_tokens_per_microbatch):
+        batches = list(microbatches(model, experience.rollouts, rows.tolist(), self.max_tokens_per_microbatch))
+        for packs, counts in turns(batches):
             part = [row for pack in packs for row in pack]
             logprobs, entropies = token_values(
                 model,
@@ -94,11 +96,13 @@ class Loss:
             if self.beta > 0:
                 kl = kl_to_reference(logprobs, experience.reference_logprobs[part][mask[part]].to(logprobs))  # [n]
                 losses = losses + self.beta * kl
-                tally.kl += kl.detach().double().sum().item()
+                tally.kl += counts * kl.detach().double().sum().item()
             if self.entropy_coef > 0:
                 losses = losses - self.entropy_coef * entropies
-            loss = (losses * weight).sum()
+            loss = (losses * weight).sum() * counts
             loss.backward()
+            if not counts:
+                continue
 
             ratio = (logprobs.detach() - old).exp()
             tally.loss += loss.item()
@@ -106,7 +110,7 @@ class Loss:
             tally.completions += len(part)
             tally.clipped_low += int(((ratio < 1 - self.epsilon_low) & (advantage < 0)).sum())
             tally.clipped_high += int(((ratio > 1 + self.epsilon_high) & (advantage > 0)).sum())
-        return tally
+        return tally.over_processes()
 
 
 @dataclass
@@ -122,6 +126,11 @@ class Tally:
 
     def __add__(self, other: Tally) -> Tally:
         return Tally(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+
+    def over_processes(self) -> Tally:
+        """The sum of what each process has seen."""
+        sums = total(torch.tensor([getattr(self, name) for name in self.__dataclass_fields__], dtype=torch.float64))
+        return Tally(*(type(f.default)(value) for f, value in zip(fields(self), sums.tolist(), strict=True)))
 
     def metrics(self) -> dict[str, float]:
         """Means over the trained tokens, and how many there were."""
@@ -192,7 +201,7 @@ def find_non_finite(model: PreTrainedModel, experience: Experience, loss: Loss) 
     for number, part in enumerate(parts, start=1):
         model.zero_grad()
         value = loss.accumulate(model, experience, torch.as_tensor(part), weights).loss
-        norm = torch.nn.utils.get_total_norm([p.grad for p in _with_grad(model)]).item()
+        norm = whole(torch.nn.utils.get_total_norm([p.grad for p in _with_grad(model)])).item()
         if not (math.isfinite(value) and math.isfinite(norm)):
             generations = experience.rollouts.num_generations
             of = sorted({experience.rollouts.prompts[row // generations].problem_id for row in part})
@@ -207,10 +216,11 @@ def _with_grad(model: PreTrainedModel) -> list[torch.nn.Parameter]:
 
 def compare_gradients(of_negative: list[Tensor], of_others: list[Tensor]) -> dict[str, float]:
     """|g_neg| / (|g_neg| + |g_other|), and the cosine between the two (0 where either is 0)."""
-    a = torch.cat([g.flatten() for g in of_negative]).double()
-    b = torch.cat([g.flatten() for g in of_others]).double()
-    norm_a, norm_b = a.norm().item(), b.norm().item()
+    a = torch.cat([local(g).flatten() for g in of_negative]).double()
+    b = torch.cat([local(g).flatten() for g in of_others]).double()
+    squared_a, squared_b, product = total(torch.stack([a @ a, b @ b, a @ b])).tolist()
+    norm_a, norm_b = math.sqrt(squared_a), math.sqrt(squared_b)
     return {
         "groups/grad_norm_share_negative": norm_a / (norm_a + norm_b) if norm_a > 0 else 0.0,
-        "groups/grad_cosine": (a @ b).item() / (norm_a * norm_b) if norm_a > 0 and norm_b > 0 else 0.0,
+        "groups/grad_cosine": product / (norm_a * norm_b) if norm_a > 0 and norm_b > 0 else 0.0,
     }

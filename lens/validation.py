@@ -138,8 +138,8 @@ def check_values(config: DictConfig, rules: Mapping[str, Rule] = RULES) -> None:
             raise ConfigError(key, value, valid)
 
 
-def check_training(config: DictConfig) -> None:
-    """The rules between the keys of a training run.
+def check_training(config: DictConfig, num_processes: int = 1) -> None:
+    """The rules between the keys of a training run, and the number of processes that share it.
 
     Raises:
         ConfigError: a combination that cannot work, with the numbers.
@@ -147,6 +147,9 @@ def check_training(config: DictConfig) -> None:
     trainer = config.trainer
     if trainer.num_prompts_per_rollout % trainer.num_prompts_per_step:
         valid = f"a divisor of trainer.num_prompts_per_rollout={trainer.num_prompts_per_rollout}"
+        raise ConfigError("trainer.num_prompts_per_step", trainer.num_prompts_per_step, valid)
+    if trainer.num_prompts_per_step % num_processes:
+        valid = f"a multiple of {num_processes}, the number of processes"
         raise ConfigError("trainer.num_prompts_per_step", trainer.num_prompts_per_step, valid)
     longest = config.model.prompt.max_length + trainer.max_completion_length
     if trainer.max_tokens_per_microbatch < longest:

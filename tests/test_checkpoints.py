@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.optim import AdamW
 
 from lens import checkpoints
 from lens.checkpoints import CHECKSUMS_FILE, STATE_FILE, all_checkpoints, checksum, load_state, save
@@ -22,7 +23,9 @@ STATE = {"config": {"seed": 0}}  # what every state holds, besides its step
 @pytest.fixture
 def saved(tiny, tmp_path):
     """(folder of checkpoints, the checkpoint in it), of step 2."""
-    return tmp_path, save(tmp_path, *tiny, STATE | {"step": 2, "values": torch.arange(3)}, keep=1)
+    return tmp_path, save(
+        tmp_path, *tiny, AdamW(tiny[0].parameters()), STATE | {"step": 2, "values": torch.arange(3)}, keep=1
+    )
 
 
 def names(folder) -> list[str]:
@@ -46,28 +49,30 @@ def test_a_checkpoint_holds_weights_tokenizer_state_and_checksums(saved, tiny):
 
 def test_the_latest_are_kept_in_the_order_of_their_steps(tiny, tmp_path):
     for step in (1, 9, 10, 100_000):
-        save(tmp_path, *tiny, {"step": step}, keep=2)
+        save(tmp_path, *tiny, AdamW(tiny[0].parameters()), {"step": step}, keep=2)
     assert [path.name for path in all_checkpoints(tmp_path)] == ["step_000010", "step_100000"]
     assert names(tmp_path) == ["step_000010", "step_100000"]
 
 
 def test_the_best_is_kept_besides_the_latest_until_there_is_a_better_one(tiny, tmp_path):
     for step, best in ((1, 1), (2, 1), (3, 1), (4, 4), (5, 4)):
-        save(tmp_path, *tiny, {"step": step}, keep=2, best=best)
+        save(tmp_path, *tiny, AdamW(tiny[0].parameters()), {"step": step}, keep=2, best=best)
         kept = {1: [1], 2: [1, 2], 3: [1, 2, 3], 4: [3, 4], 5: [4, 5]}[step]
         assert names(tmp_path) == [f"step_{number:06d}" for number in kept]
 
 
 def test_what_stands_after_this_step_is_not_counted_among_the_latest(tiny, tmp_path):
-    save(tmp_path, *tiny, {"step": 9}, keep=1)  # such as a damaged one, which a run has fallen back from
-    save(tmp_path, *tiny, {"step": 3}, keep=1)
-    save(tmp_path, *tiny, {"step": 4}, keep=1)
+    save(
+        tmp_path, *tiny, AdamW(tiny[0].parameters()), {"step": 9}, keep=1
+    )  # such as a damaged one, which a run has fallen back from
+    save(tmp_path, *tiny, AdamW(tiny[0].parameters()), {"step": 3}, keep=1)
+    save(tmp_path, *tiny, AdamW(tiny[0].parameters()), {"step": 4}, keep=1)
     assert names(tmp_path) == ["step_000004", "step_000009"]
 
 
 def test_a_step_that_is_saved_again_replaces_the_first(saved, tiny):
     folder, checkpoint = saved
-    save(folder, *tiny, STATE | {"step": 2, "values": torch.zeros(1)}, keep=1)
+    save(folder, *tiny, AdamW(tiny[0].parameters()), STATE | {"step": 2, "values": torch.zeros(1)}, keep=1)
     assert names(folder) == ["step_000002"]
     assert torch.equal(load_state(checkpoint)["values"], torch.zeros(1))
 
@@ -86,9 +91,9 @@ def test_where_nothing_can_be_written_the_run_fails_and_gives_the_space_back(sav
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
     try:
         with pytest.raises(RunFailed, match=r"step_000004 could not be written .+ last whole one is step_000002"):
-            save(folder, *tiny, STATE | {"step": 4}, keep=1)
+            save(folder, *tiny, AdamW(tiny[0].parameters()), STATE | {"step": 4}, keep=1)
         with pytest.raises(RunFailed, match=r"there is none before it"):
-            save(folder / "empty", *tiny, STATE | {"step": 4}, keep=1)
+            save(folder / "empty", *tiny, AdamW(tiny[0].parameters()), STATE | {"step": 4}, keep=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert names(folder) == ["empty", "step_000002"]
@@ -113,10 +118,10 @@ def test_a_crash_at_any_point_leaves_the_last_checkpoint_whole(saved, tiny, monk
         }[point]
         patch.setattr(owner, name, crash)
         with pytest.raises(CrashError):
-            save(folder, model, tokenizer, STATE | {"step": 4}, keep=1)
+            save(folder, model, tokenizer, AdamW(model.parameters()), STATE | {"step": 4}, keep=1)
     assert [path.name for path in all_checkpoints(folder)] == ["step_000002"]
     assert load_state(before)["step"] == 2
-    save(folder, model, tokenizer, STATE | {"step": 4}, keep=1)  # over what the crash left
+    save(folder, model, tokenizer, AdamW(model.parameters()), STATE | {"step": 4}, keep=1)  # over what the crash left
     assert names(folder) == ["step_000004"]
     assert load_state(folder / "step_000004")["step"] == 4
 
@@ -127,7 +132,7 @@ def test_leftovers_are_no_checkpoints(saved, tiny):
     leftover.mkdir()
     (leftover / "rubbish").touch()
     assert [path.name for path in all_checkpoints(folder)] == ["step_000002"]
-    checkpoint = save(folder, *tiny, {"step": 3}, keep=1)
+    checkpoint = save(folder, *tiny, AdamW(tiny[0].parameters()), {"step": 3}, keep=1)
     assert names(folder) == ["step_000003"]
     assert not (checkpoint / "rubbish").exists()
 
@@ -162,7 +167,7 @@ def draws() -> list[float]:
 
 def test_random_numbers_go_on_where_they_stopped(tiny, tmp_path):
     draws()  # leaves half a pair of normal numbers behind in Python's and numpy's generators
-    checkpoint = save(tmp_path, *tiny, STATE | {"step": 1}, keep=1)
+    checkpoint = save(tmp_path, *tiny, AdamW(tiny[0].parameters()), STATE | {"step": 1}, keep=1)
     expected = draws()
     assert draws() != expected
     checkpoints.restore_random_states(load_state(checkpoint)["random"])

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel
 
+from lens.distributed import named_weights
 from lens.errors import ConfigError
 from lens.experience import logp_difference
 from lens.prompts import Prompt
@@ -44,7 +45,7 @@ class SyncedSampler:
             ConfigError: a probe found a difference above sampler.max_logp_difference.
         """
         if self._synced_at != step:
-            self.sampler.sync(self.model.named_parameters(remove_duplicate=False))
+            self.sampler.sync(named_weights(self.model))
             self._synced_at, self._syncs = step, self._syncs + 1
             every = self.sampler.parity_every
             if every is not None and (self._syncs == 1 or (every > 0 and self._syncs % every == 0)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from lens.distributed import world_size
 from lens.progress import progress_bar
 from lens.prompts import Prompt
 from lens.sampling.rollouts import Rollouts, derive_seed, end_token_ids
@@ -20,7 +22,8 @@ class TransformersSampler:
     """Batched sampling with a key-value cache that computes each prompt once for all of its completions.
 
     Args:
-        model: the policy itself, so there is no second copy and nothing to synchronise.
+        model: the policy itself, so there is no second copy and nothing to synchronise; where several processes share
+            the policy, each has a copy to sample with.
         tokenizer: its tokenizer.
         max_num_seqs: completions decoded at once; more are done in turns.
 
@@ -31,7 +34,11 @@ class TransformersSampler:
     parity_every = max_logp_difference = None  # there is nothing to compare: the engine is the policy
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, max_num_seqs: int):
-        self.model, self.tokenizer, self.max_num_seqs = model, tokenizer, max_num_seqs
+        shared = world_size() > 1
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = copy.deepcopy(model).requires_grad_(False).to(device) if shared else model
+        self.weights = dict(self.model.named_parameters()) if shared else {}
+        self.tokenizer, self.max_num_seqs = tokenizer, max_num_seqs
         self.end_tokens = torch.tensor(end_token_ids(model, tokenizer))
 
     @torch.inference_mode()
@@ -81,7 +88,10 @@ class TransformersSampler:
         )
 
     def sync(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Nothing to do: the engine samples with the policy's own weights."""
+        """Nothing to do where the engine samples with the policy's own weights; its copy takes them over."""
+        for name, tensor in named_tensors:
+            if name in self.weights:
+                self.weights[name].copy_(tensor)
 
     def close(self) -> None:
         """Nothing to free."""

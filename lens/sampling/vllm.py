@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lens.distributed import world_size
 from lens.errors import ConfigError
 from lens.progress import progress_bar
 from lens.prompts import Prompt
@@ -77,11 +78,9 @@ class VLLMSampler:
             raise ConfigError("sampler.sleep", sleep, "false on a CPU: vLLM's CPU build has no sleep mode")
         if kv_cache_space is None and not on_gpu:
             raise ConfigError("sampler.kv_cache_space", None, "a number of GiB on a CPU")
-        processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-        if processes % tensor_parallel_size:
-            raise ConfigError(
-                "sampler.tensor_parallel_size", tensor_parallel_size, f"a divisor of {processes} processes"
-            )
+        if world_size() % tensor_parallel_size:
+            valid = f"a divisor of the {world_size()} processes"
+            raise ConfigError("sampler.tensor_parallel_size", tensor_parallel_size, valid)
         self.tokenizer, self.sleep, self.asleep = tokenizer, sleep, set()
         self.parity_every, self.max_logp_difference = parity_every, max_logp_difference
         self.end_tokens = end_token_ids(model, tokenizer)
@@ -100,7 +99,7 @@ class VLLMSampler:
                 kv_cache_memory_bytes=None if kv_cache_space is None else int(kv_cache_space * GIB),
                 gpu_memory_utilization=gpu_memory_utilization,
                 tensor_parallel_size=tensor_parallel_size,
-                distributed_executor_backend="external_launcher" if tensor_parallel_size > 1 else "uni",
+                distributed_executor_backend="external_launcher" if world_size() > 1 else "uni",
                 enforce_eager=enforce_eager,
                 enable_sleep_mode=sleep,
                 logprobs_mode="processed_logprobs",

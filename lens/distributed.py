@@ -1,0 +1,146 @@
+"""Several processes that train one model with torch.distributed and FSDP2: who does what, and how they agree.
+
+Each holds a shard of every weight, samples and grades a share of the questions, and computes the gradient of a share of
+the micro-batches. What is small (rollouts, verdicts, log-probabilities) is gathered, so that all between is the program
+of one process: each knows the whole round, and decides alike. With one process nothing here does anything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+T = TypeVar("T")
+
+
+def launched() -> bool:
+    """Whether torchrun, or a launcher that sets the same variables, has started several of this process."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Meanwhile the processes that were launched together know of each other."""
+    if not launched():
+        yield
+        return
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's number."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Whether this process writes and speaks for all."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for the others."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def gather(value: T) -> list[T]:
+    """Every process's value, in the order of their numbers."""
+    if world_size() == 1:
+        return [value]
+    values = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def any_of(flag: bool) -> bool:
+    """Whether it is true of some process."""
+    return any(gather(flag))
+
+
+def total(values: Tensor) -> Tensor:
+    """The sum of a tensor over the processes."""
+    if world_size() > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
+
+
+def whole(values: Tensor) -> Tensor:
+    """A tensor of which every process may hold a shard, in full; all have to ask for it."""
+    return values.full_tensor() if isinstance(values, DTensor) else values
+
+
+def local(values: Tensor) -> Tensor:
+    """The part of a tensor that this process holds."""
+    return values.to_local() if isinstance(values, DTensor) else values
+
+
+def turns(items: Sequence[T]) -> Iterator[tuple[T, bool]]:
+    """This process's share of a list, and whether it counts.
+
+    All processes get equally many, since each pass through a sharded model needs every one of them: where the list does
+    not suffice, its last item again, which does not count.
+    """
+    for start in range(0, len(items), world_size()):
+        place = start + rank()
+        yield items[min(place, len(items) - 1)], place < len(items)
+
+
+def shard(model: PreTrainedModel) -> None:
+    """Spread a model's weights over the processes: layer by layer, and what is left (embeddings, head) in one piece.
+
+    A layer's weights are gathered while it computes. `call` is the way in.
+    """
+    if world_size() == 1:
+        return
+    mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (world_size(),))
+    for module in model.modules():
+        if type(module).__name__ in (model._no_split_modules or ()):
+            fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    model.call = MethodType(lambda model, function, *arguments: function(model, *arguments), model)
+    register_fsdp_forward_method(model, "call")
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            # Gradients add up: the loss has the denominator of the whole batch.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+
+
+def call(model: PreTrainedModel, function: Callable[..., Any], *arguments: Any) -> Any:
+    """``function(model, *arguments)`` with the weights that it needs gathered."""
+    if not isinstance(model, FSDPModule):
+        return function(model, *arguments)
+    result = model.call(function, *arguments)
+    if not torch.is_grad_enabled():
+        model.reshard()  # after a backward pass it happens by itself
+    return result
+
+
+def named_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names and whole weights, gathered one after the other; tied ones come under each of their names."""
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        yield name, whole(parameter.detach())
