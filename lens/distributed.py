@@ -21,6 +21,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from lens.processes import end_with_parent
+
 T = TypeVar("T")
 
 
@@ -31,10 +33,11 @@ def launched() -> bool:
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Meanwhile the processes that were launched together know of each other."""
+    """Meanwhile the processes that were launched together know of each other; none outlives what has launched it."""
     if not launched():
         yield
         return
+    end_with_parent()
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -42,12 +45,13 @@ def process_group() -> Iterator[None]:
     try:
         yield
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():  # an engine that ended may have taken it along
+            dist.destroy_process_group()
 
 
 def rank() -> int:
     """This process's number."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return int(os.environ["RANK"]) if launched() else 0
 
 
 def world_size() -> int:

@@ -62,20 +62,30 @@ class Command:
         arguments: script and overrides, such as ``("scripts/train.py", "seed=1")``.
         folder: where its output is kept.
         real: start Python anew, as a shell does; else fork from the server.
+        processes: how many torchrun starts; several are real.
         env: its whole environment.
         cwd: its working directory.
     """
 
-    def __init__(self, *arguments: object, folder: Path, real: bool = False, env: dict | None = None, cwd: Path = ROOT):
+    def __init__(
+        self,
+        *arguments: object,
+        folder: Path,
+        real: bool = False,
+        processes: int = 1,
+        env: dict | None = None,
+        cwd: Path = ROOT,
+    ):
         folder.mkdir(parents=True, exist_ok=True)
         script, *overrides = map(str, arguments)
         number = len(list(folder.glob("*.out")))
         self.stdout, self.stderr = folder / f"{number}.out", folder / f"{number}.err"
         env = environment() if env is None else env
-        if real:
+        if real or processes > 1:
+            torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
             with self.stdout.open("wb") as out, self.stderr.open("wb") as err:
                 streams = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": err}
-                command = [sys.executable, str(ROOT / script), *overrides]
+                command = [sys.executable, *(torchrun if processes > 1 else []), str(ROOT / script), *overrides]
                 self.process = subprocess.Popen(command, **streams, env=env, cwd=cwd, start_new_session=True)
         else:
             self.stdout.touch()

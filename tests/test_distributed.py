@@ -1,0 +1,221 @@
+"""Two processes do what one does: torchrun, gloo and FSDP2 for real."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from command_line import Command, Result, environment, metrics_of, run, training
+from safetensors.torch import load_file
+from test_update import LOSS, TOLERANCE, error, experience  # noqa: F401
+from vllm_engine import VLLM
+
+from lens.prompts import Prompt
+from lens.sampling.rollouts import Rollouts
+from lens.sampling.sharing import interleave
+
+STEPS = 6
+# What rounding adds up to over STEPS updates; metrics are means of numbers of size 1.
+METRICS, WEIGHTS = 1e-4, 1e-4
+PATHS = environment(PYTHONPATH=str(Path(__file__).parent))
+
+
+# --- gradients on the same rollouts ----------------------------------------------------------------------------------
+
+CASES = {
+    f"{name}, {dtype}": (dtype, asdict(replace(LOSS, **choices)))
+    for dtype in TOLERANCE
+    for name, choices in {
+        "one micro-batch": {},
+        "several": {"max_tokens_per_microbatch": 80},
+        "with a reference": {"beta": 0.1, "max_tokens_per_microbatch": 80},
+        "with an entropy bonus": {"entropy_coef": 0.5},
+    }.items()
+}
+
+
+@pytest.fixture(scope="module")
+def gradients(experience, tiny_folder, logs, tmp_path_factory) -> list[dict]:  # noqa: F811
+    """What one process finds, and what two find together."""
+    found = []
+    for processes in (1, 2):
+        folder = tmp_path_factory.mktemp("gradients")
+        job = {"experience": experience.state(), "model": str(tiny_folder), "cases": CASES}
+        torch.save(job, folder / "job.pt")
+        command = "tests/shared_gradient.py", folder
+        result = Command(*command, folder=logs, real=True, processes=processes, env=PATHS).wait()
+        assert result.code == 0, result.stderr
+        found.append(torch.load(folder / "found.pt", weights_only=True))
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_are_those_of_one_process(gradients, case):
+    one, two = (found[case] for found in gradients)
+    tolerance = TOLERANCE[CASES[case][0]]
+    assert error(two["gradient"], one["gradient"]) < tolerance
+    for name, value in one["metrics"].items():
+        assert two["metrics"][name] == pytest.approx(value, rel=100 * tolerance, abs=tolerance), name
+    for name in ("logprobs", "entropies"):
+        torch.testing.assert_close(two[name], one[name], atol=max(tolerance, 1e-6), rtol=0)
+
+
+def test_each_process_holds_half_of_the_weights_and_hands_out_whole_ones(gradients):
+    one, two = (found["several, float32"] for found in gradients)
+    assert two["held"] == pytest.approx(one["held"] / 2, rel=0.01)
+    assert one["weights"].keys() == two["weights"].keys()
+    for name, tensor in one["weights"].items():
+        assert torch.equal(two["weights"][name], tensor)
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def command(pupil, tmp_path_factory) -> list[object]:
+    keys = {"max_steps": STEPS, "num_prompts_per_rollout": 8, "checkpoint_every": 2, "beta": 0.01}
+    return training(pupil, tmp_path_factory.mktemp("outputs"), "evaluation.every=3", **keys)
+
+
+@pytest.fixture(scope="module")
+def alone(command, logs, tmp_path_factory) -> Path:
+    """The folder of a run by one process."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    result = run(*command, f"hydra.run.dir={folder}", folder=logs)
+    assert result.code == 0, result.stderr
+    return folder
+
+
+def steps_in(folder: Path) -> int:
+    """The last step in metrics.jsonl."""
+    file = folder / "metrics.jsonl"
+    lines = file.read_text().split("\n")[:-1] if file.exists() else []
+    return json.loads(lines[-1])["train/global_step"] if lines else 0
+
+
+def assert_same_up_to_rounding(folder: Path, alone: Path) -> None:
+    """The same answers, and numbers and weights that are as near as rounding lets them be."""
+    lines, expected = metrics_of(folder), metrics_of(alone)
+    assert len(lines) == len(expected)
+    for line, other in zip(lines, expected, strict=True):
+        assert line == pytest.approx(other, abs=METRICS, rel=METRICS)
+    for file in (alone / "rollouts").iterdir():
+        ours, theirs = pd.read_parquet(folder / "rollouts" / file.name), pd.read_parquet(file)
+        pd.testing.assert_frame_equal(ours[["problem_id", "sample", "text"]], theirs[["problem_id", "sample", "text"]])
+    for file in (alone / "evaluations").iterdir():
+        pd.testing.assert_frame_equal(
+            pd.read_parquet(folder / "evaluations" / file.name), pd.read_parquet(file), atol=METRICS
+        )
+    ours, theirs = (load_file(f / "checkpoints" / f"step_{STEPS:06d}" / "model.safetensors") for f in (folder, alone))
+    assert ours.keys() == theirs.keys()
+    assert max((ours[name] - theirs[name]).abs().max() for name in theirs) < WEIGHTS
+
+
+def errors_of(result: Result) -> list[str]:
+    return [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_two_processes_stop_and_one_goes_on(command, alone, logs, tmp_path, number):
+    folder = tmp_path / "run"
+    running = Command(*command, f"hydra.run.dir={folder}", folder=logs, processes=2)
+    running.wait_until(lambda: (folder / "checkpoints" / "step_000002").exists())
+    if number == signal.SIGKILL:
+        running.signal(number)  # torchrun alone, whose processes end with it
+    else:
+        os.kill(running.process.pid, number)  # torchrun, which hands it on
+    running.wait()
+    assert steps_in(folder) < STEPS
+    assert not (folder / "summary.json").exists()
+
+    rest = run(*command, "resume=must", f"hydra.run.dir={folder}", folder=logs)
+    assert rest.code == 0, rest.stderr
+    assert "Going on from step" in rest.stdout
+    if number == signal.SIGTERM:
+        assert f"Going on from step {len(metrics_without_evaluation(folder, rest))}" in rest.stdout
+    assert_same_up_to_rounding(folder, alone)
+
+
+def metrics_without_evaluation(folder: Path, rest: Result) -> list[int]:
+    """The updates that were done before the run went on."""
+    step = int(rest.stdout.split("Going on from step ")[1].split(":")[0])
+    return [line["train/global_step"] for line in metrics_of(folder) if "reward" in line][:step]
+
+
+def test_one_process_stops_and_two_go_on(command, alone, logs, tmp_path):
+    folder = tmp_path / "run"
+    running = Command(*command, f"hydra.run.dir={folder}", folder=logs)
+    running.wait_until(lambda: (folder / "checkpoints" / "step_000002").exists())
+    running.signal(signal.SIGKILL)
+    running.wait()
+    result = Command(*command, "resume=must", f"hydra.run.dir={folder}", folder=logs, processes=2).wait()
+    assert result.code == 0, result.stderr
+    assert result.stdout.count("Going on from step") == 1  # one process speaks
+    assert_same_up_to_rounding(folder, alone)
+    moments = [path.name for path in (folder / "checkpoints" / f"step_{STEPS:06d}" / "optimizer").iterdir()]
+    assert len(moments) == 2
+
+
+def test_an_evaluation_by_two_is_that_by_one(alone, logs, tmp_path):
+    command = ["scripts/evaluate.py", f"checkpoint={alone}", "evaluation.sets.arithmetic.size=15"]
+    command += ["evaluation.num_samples=3"]
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        result = Command(*command, f"hydra.run.dir={folder}", folder=logs, processes=processes).wait()
+        assert result.code == 0, result.stderr
+        assert result.stdout.count("rows and answers:") == 1
+    for name in ("evaluation", "completions"):
+        one, two = (pd.read_parquet(tmp_path / str(processes) / f"{name}.parquet") for processes in (1, 2))
+        pd.testing.assert_frame_equal(one, two, atol=1e-5)
+
+
+def test_two_processes_sample_with_an_engine_each(command, logs, tmp_path):
+    folder = tmp_path / "run"
+    keys = ["trainer.max_steps=4", "sampler.parity_every=1", f"hydra.run.dir={folder}"]
+    result = Command(*command, *VLLM, *keys, folder=logs, processes=2).wait()
+    assert result.code == 0, result.stderr
+    lines = [line for line in metrics_of(folder) if "reward" in line]
+    assert len(lines) == 4
+    assert all(0 < line["sampling/logp_difference_max"] < 1e-3 for line in lines)
+    rows = pd.read_parquet(folder / "rollouts" / "step_000001.parquet")
+    assert len(rows) == 8 * 4
+    assert rows["problem_id"].nunique() == 8
+
+
+def test_a_number_of_processes_that_does_not_divide_the_questions_is_refused(command, logs, tmp_path):
+    keys = ["trainer.num_prompts_per_step=1", f"hydra.run.dir={tmp_path / 'run'}"]
+    result = Command(*command, *keys, folder=logs, processes=2).wait()
+    assert result.code != 0
+    valid = "a multiple of 2, the number of processes"
+    assert errors_of(result) == [f"error: trainer.num_prompts_per_step=1: {valid}"]
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+# --- putting together ------------------------------------------------------------------------------------------------
+
+
+def part_of(prompts: list[Prompt], longest: int) -> Rollouts:
+    lengths = torch.tensor([1 + int(prompt.problem_id) % longest for prompt in prompts for _ in range(2)])
+    texts = [f"{prompt.problem_id}/{sample}" for prompt in prompts for sample in range(2)]
+    ids = torch.tensor([int(prompt.problem_id) for prompt in prompts for _ in range(2)])
+    ids = ids[:, None] * (torch.arange(int(lengths.max())) < lengths[:, None])
+    return Rollouts(prompts, 2, ids, -ids.float(), lengths, ["stop" if n == 1 else "length" for n in lengths], texts)
+
+
+@pytest.mark.parametrize("engines", [1, 2, 3, 4])
+def test_shares_are_put_together_in_the_order_of_the_questions(engines):
+    prompts = [Prompt(str(number), (1,)) for number in range(1, 8)]
+    parts = [part_of(prompts[first::engines], 3) for first in range(engines)]
+    found = interleave(prompts, parts)
+    assert found.texts == [f"{number}/{sample}" for number in range(1, 8) for sample in range(2)]
+    assert found.lengths.tolist() == [1 + number % 3 for number in range(1, 8) for _ in range(2)]
+    assert found.finish_reasons == ["stop" if number % 3 == 0 else "length" for number in range(1, 8) for _ in range(2)]
+    for row, number in enumerate(number for number in range(1, 8) for _ in range(2)):
+        assert set(found.completion_ids[row, : found.lengths[row]].tolist()) == {number}
+    assert torch.equal(found.logprobs, -found.completion_ids.float())
