@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,7 @@ from omegaconf import DictConfig, open_dict
 
 JOB_DIR = {"job_dir_key": "hydra.sweep.dir", "job_subdir_key": "hydra.sweep.subdir"}
 INTERRUPTED = 130
+GRACE_S = 60.0  # for a job's other processes, once its first has ended
 # Imported once, by a process that every job is a fork of.
 PRELOADED = ["lens.runs"]
 
@@ -39,10 +41,11 @@ class ProcessLauncher(Launcher):
 
     Args:
         n_jobs: how many run at the same time; -1: as many as there are cores.
+        processes_per_job: how many processes train one model together, as torchrun would start them.
     """
 
-    def __init__(self, n_jobs: int):
-        self.n_jobs = n_jobs
+    def __init__(self, n_jobs: int, processes_per_job: int):
+        self.n_jobs, self.processes_per_job = n_jobs, processes_per_job
 
     def setup(self, *, hydra_context: HydraContext, task_function: Callable, config: DictConfig) -> None:
         """Take what Hydra composed."""
@@ -57,32 +60,25 @@ class ProcessLauncher(Launcher):
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
-        processes = multiprocessing.get_context("forkserver")
-        processes.set_forkserver_preload(PRELOADED)
         limit = self.n_jobs if self.n_jobs > 0 else len(os.sched_getaffinity(0))
         waiting = [self.job_config(initial_job_idx + i, overrides) for i, overrides in enumerate(job_overrides)]
         waiting = list(enumerate(waiting))[::-1]
-        running: dict[Connection, tuple[int, DictConfig, Any]] = {}
+        running: dict[Connection, tuple[int, Job]] = {}
         returns: dict[int, JobReturn] = {}
-        with stop_noted(lambda: [process for _, _, process in running.values()]) as stopped:
+        with stop_noted(lambda: [job for _, job in running.values()]) as stopped:
             while running or (waiting and not stopped):
                 while waiting and len(running) < limit and not stopped:
                     number, config = waiting.pop()
-                    ours, theirs = processes.Pipe(duplex=False)
                     what = self.hydra_context, self.task_function, config, Singleton.get_state()
-                    process = processes.Process(target=run_pickled, args=(cloudpickle.dumps(what), theirs))
-                    process.start()
-                    theirs.close()
-                    running[ours] = number, config, process
+                    job = Job(config, cloudpickle.dumps(what), self.processes_per_job)
+                    running[job.result] = number, job
                 for ended in wait(list(running)):
-                    number, config, process = running[ended]
-                    returned = received(ended)
-                    process.join()
-                    del running[ended]
-                    if returned is None and process.exitcode == INTERRUPTED:
+                    number, job = running.pop(ended)
+                    returned, exitcode = job.end()
+                    if returned is None and exitcode == INTERRUPTED:
                         stopped.append(signal.SIGINT)
                     elif not stopped:
-                        returns[number] = returned or self.killed(config, process.exitcode)
+                        returns[number] = returned or self.killed(job.config, exitcode)
         if stopped:
             raise KeyboardInterrupt
         return [returns[number] for number in sorted(returns)]
@@ -107,16 +103,63 @@ class ProcessLauncher(Launcher):
         return result
 
 
+class Job:
+    """The processes of a job, of which the first sends what the job returns.
+
+    Attributes:
+        config: the job's.
+        result: ready to be read when the first process has sent it, or has ended without.
+    """
+
+    def __init__(self, config: DictConfig, what: bytes, size: int):
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        self.config = config
+        self.result, theirs = context.Pipe(duplex=False)
+        places = [{}] if size == 1 else places_of(size)
+        self.processes = [context.Process(target=run_pickled, args=(what, theirs, place)) for place in places]
+        for process in self.processes:
+            process.start()
+        theirs.close()
+
+    def terminate(self) -> None:
+        """Send every process SIGTERM."""
+        for process in self.processes:
+            process.terminate()
+
+    def end(self) -> tuple[JobReturn | None, int]:
+        """What it has returned, None where its first process ended without, and that one's exit code."""
+        try:
+            returned = cloudpickle.loads(self.result.recv_bytes())
+        except EOFError:
+            returned = None
+        self.result.close()
+        for process in self.processes:
+            process.join(None if process is self.processes[0] else GRACE_S)
+            process.kill()
+        return returned, self.processes[0].exitcode
+
+
+def places_of(size: int) -> list[dict[str, str]]:
+    """What torch.distributed reads from the environment, for each of some processes on this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    places = [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in range(size)]
+    return [{name: str(value) for name, value in place.items()} for place in places]
+
+
 @contextmanager
-def stop_noted(processes: Callable[[], list[multiprocessing.Process]]) -> Iterator[list[int]]:
+def stop_noted(jobs: Callable[[], list[Job]]) -> Iterator[list[int]]:
     """Meanwhile SIGINT and SIGTERM add to this list; SIGTERM, which comes to this process alone, is handed on."""
     stopped: list[int] = []
 
     def note(number: int, frame: Any) -> None:
         stopped.append(number)
         if number == signal.SIGTERM:
-            for process in processes():
-                process.terminate()
+            for job in jobs():
+                job.terminate()
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -126,18 +169,18 @@ def stop_noted(processes: Callable[[], list[multiprocessing.Process]]) -> Iterat
             signal.signal(number, handler)
 
 
-def received(connection: Connection) -> JobReturn | None:
-    """What a job has sent, None where it ended without."""
-    try:
-        return cloudpickle.loads(connection.recv_bytes())
-    except EOFError:
-        return None
-    finally:
-        connection.close()
+def run_pickled(what: bytes, result: Connection, place: dict[str, str]) -> None:
+    """Run a job in this process, which is its own, and send what it returns.
 
-
-def run_pickled(what: bytes, result: Connection) -> None:
-    """Run a job in this process, which is its own, and send what it returns."""
+    Args:
+        what: the job, pickled.
+        result: where to send it.
+        place: environment variables that say which of the job's processes this is; only the first sends.
+    """
+    os.environ.update(place)
+    is_first = place.get("RANK", "0") == "0"
+    if not is_first:
+        result.close()
     threading.Thread(target=end_with_sweep, daemon=True).start()
     try:
         setup_globals()
@@ -145,7 +188,8 @@ def run_pickled(what: bytes, result: Connection) -> None:
         Singleton.set_state(singletons)
         HydraConfig.instance().set_config(config)
         returned = run_job(hydra_context=hydra_context, config=config, task_function=task_function, **JOB_DIR)
-        result.send_bytes(cloudpickle.dumps(returned))
+        if is_first:
+            result.send_bytes(cloudpickle.dumps(returned))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
 

@@ -13,7 +13,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lens.errors import NO_SPACE, ConfigError, RunFailed, StopRequested
+from lens.processes import is_one_of_several, rank
 from lens.progress import close_open_bars
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported: vllm's kernels warn of nothing new
@@ -36,7 +37,6 @@ HALF_MADE = {".hydra"}  # what Hydra itself puts into a run folder, beside the l
 BAD_CONFIG = (ConfigError, HydraException, OmegaConfBaseException)
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 SAYS = {FAILED: "failed", BAD_INPUT: "error", INTERRUPTED: "stopped"}
-RANK = int(os.environ.get("RANK", "0"))  # of the processes that torchrun has started
 STARTED = [datetime.now()]
 ONE_OF = ("run", "multirun", "cfg", "info", "shell_completion")  # Hydra's options that say what to do
 
@@ -60,8 +60,8 @@ OmegaConf.register_new_resolver("lens.started", started, replace=True)
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Meanwhile the processes that torchrun has started know of each other, and of the time at which they started."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    """Meanwhile the processes that were launched together know of each other, and of the time at which they started."""
+    if not is_one_of_several():
         STARTED[0] = datetime.now()
         yield
         return
@@ -70,6 +70,16 @@ def together() -> Iterator[None]:
     with process_group():
         STARTED[0] = gather(datetime.now())[0]
         yield
+
+
+def name_tasks() -> None:
+    """Where submitit has started several tasks of a job, set the variables by which they find each other."""
+    if "SUBMITIT_EXECUTOR" in os.environ and "WORLD_SIZE" not in os.environ:
+        from submitit import JobEnvironment
+        from submitit.helpers import TorchDistributedEnvironment
+
+        if JobEnvironment().num_tasks > 1:
+            TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
 
 
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
@@ -89,10 +99,12 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
             folder, alone = Path(hydra_config.runtime.output_dir), hydra_config.mode == RunMode.RUN
             if not alone:
                 leave_console_to_the_sweep()
-            if RANK > 0:
+                name_tasks()
+            if rank() > 0:
                 leave_words_to_the_first()
             try:
-                task(config)
+                with nullcontext() if alone else together():
+                    task(config)
             except BAD_CONFIG as error:
                 if folder != Path.cwd():  # else it is no run's own folder
                     remove_half_made(folder)
@@ -117,6 +129,8 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
         def script() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors reach the lines below
             sys.argv[1:] = options_first(sys.argv[1:])
+            if is_one_of_several() and {"-m", "--multirun"} & set(sys.argv):
+                fail("--multirun: not under torchrun; hydra.launcher.processes_per_job=N starts N for each job")
             try:
                 with together():
                     composed()
@@ -159,7 +173,7 @@ def options_first(arguments: list[str]) -> list[str]:
 def fail(message: str, code: int = BAD_INPUT) -> None:
     """Print one line, once for all processes, and exit."""
     close_open_bars()
-    if RANK == 0:
+    if rank() == 0:
         print(f"{SAYS[code]}: {message}", file=sys.stderr)
     sys.exit(code)
 

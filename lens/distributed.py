@@ -21,20 +21,15 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from lens.processes import end_with_parent
+from lens.processes import end_with_parent, is_one_of_several, rank
 
 T = TypeVar("T")
-
-
-def launched() -> bool:
-    """Whether torchrun, or a launcher that sets the same variables, has started several of this process."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
     """Meanwhile the processes that were launched together know of each other; none outlives what has launched it."""
-    if not launched():
+    if not is_one_of_several():
         yield
         return
     end_with_parent()
@@ -47,11 +42,6 @@ def process_group() -> Iterator[None]:
     finally:
         if dist.is_initialized():  # an engine that ended may have taken it along
             dist.destroy_process_group()
-
-
-def rank() -> int:
-    """This process's number."""
-    return int(os.environ["RANK"]) if launched() else 0
 
 
 def world_size() -> int:

@@ -19,6 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from lens.cli import BAD_CONFIG, BAD_INPUT, FAILED, explain
+from lens.processes import rank
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,8 @@ class FailedJobs(Callback):
             log.error("The job has failed", exc_info=error)
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             failure = Failure(overrides, f"{reason} ({config.hydra.runtime.output_dir} holds the log)", FAILED)
-        note_of(config).write_text(json.dumps(asdict(failure)) + "\n")
+        if rank() == 0:
+            note_of(config).write_text(json.dumps(asdict(failure)) + "\n")
         job_return.status, job_return.return_value = JobStatus.COMPLETED, None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:

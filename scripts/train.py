@@ -6,7 +6,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from lens.cli import RANK, entry_point
+from lens.cli import entry_point, rank
 
 
 @entry_point("train")
@@ -14,7 +14,7 @@ def main(config: DictConfig) -> None:
     from lens.runs import train
 
     hydra = HydraConfig.get()
-    train(config, Path(hydra.runtime.output_dir), show_progress=hydra.mode == RunMode.RUN and RANK == 0)
+    train(config, Path(hydra.runtime.output_dir), show_progress=hydra.mode == RunMode.RUN and rank() == 0)
 
 
 if __name__ == "__main__":

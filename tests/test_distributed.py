@@ -197,6 +197,48 @@ def test_a_number_of_processes_that_does_not_divide_the_questions_is_refused(com
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+# --- sweeps ----------------------------------------------------------------------------------------------------------
+
+
+def sweeping(command: list[object], outputs: Path, *overrides: object) -> list[object]:
+    """The command of a sweep over two objectives; a later override of a key holds."""
+    script, *rest = command
+    return [script, "-m", *rest, f"outputs={outputs}", "objective=grpo,lens", *overrides]
+
+
+def assert_two_jobs_of_two(sweep: Path) -> None:
+    for objective in ("grpo", "lens"):
+        (job,) = sweep.glob(f"{objective}-seed0-*")
+        assert (job / "summary.json").exists()
+        assert len(list((job / "checkpoints").glob("step_*/optimizer/*.safetensors"))) == 2
+        assert (job / "train.log").read_text().count("Finished at step 2") == 1
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [["hydra.launcher.processes_per_job=2"], ["hydra/launcher=submitit_local", "hydra.launcher.tasks_per_node=2"]],
+)
+def test_each_job_of_a_sweep_may_have_several_processes(command, logs, tmp_path, launcher):
+    result = run(*sweeping(command, tmp_path, "trainer.max_steps=2", "jobs=1", *launcher), folder=logs, real=True)
+    assert result.code == 0, result.stderr
+    assert_two_jobs_of_two(tmp_path / "sweeps" / "tiny")
+
+
+def test_a_job_of_which_a_process_fails_is_named(command, logs, tmp_path):
+    overrides = "trainer.max_steps=2", "trainer.num_prompts_per_step=1,4", "hydra.launcher.processes_per_job=2"
+    result = run(*sweeping(command, tmp_path, *overrides, "objective=lens"), folder=logs, real=True)
+    assert result.code == 2
+    (error,) = errors_of(result)
+    assert "trainer.num_prompts_per_step=1: a multiple of 2, the number of processes" in error
+    assert len(list(tmp_path.glob("sweeps/tiny/*/summary.json"))) == 1
+
+
+def test_a_sweep_under_torchrun_is_refused(command, logs, tmp_path):
+    result = Command(*sweeping(command, tmp_path), folder=logs, processes=2).wait()
+    (error,) = errors_of(result)
+    assert error.startswith("error: --multirun: not under torchrun; hydra.launcher.processes_per_job=N")
+
+
 # --- putting together ------------------------------------------------------------------------------------------------
 
 
