@@ -25,13 +25,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch
 
 
 def load_model(
-    name_or_path: str, *, dtype: str = "float32", key: str = "model.name_or_path"
+    name_or_path: str, *, dtype: str = "float32", attention: str | None = None, key: str = "model.name_or_path"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer, by Hugging Face name or folder; safetensors only, no remote code.
 
     The model is on the GPU where there is one; where several processes share it, that is left to `shard`. Dropout is
-    off: the probabilities that are trained are those that were sampled from. ``key`` is where the name stands in the
-    config, for error messages.
+    off: the probabilities that are trained are those that were sampled from. ``attention`` is transformers' name of an
+    implementation, None its choice; ``key`` is where the model's name stands in the config, for error messages.
 
     Raises:
         ConfigError: no such model, a folder without tokenizer or whole weights, an unknown dtype, no end token.
@@ -46,7 +46,11 @@ def load_model(
     transformers_logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-        model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=DTYPES[dtype], use_safetensors=True)
+        chosen = {"dtype": DTYPES[dtype], "attn_implementation": attention}
+        model = AutoModelForCausalLM.from_pretrained(name_or_path, use_safetensors=True, **chosen)
+    except ImportError as error:
+        valid = f"an attention that runs here ({str(error).strip().splitlines()[0]})"
+        raise ConfigError("model.attention", attention, valid) from error
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(key, name_or_path, f"a causal language model by name or folder ({reason})") from error
@@ -90,7 +94,7 @@ def token_values(
     Returns:
         `TokenValues`, float32 at least.
     """
-    layout = lay_out(rollouts, packs).to(model.device)
+    layout = lay_out(rollouts, packs, flat=is_flat(model)).to(model.device)
 
     def values(model: PreTrainedModel) -> tuple[Tensor, ...]:
         with torch.autocast(model.device.type, DTYPES[autocast or "bfloat16"], enabled=autocast is not None):
@@ -111,13 +115,14 @@ def token_values(
 
 
 class Layout(NamedTuple):
-    """Packs as the model reads them: B packs of at most L tokens, right-padded.
+    """Packs as the model reads them: B rows of at most L tokens, right-padded; flat packs are one row without padding.
 
     Attributes:
         ids: int64 [B, L], a prompt and after it its completions.
         positions: int64 [B, L]; each completion goes on from the prompt's end.
-        mask: bool [B, 1, L, L], who sees whom; None where plain causal attention says the same.
-        predicting: int64 [n] twice, pack and place of the token before each sampled one.
+        mask: bool [B, 1, L, L], who sees whom; None where plain causal attention says the same, or where a row's
+            positions do, which begin anew with each pack.
+        predicting: int64 [n] twice, row and place of the token before each sampled one.
         targets: int64 [n], the sampled tokens.
     """
 
@@ -134,25 +139,28 @@ class Layout(NamedTuple):
         return Layout(self.ids.to(device), self.positions.to(device), mask, predicting, self.targets.to(device))
 
 
-def lay_out(rollouts: Rollouts, packs: Sequence[Sequence[int]]) -> Layout:
-    """A prompt's completions one after the other in one sequence, blind to each other."""
+def lay_out(rollouts: Rollouts, packs: Sequence[Sequence[int]], *, flat: bool = False) -> Layout:
+    """A prompt's completions one after the other, blind to each other: each pack a row, or flat, all in one row."""
     prompts = [rollouts.prompts[pack[0] // rollouts.num_generations].token_ids for pack in packs]
     lengths = [rollouts.lengths[list(pack)].tolist() for pack in packs]
-    shape = (len(packs), max(len(prompt) + sum(each) for prompt, each in zip(prompts, lengths, strict=True)))
+    sizes = [len(prompt) + sum(each) for prompt, each in zip(prompts, lengths, strict=True)]
+    shape = (1, sum(sizes)) if flat else (len(packs), max(sizes))
     ids, positions = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
     part = torch.full(shape, -1)  # 0: prompt; 1, 2, ...: the completions; -1: padding
     places = []
-    for place, (pack, prompt, each) in enumerate(zip(packs, prompts, lengths, strict=True)):
-        start = len(prompt)
-        ids[place, :start], positions[place, :start], part[place, :start] = torch.tensor(prompt), torch.arange(start), 0
-        for number, (row, length) in enumerate(zip(pack, each, strict=True), start=1):
+    for number, (pack, prompt, each) in enumerate(zip(packs, prompts, lengths, strict=True)):
+        row, first = (0, sum(sizes[:number])) if flat else (number, 0)
+        start = first + len(prompt)
+        ids[row, first:start], positions[row, first:start] = torch.tensor(prompt), torch.arange(len(prompt))
+        part[row, first:start] = 0
+        for completion, (index, length) in enumerate(zip(pack, each, strict=True), start=1):
             own = slice(start, start + length)
-            ids[place, own] = rollouts.completion_ids[row, :length]
-            positions[place, own] = torch.arange(len(prompt), len(prompt) + length)
-            part[place, own] = number
+            ids[row, own] = rollouts.completion_ids[index, :length]
+            positions[row, own] = torch.arange(len(prompt), len(prompt) + length)
+            part[row, own] = completion
             before = torch.arange(start - 1, start + length - 1)
-            before[0] = len(prompt) - 1
-            places.append((torch.full((length,), place), before))
+            before[0] = first + len(prompt) - 1
+            places.append((torch.full((length,), row), before))
             start += length
     mask = None
     if any(len(pack) > 1 for pack in packs):
@@ -160,6 +168,11 @@ def lay_out(rollouts: Rollouts, packs: Sequence[Sequence[int]]) -> Layout:
         mask = (sees & torch.ones(shape[1], shape[1], dtype=torch.bool).tril())[:, None]
     targets = torch.cat([rollouts.completion_ids[row, : rollouts.lengths[row]] for pack in packs for row in pack])
     return Layout(ids, positions, mask, tuple(torch.cat(each) for each in zip(*places, strict=True)), targets)
+
+
+def is_flat(model: PreTrainedModel) -> bool:
+    """Whether sequences stand in one row without padding: flash attention tells them apart by their positions."""
+    return "flash" in model.config._attn_implementation
 
 
 def _head_values(
@@ -186,11 +199,17 @@ def microbatches(
     packs = sorted(pack_completions(model, rollouts, rows, max_tokens), key=lambda pack: (-pack[0], pack[1]))
     if packs and packs[0][0] > max_tokens:
         raise ConfigError("trainer.max_tokens_per_microbatch", max_tokens, f"at least {packs[0][0]}")
-    start = 0
-    while start < len(packs):
-        count = max_tokens // packs[start][0]
-        yield [pack for _, pack in packs[start : start + count]]
-        start += count
+    batch, tokens, flat, longest = [], 0, is_flat(model), 0
+    for size, pack in packs:
+        if batch and tokens + (size if flat else longest) > max_tokens:
+            yield batch
+            batch, tokens = [], 0
+        if not batch:
+            longest = size
+        batch.append(pack)
+        tokens += size if flat else longest
+    if batch:
+        yield batch
 
 
 def pack_completions(

@@ -31,6 +31,7 @@ FREE = (  # they change neither weights nor metrics
     "grader.num_workers",
 )
 ROUNDING = (  # they change speed and memory, and the order in which numbers are added up
+    "model.attention",
     "trainer.max_tokens_per_microbatch",
     "trainer.logits_chunk_size",
     "trainer.num_threads",

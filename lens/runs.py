@@ -70,8 +70,8 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
     raw_sets = load_evaluation_sets(config.evaluation.sets)
     problems, contamination = instantiate(config.dataset)(raw_sets)
     name = model_path(config)
-    model, tokenizer = load_model(str(checkpoint or name), dtype=config.model.dtype)
-    reference = load_model(name, dtype=config.model.dtype)[0] if config.trainer.beta > 0 else None
+    model, tokenizer = load_model(str(checkpoint or name), **loading(config))
+    reference = load_model(name, **loading(config))[0] if config.trainer.beta > 0 else None
 
     evaluator = make_evaluator(config, raw_sets, tokenizer)
     problems, prompts, too_long = encode_problems(problems, tokenizer, PromptFormat(**config.model.prompt))
@@ -188,7 +188,7 @@ def evaluate(config: DictConfig, folder: Path) -> pd.DataFrame:
     if config.trainer.num_threads:
         torch.set_num_threads(config.trainer.num_threads)
     raw_sets = load_evaluation_sets(config.evaluation.sets)
-    model, tokenizer = load_model(checkpoint, dtype=config.model.dtype, key="checkpoint")
+    model, tokenizer = load_model(checkpoint, **loading(config), key="checkpoint")
     evaluator = make_evaluator(config, raw_sets, tokenizer)
     with ExitStack() as stack:
         grader = stack.enter_context(instantiate(config.grader))
@@ -234,6 +234,11 @@ def check_fetched(config: DictConfig) -> None:
     if config.model.fetch is not None and not Path(name).exists():
         command = f"python scripts/fetch_model.py model={HydraConfig.get().runtime.choices.model}"
         raise ConfigError("model.name_or_path", name, f"a folder; `{command}` makes it")
+
+
+def loading(config: DictConfig) -> dict[str, str | None]:
+    """How a config's model is loaded."""
+    return {"dtype": config.model.dtype, "attention": config.model.attention}
 
 
 def model_path(config: DictConfig) -> str:

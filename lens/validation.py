@@ -112,13 +112,14 @@ RULES: dict[str, Rule] = {
     "made_up.silent_share": number(lambda v: 0 <= v <= 1, "a share in [0, 1]"),
     "trl.per_device_train_batch_size": at_least(1),
     "trl.gradient_checkpointing": (bool, lambda v: True, "true or false"),
+    "model.attention": one_of("sdpa", "eager", "flash_attention_2", "flash_attention_3"),
     "model.prompt.template": one_of("chat", "plain"),
     "model.prompt.max_length": at_least(1),
 }
 NULLABLE = {
     *("trainer.autocast", "trainer.dual_clip", "trainer.num_threads", "trainer.keep_best", "trainer.max_entropy"),
     *("objective.scale_mixed", "objective.scale_negative", "objective.rho"),
-    *("sampler.max_model_len", "sampler.kv_cache_space"),
+    *("sampler.max_model_len", "sampler.kv_cache_space", "model.attention"),
 }
 
 

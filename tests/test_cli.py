@@ -429,6 +429,7 @@ OUT_OF_BOUNDS = {
     "trainer.importance_sampling": ["sequence_truncate"],
     "trainer.importance_cap": [1, 0.5],
     "trainer.autocast": ["float16"],
+    "model.attention": ["fast", "org/kernel"],
     "trainer.epsilon_low": [0, 1, -0.2],
     "trainer.epsilon_high": [0, -0.2],
     "trainer.dual_clip": [1, 0.5],

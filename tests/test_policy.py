@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Sequence
@@ -12,10 +13,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from lens.errors import ConfigError
-from lens.policy import load_model, microbatches, recompute, token_values
+from lens.policy import lay_out, load_model, microbatches, recompute, token_values
 from lens.prompts import Prompt
 from lens.sampling.rollouts import Rollouts
 
@@ -163,6 +166,48 @@ def test_an_attention_that_takes_no_mask_shares_no_prompt(tiny, rollouts, monkey
     model, _ = tiny
     monkeypatch.setattr(model.config, "_attn_implementation_internal", "flash_attention_2")
     assert [len(pack) for packs in microbatches(model, rollouts, range(6), 10_000) for pack in packs] == [1] * 6
+
+
+@pytest.fixture
+def flat(tiny) -> PreTrainedModel:
+    """The model with an attention that is called flash, and computes on a CPU: transformers' contract is the same."""
+    AttentionInterface.register("flash_on_cpu", sdpa_attention_forward)
+    AttentionMaskInterface.register("flash_on_cpu", sdpa_mask)
+    tiny[0].config._attn_implementation_internal = "flash_on_cpu"  # by its setter, kernels would be asked for
+    return tiny[0]
+
+
+def test_sequences_in_one_row_do_not_see_each_other(tiny_folder, flat, rollouts):
+    padded, _ = load_model(str(tiny_folder), attention="sdpa")
+    packs = [[row] for row in range(6)]
+    layout = lay_out(rollouts, packs, flat=True)
+    lengths = [len(rollouts.prompts[row // GENERATIONS].token_ids) + int(rollouts.lengths[row]) for row in range(6)]
+    assert layout.ids.shape == (1, sum(lengths))
+    assert layout.mask is None
+    choices = {"temperature": 0.9, "logits_chunk_size": 7}
+    expected = token_values(padded, rollouts, packs, **choices)
+    values = token_values(flat, rollouts, packs, **choices)
+    torch.testing.assert_close(values.logprobs, expected.logprobs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(values.entropies, expected.entropies, atol=1e-5, rtol=0)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_row_without_padding_is_filled_to_the_budget(flat, data):
+    lengths = data.draw(st.lists(st.integers(1, 40), min_size=GENERATIONS, max_size=GENERATIONS * 4))
+    lengths = lengths[: len(lengths) // GENERATIONS * GENERATIONS]
+    budget = 5 + max(lengths) + data.draw(st.integers(0, 200))
+    rollouts = random_rollouts([5] * (len(lengths) // GENERATIONS), lengths)
+    parts = list(microbatches(flat, rollouts, range(len(lengths)), budget))
+    sizes = [[5 + lengths[row] for pack in packs for row in pack] for packs in parts]
+    assert sorted(row for packs in parts for (row,) in packs) == list(range(len(lengths)))
+    assert all(sum(each) <= budget for each in sizes)
+    assert all(sum(each) + after[0] > budget for each, after in itertools.pairwise(sizes))
+
+
+def test_an_attention_that_is_not_here_is_refused(tiny_folder):
+    with pytest.raises(ConfigError, match=r"model\.attention='flash_attention_2': an attention that runs here"):
+        load_model(str(tiny_folder), attention="flash_attention_2")
 
 
 def test_a_row_beyond_the_budget_is_refused_with_its_size(tiny, rollouts):

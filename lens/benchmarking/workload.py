@@ -60,7 +60,9 @@ class Workload:
             ConfigError: no such model or problems.
         """
         use_threads(config)
-        model, tokenizer = load_model(config.model.name_or_path, dtype=config.model.dtype)
+        model, tokenizer = load_model(
+            config.model.name_or_path, dtype=config.model.dtype, attention=config.model.attention
+        )
         problems, _ = instantiate(config.dataset)({})
         problems = problems.shuffle(seed=config.seed)
         count = min(len(problems), 64 + (config.warmup + config.rounds) * config.trainer.num_prompts_per_step)
