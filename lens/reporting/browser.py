@@ -17,7 +17,8 @@ from torch import Tensor
 from lens.cli import CONFIGS
 from lens.errors import ConfigError
 from lens.replay import STORED, group_size, kinds_of, weigh_again
-from lens.reporting.runs import Arm, Run
+from lens.reporting.arms import Arm
+from lens.reporting.runs import Run
 from lens.stored import read_answers, stored_answers
 
 # An answer is a list in this order, which spares the page the names ten thousand times; page.js names them alike.

@@ -15,7 +15,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
-from lens.reporting.runs import Arm, Run
+from lens.reporting.arms import Arm
+from lens.reporting.runs import Run
 from lens.reporting.statistics import Estimate
 from lens.reporting.tables import ks_of, reported_parts
 

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from lens.reporting.arms import NOT_COMPARED, Arm, label_of, natural, twin_of
 from lens.reporting.figures import COLORS, COLUMN_WIDTH, MARKERS, STYLE, finish, plt
-from lens.reporting.runs import NOT_COMPARED, Arm, label_of, natural, twin_of
 from lens.reporting.statistics import Difference
 from lens.reporting.tables import ks_of, members_of, paired_runs, reported_parts, signal_table
 

@@ -12,10 +12,10 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from lens.reporting.arms import Arm
 from lens.reporting.browser import FIELDS, Browsed
 from lens.reporting.formats import TEXT_COLUMNS
 from lens.reporting.paper import MISSING
-from lens.reporting.runs import Arm
 from lens.reporting.statistics import Difference
 
 PAGE = Path(__file__).parent / "page"

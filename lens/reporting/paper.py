@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from lens.reporting.runs import Arm
+from lens.reporting.arms import Arm
 from lens.reporting.statistics import Estimate
 
 KS = (1, 2, 4, 8, 16)

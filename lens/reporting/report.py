@@ -9,13 +9,13 @@ from pathlib import Path
 import pandas as pd
 
 from lens.errors import ConfigError
+from lens.reporting.arms import Arm, baseline_of, beside_objective, load_arms, title_of, twin_of
 from lens.reporting.browser import browsed_runs
 from lens.reporting.figures import draw_figures
 from lens.reporting.formats import write_table
 from lens.reporting.map import MIDDLE, cell_of, draw_map, map_table
 from lens.reporting.page import Captioned, Section, write_page
 from lens.reporting.paper import TABLES, beside_paper, has_runs
-from lens.reporting.runs import Arm, baseline_of, beside_objective, load_arms, title_of, twin_of
 from lens.reporting.tables import (
     EDGE_STEPS,
     accuracy_table,

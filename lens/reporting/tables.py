@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from lens.evaluation import pass_at_ks, slices
-from lens.reporting.runs import Arm, Run, baseline_of
+from lens.reporting.arms import Arm, baseline_of
+from lens.reporting.runs import Run
 from lens.reporting.statistics import Difference, Estimate
 
 EDGE_STEPS = 10

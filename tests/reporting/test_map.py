@@ -11,9 +11,9 @@ import pytest
 from run_folders import SEEDS, make_run
 from scipy import stats
 
+from lens.reporting.arms import load_arms
 from lens.reporting.map import MIDDLE, cell_of, draw_map, map_table
 from lens.reporting.report import by_baseline, report, spans_cells, titled
-from lens.reporting.runs import load_arms
 
 LENS = "lens.objectives.lens_advantages"
 OBJECTIVES = {

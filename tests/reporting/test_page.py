@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 from run_folders import SEEDS, SKILL, TEXTS, G, add_rollouts, make_run
 
+from lens.reporting.arms import load_arms
 from lens.reporting.browser import FIELDS, browsed_runs
 from lens.reporting.report import report
-from lens.reporting.runs import load_arms
 
 VOID = {"meta", "img", "br"}
 

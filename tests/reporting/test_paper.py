@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from run_folders import make_run
 
+from lens.reporting.arms import load_arms
 from lens.reporting.formats import to_latex, to_markdown
 from lens.reporting.paper import KS, TABLES, beside_paper, has_runs
-from lens.reporting.runs import load_arms
 
 BY_NAME = {table.name: table for table in TABLES}
 SHARED = os.environ.get("LENS_SHARED")

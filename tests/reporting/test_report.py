@@ -12,9 +12,9 @@ from run_folders import SEEDS, SKILL, make_run
 from scipy import stats
 
 from lens.errors import ConfigError
+from lens.reporting.arms import load_arms
 from lens.reporting.figures import over_seeds
 from lens.reporting.report import report
-from lens.reporting.runs import load_arms
 from lens.reporting.tables import accuracy_table, difference_table, gain_table, reported_parts
 
 

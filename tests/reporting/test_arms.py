@@ -10,7 +10,7 @@ import pytest
 from run_folders import SEEDS, SKILL, make_run
 
 from lens.errors import ConfigError
-from lens.reporting.runs import baseline_of, differing_keys, label_of, load_arms, title_of
+from lens.reporting.arms import baseline_of, differing_keys, label_of, load_arms, title_of
 
 
 @pytest.fixture
