@@ -13,7 +13,7 @@ NARROWEST_TEXT = 10  # characters that a column of text folds to in a narrow ter
 
 def show_table(title: str, table: pd.DataFrame) -> None:
     """Print a table; a value of the first column is printed once for the rows that share it."""
-    printed = Table(title=title, title_justify="left", title_style="bold")
+    printed = Table(title=escape(title), title_justify="left", title_style="bold")
     for column in table.columns:
         is_text = table[column].map(lambda value: isinstance(value, str)).all() and not column.startswith("pass@")
         if is_text:

@@ -16,6 +16,7 @@ from lens.reporting.arms import load_arms
 from lens.reporting.figures import over_seeds
 from lens.reporting.report import report
 from lens.reporting.tables import accuracy_table, difference_table, gain_table, reported_parts
+from lens.reporting.terminal import show_table
 
 
 @pytest.fixture
@@ -196,3 +197,10 @@ def test_an_unknown_baseline_is_refused_before_anything_is_written(runs, tmp_pat
         report([runs], "ppo", tmp_path / "report", completions=0)
     assert (error.value.key, error.value.value) == ("baseline", "ppo")
     assert not (tmp_path / "report").exists()
+
+
+def test_brackets_in_a_title_are_printed(capsys):
+    show_table("± t, [bootstrap over problems]", pd.DataFrame({"part": ["all"], "pass@1": ["1 [0, 2]"]}))
+    printed = capsys.readouterr().out
+    assert "± t, [bootstrap over problems]" in printed
+    assert "1 [0, 2]" in printed
