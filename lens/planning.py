@@ -32,7 +32,6 @@ RULES = {
     "mean_prompt_length": at_least(1),
     "mean_completion_length": at_least(1),
     "trained_share": SHARE,
-    "gradient_checkpointing": (bool, lambda v: True, "true or false"),
 }
 
 
@@ -149,7 +148,7 @@ class Plan:
         # and the gate, its activation, the other projection and their product.
         inside = tokens * (5 * model.hidden + 2 * model.kv_width + 4 * model.intermediate) * self.compute_bytes
         inputs = tokens * model.hidden * self.compute_bytes * model.layers
-        activations = inputs + inside if self.config.gradient_checkpointing else inside * model.layers
+        activations = inputs + inside if trainer.gradient_checkpointing else inside * model.layers
         chunk = min(trainer.logits_chunk_size, tokens)
         gathered = 2 * max(model.layer, model.embedding) * self.weight_bytes if self.config.num_gpus > 1 else 0
         needs = {
@@ -241,7 +240,7 @@ class Plan:
 
         sampled = self.rounds * self.answers_a_round
         trained = config.trainer.max_steps * config.trainer.num_prompts_per_step * config.trainer.num_generations
-        backward = (4 if config.gradient_checkpointing else 3) * forward
+        backward = (4 if config.trainer.gradient_checkpointing else 3) * forward
         passes = (config.trainer.old_logprobs == "trainer") + (config.trainer.beta > 0)
         parts = {
             "generation for training": (sampled * answer, sampled * answer * seconds_a_token),

@@ -33,6 +33,7 @@ FREE = (  # they change neither weights nor metrics
 ROUNDING = (  # they change speed and memory, and the order in which numbers are added up
     "trainer.max_tokens_per_microbatch",
     "trainer.logits_chunk_size",
+    "trainer.gradient_checkpointing",
     "trainer.num_threads",
     "sampler.max_num_seqs",
 )

@@ -23,7 +23,7 @@ from lens.audit import check_golds, count_all
 from lens.distributed import barrier, is_first, named_weights, shard, world_size
 from lens.errors import ConfigError
 from lens.evaluation import EvaluationSet, Evaluator, metrics_of, table_of
-from lens.policy import load_model
+from lens.policy import decoder_layers, load_model
 from lens.problems import load_evaluation_sets
 from lens.problems.decontamination import without_ids
 from lens.profiling import profiled
@@ -71,6 +71,8 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
     problems, contamination = instantiate(config.dataset)(raw_sets)
     name = model_path(config)
     model, tokenizer = load_model(str(checkpoint or name), dtype=config.model.dtype)
+    if config.trainer.gradient_checkpointing:
+        decoder_layers(model)  # or the config is refused
     reference = load_model(name, dtype=config.model.dtype)[0] if config.trainer.beta > 0 else None
 
     evaluator = make_evaluator(config, raw_sets, tokenizer)

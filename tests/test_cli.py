@@ -443,6 +443,7 @@ OUT_OF_BOUNDS = {
     "trainer.warmup_steps": [-1],
     "trainer.max_tokens_per_microbatch": [0],
     "trainer.logits_chunk_size": [0],
+    "trainer.gradient_checkpointing": ["yes", 1],
     "trainer.grad_share_every": [-1],
     "trainer.checkpoint_every": [0],
     "trainer.keep_checkpoints": [0],

@@ -93,7 +93,7 @@ def test_hours_are_what_a_pencil_says():
         (["num_gpus=3"], "num_gpus", "a divisor of trainer.num_prompts_per_step=32"),
         (["num_gpus=1"], "num_gpus", r"the update needs \d+\.\d GiB a GPU, .* optimizer state"),
         (
-            ["num_gpus=8", "gradient_checkpointing=false", "trainer.max_tokens_per_microbatch=20480"],
+            ["num_gpus=8", "trainer.gradient_checkpointing=false", "trainer.max_tokens_per_microbatch=20480"],
             "num_gpus",
             "activations; 73.6 GiB of 80 can be used",
         ),
