@@ -34,7 +34,7 @@ ifeq ($(TORCH)-$(shell uname -s),cpu-Linux)
 else
 	$(BIN)/pip install "torch==$(TORCH_VERSION)"
 endif
-	$(BIN)/pip install --constraint constraints.txt --editable ".[dev,fetch,submitit]"
+	$(BIN)/pip install --constraint constraints.txt --editable ".[dev,fetch,lora,submitit]"
 	@touch $@
 
 $(VENV)/.vllm-gpu: $(STAMP)

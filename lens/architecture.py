@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from hydra.utils import instantiate
@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from lens.errors import ConfigError
+from lens.lora import add_adapters, check_adapters
 from lens.tiny import make_model, make_tokenizer
 
 
@@ -23,6 +24,7 @@ class Architecture:
         layer: those of one block.
         layers, hidden, intermediate, kv_width, vocabulary: sizes; kv_width is key heads x their width.
         tied: whether embedding and head are one.
+        adapters: parameters of low-rank adapters beside them, which are then all that is trained.
     """
 
     parameters: int
@@ -34,6 +36,12 @@ class Architecture:
     kv_width: int
     vocabulary: int
     tied: bool
+    adapters: int = 0
+
+    @property
+    def trained(self) -> int:
+        """Parameters that have a gradient."""
+        return self.adapters or self.parameters
 
     @property
     def flops_per_token(self) -> int:
@@ -45,8 +53,12 @@ class Architecture:
         return 4 * self.layers * self.hidden * context
 
     @classmethod
-    def of(cls, config: PreTrainedConfig) -> Architecture:
-        """Counted on the model, built on the meta device."""
+    def of(cls, config: PreTrainedConfig, lora: DictConfig | None = None) -> Architecture:
+        """Counted on the model, built on the meta device; ``lora`` is a config's model.lora.
+
+        Raises:
+            ConfigError: adapters that the model cannot have.
+        """
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -54,7 +66,7 @@ class Architecture:
         embedding = model.get_input_embeddings().weight.numel()
         tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
         blocks = max((m for m in model.modules() if isinstance(m, torch.nn.ModuleList)), key=len)
-        return cls(
+        counted = cls(
             parameters=model.num_parameters(),
             embedding=embedding,
             layer=sum(p.numel() for p in blocks[0].parameters()),
@@ -65,18 +77,30 @@ class Architecture:
             vocabulary=config.vocab_size,
             tied=tied,
         )
+        if lora is None:
+            return counted
+        check_adapters(model, lora)
+        with torch.device("meta"):
+            add_adapters(model, lora, seed=0)
+        return replace(counted, adapters=model.num_parameters(only_trainable=True))
 
 
 def architecture_of(config: DictConfig) -> Architecture:
-    """The model's architecture: the numbers in its config, those of the recipe, or those that its name leads to."""
+    """The model's architecture: the numbers in its config, those of the recipe, or those that its name leads to.
+
+    Raises:
+        ConfigError: no such model, or adapters that it cannot have.
+    """
     model = config.model
     if (numbers := OmegaConf.select(model, "architecture")) is not None:
         numbers = OmegaConf.to_container(numbers)
-        return Architecture.of(AutoConfig.for_model(numbers.pop("model_type"), **numbers))
-    if model.name_or_path is None:
-        return Architecture.of(make_model(instantiate(model.recipe), make_tokenizer()).config)
-    try:
-        return Architecture.of(AutoConfig.from_pretrained(model.name_or_path))
-    except (OSError, ValueError) as error:
-        valid = f"a model by name or folder, or its numbers in model.architecture ({str(error).splitlines()[0]})"
-        raise ConfigError("model.name_or_path", model.name_or_path, valid) from error
+        architecture = AutoConfig.for_model(numbers.pop("model_type"), **numbers)
+    elif model.name_or_path is None:
+        architecture = make_model(instantiate(model.recipe), make_tokenizer()).config
+    else:
+        try:
+            architecture = AutoConfig.from_pretrained(model.name_or_path)
+        except (OSError, ValueError) as error:
+            valid = f"a model by name or folder, or its numbers in model.architecture ({str(error).splitlines()[0]})"
+            raise ConfigError("model.name_or_path", model.name_or_path, valid) from error
+    return Architecture.of(architecture, model.lora)

@@ -24,9 +24,11 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lens.distributed import barrier, is_first, whole, world_size
+from lens.distributed import barrier, is_first, named_weights, whole, world_size
 from lens.errors import ConfigError, RunFailed
+from lens.lora import adapter_weights, has_adapters, save_adapters
 
+ADAPTER_FOLDER = "adapter"  # transformers would take them for its own beside the model
 OPTIMIZER_FOLDER = "optimizer"
 STATE_FILE = "training_state.pt"
 CHECKSUMS_FILE = "checksums.json"
@@ -72,7 +74,8 @@ def save(
 
     Args:
         folder: the run's checkpoints folder.
-        model, tokenizer: saved as any Hugging Face model, safetensors.
+        model, tokenizer: saved as any Hugging Face model, safetensors. Adapters are part of its weights there, and lie
+            in a folder of their own besides.
         optimizer: its tensors are saved by the names of the model's parameters, for any number of processes to load.
         state: plain values and tensors; ``state["step"]`` names the checkpoint.
         keep: how many checkpoints stay, the latest up to this one.
@@ -96,8 +99,11 @@ def save(
             with quiet():
                 dcp.save(tensors, storage_writer=writer, no_dist=world_size() == 1)
         weights = whole_state(model)
+        adapters = {name: whole(parameter.detach()) for name, parameter in adapter_weights(model)}
         if is_first():
             model.save_pretrained(unfinished, state_dict=weights)
+            if adapters:
+                save_adapters(unfinished / ADAPTER_FOLDER, model, adapters)
             tokenizer.save_pretrained(unfinished)
             groups = optimizer.state_dict()["param_groups"]
             torch.save({**state, "param_groups": groups, "random": random_states()}, unfinished / STATE_FILE)
@@ -108,8 +114,8 @@ def save(
     except (OSError, RuntimeError, SafetensorError, CheckpointException) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         last = max(all_checkpoints(folder), key=step_of, default=None)
-        whole = f"the last whole one is {last.name}" if last else "there is none before it"
-        raise RunFailed(f"the checkpoint {target} could not be written ({one_line(error)}); {whole}") from error
+        left = f"the last whole one is {last.name}" if last else "there is none before it"
+        raise RunFailed(f"the checkpoint {target} could not be written ({one_line(error)}); {left}") from error
     if is_first():
         drop(target)
         unfinished.rename(target)
@@ -156,12 +162,11 @@ def quiet() -> Iterator[None]:
 
 
 def whole_state(model: PreTrainedModel) -> dict[str, Tensor] | None:
-    """The weights on the first process; None where a single one can save them as they are."""
-    if world_size() == 1:
+    """The weights on the first process, as `named_weights`; None where a single one can save them as they are."""
+    if world_size() == 1 and not has_adapters(model):
         return None
     weights = {}
-    for name, parameter in model.named_parameters():
-        tensor = whole(parameter.detach())
+    for name, tensor in named_weights(model, remove_duplicate=True):
         if is_first():
             weights[name] = tensor.cpu()
     return weights

@@ -21,6 +21,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from lens.lora import plain_weights
 from lens.processes import end_with_parent, is_one_of_several, rank
 
 T = TypeVar("T")
@@ -134,7 +135,12 @@ def call(model: PreTrainedModel, function: Callable[..., Any], *arguments: Any) 
     return result
 
 
-def named_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Names and whole weights, gathered one after the other; tied ones come under each of their names."""
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        yield name, whole(parameter.detach())
+def named_weights(model: nn.Module, *, remove_duplicate: bool = False) -> Iterator[tuple[str, Tensor]]:
+    """Names and whole weights, gathered one after the other, as those of a model without adapters.
+
+    Args:
+        model: sharded or not, with adapters or without.
+        remove_duplicate: name tied weights once, not under each of their names.
+    """
+    for name, weight in plain_weights(model, remove_duplicate=remove_duplicate):
+        yield name, whole(weight)

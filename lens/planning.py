@@ -32,7 +32,6 @@ RULES = {
     "mean_prompt_length": at_least(1),
     "mean_completion_length": at_least(1),
     "trained_share": SHARE,
-    "gradient_checkpointing": (bool, lambda v: True, "true or false"),
 }
 
 
@@ -128,7 +127,10 @@ class Plan:
     def states(self) -> dict[str, float]:
         """What is there in both phases."""
         shard = self.model.parameters * self.weight_bytes / self.config.num_gpus
-        states = {"weights": shard, "optimizer state (AdamW)": 2 * shard}
+        trained = self.model.trained * self.weight_bytes / self.config.num_gpus
+        states = {"weights": shard, "optimizer state (AdamW)": 2 * trained}
+        if self.model.adapters:
+            states["adapters"] = trained
         if self.config.trainer.beta > 0:
             states["reference model"] = shard
         return states
@@ -149,11 +151,12 @@ class Plan:
         # and the gate, its activation, the other projection and their product.
         inside = tokens * (5 * model.hidden + 2 * model.kv_width + 4 * model.intermediate) * self.compute_bytes
         inputs = tokens * model.hidden * self.compute_bytes * model.layers
-        activations = inputs + inside if self.config.gradient_checkpointing else inside * model.layers
+        activations = inputs + inside if trainer.gradient_checkpointing else inside * model.layers
         chunk = min(trainer.logits_chunk_size, tokens)
-        gathered = 2 * max(model.layer, model.embedding) * self.weight_bytes if self.config.num_gpus > 1 else 0
+        copies = 1 if model.adapters else 2  # a frozen block has no gradient
+        gathered = copies * max(model.layer, model.embedding) * self.weight_bytes if self.config.num_gpus > 1 else 0
         needs = {
-            "gradients": model.parameters * self.weight_bytes / self.config.num_gpus,
+            "gradients": model.trained * self.weight_bytes / self.config.num_gpus,
             "largest block, gathered, with its gradient": gathered,
             "activations": activations,
             f"logits ({chunk:,} x {model.vocabulary:,}, three in float32)": 3 * chunk * model.vocabulary * 4,
@@ -241,7 +244,8 @@ class Plan:
 
         sampled = self.rounds * self.answers_a_round
         trained = config.trainer.max_steps * config.trainer.num_prompts_per_step * config.trainer.num_generations
-        backward = (4 if config.gradient_checkpointing else 3) * forward
+        # Forward, the gradients of activations, those of weights, and layers computed again, a forward pass each.
+        backward = (2 + (not model.adapters) + config.trainer.gradient_checkpointing) * forward
         passes = (config.trainer.old_logprobs == "trainer") + (config.trainer.beta > 0)
         parts = {
             "generation for training": (sampled * answer, sampled * answer * seconds_a_token),

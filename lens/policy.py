@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
 from lens.distributed import call, total, turns, world_size
@@ -75,6 +78,7 @@ def token_values(
     logits_chunk_size: int,
     autocast: str | None = None,
     entropy_gradient: bool = False,
+    gradient_checkpointing: bool = False,
 ) -> TokenValues:
     """Log-probability and entropy of every sampled token of some completions, with gradients where they are on.
 
@@ -90,14 +94,16 @@ def token_values(
         autocast: data type of the body's matrix products ("bfloat16"), or None for that of the weights; the head and
             what follows it keep theirs.
         entropy_gradient: let the entropies carry gradients too, which costs memory of a chunk of logits.
+        gradient_checkpointing: keep of each layer its input alone, and compute the layer again in the backward pass.
 
     Returns:
         `TokenValues`, float32 at least.
     """
     layout = lay_out(rollouts, packs, flat=is_flat(model)).to(model.device)
+    kept = checkpointed_layers(model) if gradient_checkpointing and torch.is_grad_enabled() else nullcontext()
 
     def values(model: PreTrainedModel) -> tuple[Tensor, ...]:
-        with torch.autocast(model.device.type, DTYPES[autocast or "bfloat16"], enabled=autocast is not None):
+        with torch.autocast(model.device.type, DTYPES[autocast or "bfloat16"], enabled=autocast is not None), kept:
             hidden = model.base_model(
                 input_ids=layout.ids, position_ids=layout.positions, attention_mask=layout.mask, use_cache=False
             ).last_hidden_state[layout.predicting]  # [n, H]
@@ -112,6 +118,35 @@ def token_values(
         return tuple(torch.cat(values) for values in zip(*chunks, strict=True))
 
     return TokenValues(*call(model, values))
+
+
+def decoder_layers(model: PreTrainedModel) -> list[GradientCheckpointingLayer]:
+    """The layers that can be computed again in the backward pass.
+
+    Raises:
+        ConfigError: the model has none.
+    """
+    if layers := [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]:
+        return layers
+    valid = f"false: transformers has no gradient checkpointing for {type(model).__name__}"
+    raise ConfigError("trainer.gradient_checkpointing", True, valid)
+
+
+@contextmanager
+def checkpointed_layers(model: PreTrainedModel) -> Iterator[None]:
+    """Meanwhile a forward pass keeps of each layer its input alone; the backward pass may come later.
+
+    transformers' own switch asks for training mode, which turns dropout on in some layers, and takes the cache away
+    from whoever samples with the model.
+    """
+    layers = decoder_layers(model)
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward  # the class's own comes to light again
 
 
 class Layout(NamedTuple):

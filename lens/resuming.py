@@ -34,6 +34,7 @@ ROUNDING = (  # they change speed and memory, and the order in which numbers are
     "model.attention",
     "trainer.max_tokens_per_microbatch",
     "trainer.logits_chunk_size",
+    "trainer.gradient_checkpointing",
     "trainer.num_threads",
     "sampler.max_num_seqs",
 )

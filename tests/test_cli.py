@@ -444,6 +444,7 @@ OUT_OF_BOUNDS = {
     "trainer.warmup_steps": [-1],
     "trainer.max_tokens_per_microbatch": [0],
     "trainer.logits_chunk_size": [0],
+    "trainer.gradient_checkpointing": ["yes", 1],
     "trainer.grad_share_every": [-1],
     "trainer.checkpoint_every": [0],
     "trainer.keep_checkpoints": [0],
@@ -476,6 +477,10 @@ OUT_OF_BOUNDS = {
     "sampler.sleep": [1],
     "sampler.parity_every": [-1],
     "sampler.max_logp_difference": [0],
+    "model.lora": [{"r": 16}, 16],
+    "model.lora.r": [0],
+    "model.lora.alpha": [0],
+    "model.lora.target_modules": ["q_proj", [], [""], None],
     "model.prompt.template": ["bare"],
     "model.prompt.max_length": [0],
     "part": ["all"],
@@ -492,20 +497,21 @@ OUT_OF_BOUNDS = {
 
 def test_every_rule_is_about_a_key_that_there_is():
     assert OUT_OF_BOUNDS.keys() == RULES.keys()
-    there = [*valid_keys("train", ["experiment=smollm2_math"]), *valid_keys("benchmark", ["part=step"])]
+    chosen = ["experiment=smollm2_math", "model/lora=default"]
+    there = [*valid_keys("train", chosen), *valid_keys("benchmark", ["part=step"])]
     assert RULES.keys() <= set(there)
 
 
 @pytest.fixture(scope="module")
 def plain() -> DictConfig:
-    return composed("experiment=smollm2_math", "evaluation.num_samples=16")
+    return composed("experiment=smollm2_math", "model/lora=default", "evaluation.num_samples=16")
 
 
 @pytest.mark.parametrize("key", RULES)
 def test_every_rule_refuses(plain, key):
     for value in [*OUT_OF_BOUNDS[key], "nonsense", [1], float("nan")]:
         config = copy.deepcopy(plain)
-        OmegaConf.update(config, key, value, force_add=True)  # some belong to the benchmark alone
+        OmegaConf.update(config, key, value, merge=False, force_add=True)  # some belong to the benchmark alone
         with pytest.raises(ConfigError) as error:
             check_values(config)
         assert error.value.key == key
@@ -532,6 +538,9 @@ def test_every_rule_refuses(plain, key):
         ("objective.scale_mixed", None),
         ("objective.scale_negative", 1),
         ("trainer.loss_agg_mode", "seq-mean-token-sum-norm"),
+        ("model.lora", None),
+        ("model.lora.r", 1),
+        ("model.lora.target_modules", ["q_proj"]),
     ],
 )
 def test_what_lies_on_a_bound_is_taken(plain, key, value):

@@ -87,13 +87,31 @@ def test_hours_are_what_a_pencil_says():
     assert hours == pytest.approx(tokens * 4 * forward / (989e12 * 0.35) / 3600)
 
 
+def test_with_adapters_nothing_else_has_gradients():
+    overrides = ["experiment=table1_llama", "num_gpus=8"]
+    whole, made = make_plan(composed(*overrides)), make_plan(composed(*overrides, "model/lora=default"))
+    # Rank 16, in and out: queries and output, keys and values, gate and up, down.
+    widths = 2 * (4096 + 4096) + 2 * (4096 + 1024) + 2 * (4096 + 14336) + (14336 + 4096)
+    adapters = 4 * 16 * widths * 32 / 8  # float32, an eighth
+    assert made.states() == {
+        "weights": whole.states()["weights"],
+        "optimizer state (AdamW)": 2 * adapters,
+        "adapters": adapters,
+    }
+    assert made.update()["gradients"] == adapters
+    assert made.hours()["updates"][1] == pytest.approx(3 / 4 * whole.hours()["updates"][1])
+    make_plan(composed("experiment=table1_llama", "model/lora=default", "num_gpus=1"))  # else refused
+    with pytest.raises(ConfigError, match=r"model\.lora\.target_modules=\['qkv'\]: all-linear, or some of down_proj"):
+        make_plan(composed(*overrides, "model/lora=default", "model.lora.target_modules=[qkv]"))
+
+
 @pytest.mark.parametrize(
     ("overrides", "key", "says"),
     [
         (["num_gpus=3"], "num_gpus", "a divisor of trainer.num_prompts_per_step=32"),
         (["num_gpus=1"], "num_gpus", r"the update needs \d+\.\d GiB a GPU, .* optimizer state"),
         (
-            ["num_gpus=8", "gradient_checkpointing=false", "trainer.max_tokens_per_microbatch=20480"],
+            ["num_gpus=8", "trainer.gradient_checkpointing=false", "trainer.max_tokens_per_microbatch=20480"],
             "num_gpus",
             "activations; 73.6 GiB of 80 can be used",
         ),

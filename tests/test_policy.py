@@ -13,14 +13,23 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedModel,
+)
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from lens.errors import ConfigError
-from lens.policy import lay_out, load_model, microbatches, recompute, token_values
+from lens.policy import checkpointed_layers, lay_out, load_model, microbatches, recompute, token_values
 from lens.prompts import Prompt
 from lens.sampling.rollouts import Rollouts
+from lens.sampling.transformers import TransformersSampler
 
 GENERATIONS = 2
 PROMPT_LENGTHS = (5, 1, 9)
@@ -92,6 +101,71 @@ def test_entropies_carry_gradients_where_they_are_asked_to(tiny, rollouts, chunk
     assert (gradients_of(model, entropies) - expected).norm() < 1e-5 * expected.norm()
     with torch.no_grad():
         assert not token_values(model, rollouts, packs, **choices, entropy_gradient=True).entropies.requires_grad
+
+
+def kept_bytes(model: PreTrainedModel, rollouts: Rollouts, **choices: bool) -> int:
+    """What a forward pass keeps for the backward pass, weights aside."""
+    weights = {parameter.data_ptr() for parameter in model.parameters()}
+    kept = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        values = token_values(model, rollouts, ALL, temperature=1.0, logits_chunk_size=4, **choices)
+    del values
+    return sum(kept.values())
+
+
+def test_layers_that_are_computed_again_keep_their_inputs_alone(tiny):
+    model, _ = tiny
+    rollouts = random_rollouts(PROMPT_LENGTHS, [20] * 6)
+    tokens = 4 * (9 + 2 * 20)  # packs, and the places of the longest
+    one_layers_input = tokens * model.config.hidden_size * 4
+    layer = kept_bytes(model, rollouts) - kept_bytes(model, rollouts, gradient_checkpointing=True)
+    assert layer > 2 * 8 * one_layers_input  # two layers; by the pencil some 5 + 2 + 4 x 2 widths each
+    with torch.no_grad():
+        assert kept_bytes(model, rollouts, gradient_checkpointing=True) == 0
+
+
+def test_dropout_stays_off_in_layers_that_are_computed_again(rollouts):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64, "num_hidden_layers": 2}
+    model = OPTForCausalLM(OPTConfig(vocab_size=100, num_attention_heads=2, dropout=0.5, **sizes)).eval()
+    choices = {"temperature": 1.0, "logits_chunk_size": 5}
+    expected = token_values(model, rollouts, ALL, **choices).logprobs
+    again = token_values(model, rollouts, ALL, **choices, gradient_checkpointing=True).logprobs
+    torch.testing.assert_close(again, expected)
+    difference = gradients_of(model, again) - gradients_of(model, expected)
+    assert difference.norm() < 1e-6 * gradients_of(model, token_values(model, rollouts, ALL, **choices).logprobs).norm()
+
+
+def test_between_updates_the_layers_are_as_they_were(tiny, rollouts):
+    model, tokenizer = tiny
+    choices = {"temperature": 1.0, "logits_chunk_size": 5}
+
+    def sample() -> tuple[list[int], Tensor]:
+        sampler = TransformersSampler(model, tokenizer, max_num_seqs=4)
+        found = sampler.sample(rollouts.prompts, GENERATIONS, 3, max_completion_length=8)
+        return found.completion_ids.tolist(), found.logprobs
+
+    before = sample()
+    values = token_values(model, rollouts, ALL, **choices, gradient_checkpointing=True)
+    between = sample()  # before the backward pass, which computes layers again
+    gradients_of(model, values.logprobs)
+    for ids, logprobs in (between, sample()):
+        assert ids == before[0] and torch.equal(logprobs, before[1])
+    with pytest.raises(RuntimeError, match="on the way"), checkpointed_layers(model):
+        raise RuntimeError("on the way")
+    assert all("forward" not in vars(module) for module in model.modules())
+
+
+def test_a_model_whose_layers_cannot_be_computed_again_is_refused(rollouts):
+    model = OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=100, n_embd=32, n_layer=1, n_head=2))
+    with pytest.raises(ConfigError, match=r"trainer\.gradient_checkpointing=True: false: .* OpenAIGPTLMHeadModel"):
+        token_values(model, rollouts, ALL, temperature=1.0, logits_chunk_size=5, gradient_checkpointing=True)
 
 
 def test_without_gradients_the_values_are_the_same(tiny, rollouts):

@@ -245,6 +245,21 @@ def test_microbatches_order_and_padding_change_nothing(models, experience, mode,
     assert max(differences) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float64", 1e-12)])
+@pytest.mark.parametrize("max_tokens", [80, 10_000])
+def test_layers_that_are_computed_again_have_the_same_gradient(models, experience, dtype, tolerance, max_tokens):
+    model, loss = models[dtype], replace(LOSS, beta=0.1, entropy_coef=0.1, max_tokens_per_microbatch=max_tokens)
+    passes = []
+    hook = model.base_model.layers[0].mlp.register_forward_pre_hook(lambda *_: passes.append(torch.is_grad_enabled()))
+    try:
+        expected, once = gradient(model, experience, loss), len(passes)
+        again = gradient(model, experience, replace(loss, gradient_checkpointing=True))
+    finally:
+        hook.remove()
+    assert len(passes) == 3 * once
+    assert error(again, expected) < tolerance
+
+
 @pytest.mark.parametrize("beta", [0.0, 0.1])
 def test_measuring_the_share_does_not_change_the_gradient(model, experience, beta):
     loss = replace(LOSS, beta=beta)

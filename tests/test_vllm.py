@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from scipy.stats import chisquare
 from test_sampler import by_question
 from transformers import PreTrainedModel
 from vllm_engine import GENERATIONS, LOSS, MAX_LENGTH, largest_difference, last_tokens, make_engine, ratings, weights
 
+from lens.distributed import named_weights
 from lens.errors import ConfigError
+from lens.lora import add_adapters
 from lens.policy import load_model, recompute
 from lens.problems import load_problems
 from lens.prompts import Prompt, PromptFormat, encode_problems
@@ -119,6 +122,21 @@ def test_after_a_sync_the_engine_has_the_new_weights_and_before_it_the_old(polic
         after = engine.sample(prompts, GENERATIONS, 0, max_completion_length=MAX_LENGTH)
         assert int(after.lengths.sum()) >= 512
         assert largest_difference(model, after) < 1e-3
+    finally:
+        engine.sync(weights(policy[0]))
+
+
+def test_after_a_sync_the_engine_has_the_sum_of_weights_and_adapters(policy, engine, prompts):
+    model = load_model(policy[0].name_or_path)[0]
+    add_adapters(model, OmegaConf.create({"r": 4, "alpha": 8, "target_modules": "all-linear"}), seed=0)
+    with torch.no_grad():
+        for parameter in filter(lambda each: each.requires_grad, model.parameters()):
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    try:
+        engine.sync(named_weights(model))
+        after = engine.sample(prompts, GENERATIONS, 0, max_completion_length=MAX_LENGTH)
+        assert largest_difference(model, after) < 1e-3
+        assert largest_difference(policy[0], after) > 1e-2
     finally:
         engine.sync(weights(policy[0]))
 

@@ -15,9 +15,9 @@ def show_plan(config: DictConfig) -> None:
     """Print the plan of a composed config: batches, memory, cost, and what they assume."""
     made = make_plan(config)
     t, model = config.trainer, made.model
-    print(
-        f"{config.model.name_or_path or 'the tiny model'}: {model.parameters:,} parameters on {config.num_gpus} GPU(s)"
-    )
+    adapters = f" and {model.adapters:,} of adapters" if model.adapters else ""
+    name = config.model.name_or_path or "the tiny model"
+    print(f"{name}: {model.parameters:,} parameters{adapters} on {config.num_gpus} GPU(s)")
     batches = [
         ("training problems, at most", f"{made.problems:,}"),
         (

@@ -89,7 +89,7 @@ class TransformersSampler:
 
     def sync(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Nothing to do where the engine samples with the policy's own weights; its copy takes them over."""
-        for name, tensor in named_tensors:
+        for name, tensor in named_tensors if self.weights else ():
             if name in self.weights:
                 self.weights[name].copy_(tensor)
 
