@@ -154,10 +154,11 @@ class Plan:
         activations = inputs + inside if trainer.gradient_checkpointing else inside * model.layers
         chunk = min(trainer.logits_chunk_size, tokens)
         copies = 1 if model.adapters else 2  # a frozen block has no gradient
-        gathered = copies * max(model.layer, model.embedding) * self.weight_bytes if self.config.num_gpus > 1 else 0
+        block = model.parameters - (model.layers - 1) * model.layer  # all but the layers that wait for their turn
+        gathered = copies * block * self.weight_bytes if self.config.num_gpus > 1 else 0
         needs = {
             "gradients": model.trained * self.weight_bytes / self.config.num_gpus,
-            "largest block, gathered, with its gradient": gathered,
+            "embeddings, head and a layer, gathered, with gradients": gathered,
             "activations": activations,
             f"logits ({chunk:,} x {model.vocabulary:,}, three in float32)": 3 * chunk * model.vocabulary * 4,
         }

@@ -7,7 +7,7 @@ from lens.cli import entry_point
 
 @entry_point("make_tiny")
 def main(config: DictConfig) -> None:
-    from lens.runs import model_path
+    from lens.assembly import model_path
 
     print(model_path(config))
 

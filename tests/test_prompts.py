@@ -10,11 +10,11 @@ from hydra import compose, initialize_config_dir
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from lens.assembly import make_evaluator
 from lens.cli import CONFIGS
 from lens.errors import ConfigError
 from lens.problems.problem import FEATURES
 from lens.prompts import Prompt, PromptFormat, encode_problems
-from lens.runs import make_evaluator
 
 WORDS = ["<bos>", "<eos>", "<unk>", "<user>", "<assistant>", "Question:", "Answer:", "one", "two", "three", "please"]
 WRITES_BOS = "{{ bos_token }} <user> {{ messages[0]['content'] }}{% if add_generation_prompt %} <assistant>{% endif %}"

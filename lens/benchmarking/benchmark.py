@@ -8,13 +8,13 @@ from pathlib import Path
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
+from lens.assembly import model_path
 from lens.benchmarking.measuring import machine_state, matrix_peaks
 from lens.benchmarking.parts import PARTS
 from lens.benchmarking.scaling import draw_scaling
 from lens.benchmarking.workload import use_threads
 from lens.errors import ConfigError
 from lens.reporting.terminal import show_table
-from lens.runs import model_path
 from lens.tracking import provenance, write_json
 from lens.validation import check_values
 
