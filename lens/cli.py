@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lens.errors import NO_SPACE, ConfigError, RunFailed, StopRequested
-from lens.processes import is_one_of_several, rank
+from lens.processes import is_one_of_several, leave_at_once, rank
 from lens.progress import close_open_bars
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported: vllm's kernels warn of nothing new
@@ -79,7 +79,7 @@ def name_tasks() -> None:
         from submitit.helpers import TorchDistributedEnvironment
 
         if JobEnvironment().num_tasks > 1:
-            TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+            TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
 
 
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
@@ -134,6 +134,8 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
             try:
                 with together():
                     composed()
+                if is_one_of_several():
+                    leave_at_once()
             except BAD_CONFIG as error:
                 fail(explain(error, config_name, sys.argv[1:]))
             except (StopRequested, KeyboardInterrupt):

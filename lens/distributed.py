@@ -40,6 +40,7 @@ def process_group() -> Iterator[None]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
     try:
         yield
+        barrier()  # none leaves while another still needs it
     finally:
         if dist.is_initialized():  # an engine that ended may have taken it along
             dist.destroy_process_group()

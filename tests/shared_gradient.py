@@ -14,6 +14,7 @@ from test_update import norms_in_their_own_type
 from lens.distributed import is_first, named_weights, process_group, shard, whole
 from lens.experience import Experience
 from lens.policy import load_model
+from lens.processes import leave_at_once
 from lens.update import Loss, compute_gradient
 
 if __name__ == "__main__":
@@ -41,3 +42,4 @@ if __name__ == "__main__":
             }
         if is_first():
             torch.save(found, folder / "found.pt")
+    leave_at_once()

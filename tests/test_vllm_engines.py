@@ -66,7 +66,7 @@ def test_an_engine_in_bfloat16_takes_float32_weights_and_is_near(policy, prompts
         ({"kv_cache_space": None}, "sampler.kv_cache_space=None: a number of GiB"),
         ({"kv_cache_space": 4000}, "sampler.kv_cache_space=4000: "),
         ({"kv_cache_space": 1e-5}, "sampler.kv_cache_space=1e-05: "),
-        ({"tensor_parallel_size": 2}, "sampler.tensor_parallel_size=2: a divisor of 1 processes"),
+        ({"tensor_parallel_size": 2}, "sampler.tensor_parallel_size=2: a divisor of the 1 processes"),
     ],
 )
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what a CPU cannot do")
