@@ -32,7 +32,8 @@ class Experience:
         confidence: float32 [Q, G], geometric-mean token probability.
         calibrated: float32 [Q, G], the paper's calibrated reward, whatever the objective.
         advantages: float32 [Q, G], the objective's.
-        old_logprobs: float32 [Q*G, T], log-probabilities that the surrogate's ratio is taken against.
+        old_logprobs: float32 [Q*G, T], log-probabilities that the surrogate's ratio is taken against, or None for those
+            of the policy at the update itself.
         trainer_logprobs: float32 [Q*G, T] under the policy itself, or None where nothing recomputed them.
         reference_logprobs: float32 [Q*G, T] under the reference model, or None where beta is 0.
         importance: float32 [Q*G, T], the importance-sampling weight of each token, or None for 1.
@@ -47,7 +48,7 @@ class Experience:
     confidence: Tensor
     calibrated: Tensor
     advantages: Tensor
-    old_logprobs: Tensor
+    old_logprobs: Tensor | None = None
     trainer_logprobs: Tensor | None = None
     reference_logprobs: Tensor | None = None
     importance: Tensor | None = None
@@ -180,7 +181,7 @@ def weigh(
     trainer_logprobs: Tensor | None = None,
     reference_logprobs: Tensor | None = None,
     entropies: Tensor | None = None,
-    old_from: Literal["sampler", "trainer"] = "sampler",
+    old_from: Literal["sampler", "trainer", "current"] = "sampler",
     confidence_from: Literal["sampler", "trainer"] = "sampler",
     mask_truncated: bool = False,
     importance_sampling: ImportanceSampling = "none",
@@ -194,7 +195,7 @@ def weigh(
         trainer_logprobs: [Q*G, T], the policy's own log-probabilities; needed where one of the two below is "trainer",
             and for importance sampling.
         reference_logprobs, entropies: see `Experience`.
-        old_from: whose log-probabilities the surrogate's ratio is taken against.
+        old_from: whose log-probabilities the surrogate's ratio is taken against; "current": the update's own.
         confidence_from: whose define the confidence.
         mask_truncated: answers cut by the token limit do not teach.
         importance_sampling, importance_cap: see `importance_weights`; "none" weighs every token alike.
@@ -215,7 +216,7 @@ def weigh(
         confidence=confidence,
         calibrated=calibrated_rewards(correct, confidence, valid=valid),
         advantages=objective(correct, confidence, lengths=rollouts.lengths.view(shape), valid=valid),
-        old_logprobs=by_source[old_from],
+        old_logprobs=by_source.get(old_from),
         trainer_logprobs=trainer_logprobs,
         reference_logprobs=reference_logprobs,
         importance=None

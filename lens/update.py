@@ -86,7 +86,8 @@ class Loss:
             weight = weights[part].repeat_interleave(per_token).to(logprobs)  # [n]
             if experience.importance is not None:
                 weight = weight * experience.importance[part][mask[part]].to(logprobs)  # [n]
-            old = experience.old_logprobs[part][mask[part]].to(logprobs)  # [n]
+            known = experience.old_logprobs
+            old = logprobs.detach() if known is None else known[part][mask[part]].to(logprobs)  # [n]
             losses = clipped_surrogate(
                 logprobs,
                 old,

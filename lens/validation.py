@@ -59,7 +59,7 @@ RULES: dict[str, Rule] = {
     "trainer.temperature": POSITIVE,
     "trainer.top_p": number(lambda v: v == 1, "1: below it the sampled log-probabilities would not be the policy's"),
     "trainer.truncated": one_of("grade", "mask"),
-    "trainer.old_logprobs": one_of("sampler", "trainer"),
+    "trainer.old_logprobs": one_of("sampler", "trainer", "current"),
     "trainer.confidence": one_of("sampler", "trainer"),
     "trainer.importance_sampling": one_of("none", "token_truncate", "token_mask", "sequence_mask"),
     "trainer.importance_cap": number(lambda v: v > 1, "a number > 1"),
@@ -174,8 +174,14 @@ def check_training(config: DictConfig, num_processes: int = 1) -> None:
     if OmegaConf.select(config, "objective.rho") is not None and config.objective.difficulty != "length_normalized":
         valid = f"length_normalized, as objective.rho={config.objective.rho} says what the difficulty is estimated from"
         raise ConfigError("objective.difficulty", config.objective.difficulty, valid)
-    if trainer.importance_sampling != "none" and trainer.old_logprobs == "sampler":
-        valid = "none, or trainer.old_logprobs=trainer: with the engine's, the surrogate's ratio corrects already"
+    if trainer.old_logprobs == "current" and trainer.num_prompts_per_step != trainer.num_prompts_per_rollout:
+        valid = (
+            f"trainer or sampler, as a round of {trainer.num_prompts_per_rollout} questions is several updates of "
+            f"{trainer.num_prompts_per_step}"
+        )
+        raise ConfigError("trainer.old_logprobs", "current", valid)
+    if trainer.importance_sampling != "none" and trainer.old_logprobs != "trainer":
+        valid = "none, or trainer.old_logprobs=trainer: its weights are ratios of those to the engine's"
         raise ConfigError("trainer.importance_sampling", trainer.importance_sampling, valid)
     measured = [f"pass@{k}" for k in ks_up_to(config.evaluation.num_samples)]
     if trainer.keep_best is not None and trainer.keep_best not in measured:

@@ -65,6 +65,14 @@ REFUSED = {
         "trainer.num_prompts_per_step=3: a divisor of trainer.num_prompts_per_rollout=4",
         given="trainer.num_prompts_per_step=3",
     ),
+    "no old policy": bad(
+        "trainer.old_logprobs='current': trainer or sampler, as a round of 4 questions is several updates of 2",
+        given="trainer.old_logprobs=current trainer.num_prompts_per_step=2",
+    ),
+    "weights without the policy's": bad(
+        "trainer.importance_sampling='token_mask': none, or trainer.old_logprobs=trainer",
+        given="trainer.importance_sampling=token_mask trainer.old_logprobs=current",
+    ),
     "more questions than problems": bad(
         "trainer.num_prompts_per_rollout=24: at most 20", given="trainer.num_prompts_per_rollout=24"
     ),

@@ -510,6 +510,19 @@ def test_sigterm_writes_a_checkpoint_at_once_however_long_a_step_is(waiting, uni
     assert_one_wandb_run(folder)
 
 
+def test_where_a_round_is_one_update_its_own_log_probabilities_do(pupil, logs, tmp_path):
+    ends = {}
+    for source in ("trainer", "current"):
+        folder = tmp_path / source
+        result = run(*training(pupil, tmp_path, old_logprobs=source), f"hydra.run.dir={folder}", folder=logs)
+        assert result.code == 0, result.stderr
+        ends[source] = [line for line in metrics_of(folder) if "reward" in line]
+    for line, other in zip(ends["current"], ends["trainer"], strict=True):
+        assert "sampling/logp_difference_max" in other and "sampling/logp_difference_max" not in line
+        for name in ("reward", "loss", "grad_norm", "groups/frac_negative"):
+            assert line[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6)
+
+
 @contextmanager
 def full_disk(folder: Path, pid: int, left: int):
     """A small file system that is full but for some bytes."""

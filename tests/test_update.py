@@ -220,6 +220,16 @@ def test_gradient_is_that_of_the_naive_loss(models, experience, mode, beta, dual
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
+def test_without_old_log_probabilities_the_policy_is_its_own(models, experience, dtype):
+    model = models[dtype]
+    known = replace(experience, old_logprobs=LOSS.recompute(model, experience.rollouts)[0])
+    expected = gradient(model, known)
+    metrics = compute_gradient(model, replace(experience, old_logprobs=None), LOSS)
+    assert error(flat_gradient(model), expected) < 1e-5  # the recomputed ones are float32
+    assert metrics["clip_ratio/low_mean"] == metrics["clip_ratio/high_mean"] == 0
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("mode", MODES)
 def test_microbatches_order_and_padding_change_nothing(models, experience, mode, dtype):
     model = models[dtype]

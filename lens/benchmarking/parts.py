@@ -177,12 +177,16 @@ def measure_objective(config: DictConfig) -> list[Row]:
                 verdicts = work.grade(grader, rollouts, batch.answers)
             with meter.phase("logprobs"):
                 recomputed = work.logprobs(rollouts) if work.settings.old_logprobs == "trainer" else None
-            old = "sampler" if recomputed is None else "trainer"
             shared = meter.row() | {"shared_s": sum(meter.seconds.values())}
             for name in by_turns(list(objectives), number):
-                levels, own = [None] * len(batch.prompts), Meter()
+                own = Meter()
                 experience = weigh(
-                    rollouts, levels, verdicts, objectives[name], trainer_logprobs=recomputed, old_from=old
+                    rollouts,
+                    [None] * len(batch.prompts),
+                    verdicts,
+                    objectives[name],
+                    trainer_logprobs=recomputed,
+                    old_from=work.settings.old_logprobs,
                 )
                 arguments = experience.correct, experience.confidence
                 options = {"lengths": rollouts.lengths.view_as(experience.correct), "valid": experience.valid}

@@ -149,7 +149,7 @@ class Workload:
             self.grade(grader, rollouts, batch.answers)
         with meter.phase("logprobs"):
             recomputed = self.logprobs(rollouts) if self.settings.old_logprobs == "trainer" else None
-        experience = every_answer_teaches(rollouts, recomputed)
+        experience = every_answer_teaches(rollouts, self.settings.old_logprobs, recomputed)
         with meter.phase("update"):
             self.learn(experience)
         tokens = count_tokens([len(prompt.token_ids) for prompt in batch.prompts], rollouts.lengths.tolist())
@@ -173,7 +173,9 @@ def alternating_rewards(number: int) -> list[int]:
     return [place % 2 for place in range(number)]
 
 
-def every_answer_teaches(rollouts: Rollouts, trainer_logprobs: Tensor | None = None) -> Experience:
+def every_answer_teaches(
+    rollouts: Rollouts, old_from: str = "sampler", trainer_logprobs: Tensor | None = None
+) -> Experience:
     """These rollouts under GRPO with `alternating_rewards`."""
     verdicts = ["correct" if reward else "incorrect" for reward in alternating_rewards(len(rollouts.lengths))]
     return weigh(
@@ -182,7 +184,7 @@ def every_answer_teaches(rollouts: Rollouts, trainer_logprobs: Tensor | None = N
         verdicts,
         grpo_advantages,
         trainer_logprobs=trainer_logprobs,
-        old_from="sampler" if trainer_logprobs is None else "trainer",
+        old_from=old_from,
     )
 
 
