@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from types import MethodType
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -79,6 +80,7 @@ def token_values(
     autocast: str | None = None,
     entropy_gradient: bool = False,
     gradient_checkpointing: bool = False,
+    torch_compile: bool = False,
 ) -> TokenValues:
     """Log-probability and entropy of every sampled token of some completions, with gradients where they are on.
 
@@ -95,15 +97,18 @@ def token_values(
             what follows it keep theirs.
         entropy_gradient: let the entropies carry gradients too, which costs memory of a chunk of logits.
         gradient_checkpointing: keep of each layer its input alone, and compute the layer again in the backward pass.
+        torch_compile: run the layers as torch.compile makes them.
 
     Returns:
         `TokenValues`, float32 at least.
     """
     layout = lay_out(rollouts, packs, flat=is_flat(model)).to(model.device)
-    kept = checkpointed_layers(model) if gradient_checkpointing and torch.is_grad_enabled() else nullcontext()
+    checkpointing = gradient_checkpointing and torch.is_grad_enabled()
+    changed = checkpointing or torch_compile
+    layers = changed_layers(model, checkpointing, torch_compile) if changed else nullcontext()
 
     def values(model: PreTrainedModel) -> tuple[Tensor, ...]:
-        with torch.autocast(model.device.type, DTYPES[autocast or "bfloat16"], enabled=autocast is not None), kept:
+        with torch.autocast(model.device.type, DTYPES[autocast or "bfloat16"], enabled=autocast is not None), layers:
             hidden = model.base_model(
                 input_ids=layout.ids, position_ids=layout.positions, attention_mask=layout.mask, use_cache=False
             ).last_hidden_state[layout.predicting]  # [n, H]
@@ -120,28 +125,52 @@ def token_values(
     return TokenValues(*call(model, values))
 
 
-def decoder_layers(model: PreTrainedModel) -> list[GradientCheckpointingLayer]:
-    """The layers that can be computed again in the backward pass.
+def decoder_layers(model: PreTrainedModel, key: str) -> list[GradientCheckpointingLayer]:
+    """The layers, as transformers marks them, that can be compiled, or computed again in the backward pass.
 
     Raises:
-        ConfigError: the model has none.
+        ConfigError: the model has none; ``key`` is what asks for them.
     """
     if layers := [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]:
         return layers
-    valid = f"false: transformers has no gradient checkpointing for {type(model).__name__}"
-    raise ConfigError("trainer.gradient_checkpointing", True, valid)
+    valid = f"false: transformers marks no layers of {type(model).__name__} for it"
+    raise ConfigError(key, True, valid)
+
+
+def check_layers(model: PreTrainedModel, *, gradient_checkpointing: bool, torch_compile: bool) -> None:
+    """Whether the layers can do what is asked of them; torch.compile is tried.
+
+    Raises:
+        ConfigError: they cannot, or nothing can be compiled on this machine.
+    """
+    if gradient_checkpointing:
+        decoder_layers(model, "trainer.gradient_checkpointing")
+    if torch_compile:
+        decoder_layers(model, "trainer.torch_compile")
+        try:
+            torch.compile(torch.sin)(torch.ones(1, device=model.device))
+        except torch._dynamo.exc.TorchDynamoException as error:
+            valid = f"false, or a machine with what torch.compile needs ({str(error).strip().splitlines()[0]})"
+            raise ConfigError("trainer.torch_compile", True, valid) from error
+
+
+@cache
+def compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A layer's forward method compiled, for all layers of its class and all lengths."""
+    return torch.compile(forward, dynamic=True)
 
 
 @contextmanager
-def checkpointed_layers(model: PreTrainedModel) -> Iterator[None]:
-    """Meanwhile a forward pass keeps of each layer its input alone; the backward pass may come later.
+def changed_layers(model: PreTrainedModel, checkpointing: bool, torch_compile: bool) -> Iterator[None]:
+    """Meanwhile layers run compiled, or a forward pass keeps of each its input alone; the backward pass may come later.
 
     transformers' own switch asks for training mode, which turns dropout on in some layers, and takes the cache away
-    from whoever samples with the model.
+    from whoever samples with the model; and a module's own compile() would compile that sampling too.
     """
-    layers = decoder_layers(model)
+    layers = decoder_layers(model, "trainer.gradient_checkpointing" if checkpointing else "trainer.torch_compile")
     for layer in layers:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        forward = MethodType(compiled(type(layer).forward), layer) if torch_compile else layer.forward
+        layer.forward = partial(checkpoint, forward, use_reentrant=False) if checkpointing else forward
     try:
         yield
     finally:
@@ -284,6 +313,7 @@ def recompute(
     logits_chunk_size: int,
     max_tokens: int,
     autocast: str | None = None,
+    torch_compile: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The model's own log-probabilities and entropies of all sampled tokens: [Q*G, T] each, 0 beyond the lengths."""
     logprobs = torch.zeros_like(rollouts.logprobs)
@@ -292,7 +322,13 @@ def recompute(
     for packs, counts in turns(list(microbatches(model, rollouts, range(len(rollouts.lengths)), max_tokens))):
         rows = [row for pack in packs for row in pack]
         values = token_values(
-            model, rollouts, packs, temperature=temperature, logits_chunk_size=logits_chunk_size, autocast=autocast
+            model,
+            rollouts,
+            packs,
+            temperature=temperature,
+            logits_chunk_size=logits_chunk_size,
+            autocast=autocast,
+            torch_compile=torch_compile,
         )
         for whole, part in zip((logprobs, entropies), values, strict=True):
             block = torch.zeros_like(whole[rows])

@@ -35,6 +35,7 @@ ROUNDING = (  # they change speed and memory, and the order in which numbers are
     "trainer.max_tokens_per_microbatch",
     "trainer.logits_chunk_size",
     "trainer.gradient_checkpointing",
+    "trainer.torch_compile",
     "trainer.num_threads",
     "sampler.max_num_seqs",
 )

@@ -32,7 +32,7 @@ from lens.distributed import barrier, is_first, named_weights, shard, world_size
 from lens.errors import ConfigError
 from lens.evaluation import Evaluator, metrics_of, table_of
 from lens.lora import add_adapters, check_adapters, load_adapters
-from lens.policy import decoder_layers, load_model
+from lens.policy import check_layers, load_model
 from lens.problems import load_evaluation_sets
 from lens.problems.decontamination import without_ids
 from lens.profiling import profiled
@@ -82,8 +82,8 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
     model, tokenizer = load_model(str(name if lora else checkpoint or name), **loading(config))
     if lora:
         check_adapters(model, lora)
-    if config.trainer.gradient_checkpointing:
-        decoder_layers(model)  # or the config is refused
+    wanted = {key: config.trainer[key] for key in ("gradient_checkpointing", "torch_compile")}
+    check_layers(model, **wanted)
     reference = load_model(name, **loading(config))[0] if config.trainer.beta > 0 else None
 
     evaluator = make_evaluator(config, raw_sets, tokenizer)

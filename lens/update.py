@@ -34,6 +34,7 @@ class Loss:
     logits_chunk_size: int
     autocast: str | None = None
     gradient_checkpointing: bool = False
+    torch_compile: bool = False
 
     def weights(self, experience: Experience) -> Tensor:
         """float64 [Q*G], the weight of each completion's tokens, over the whole optimizer batch."""
@@ -54,6 +55,7 @@ class Loss:
             logits_chunk_size=self.logits_chunk_size,
             max_tokens=self.max_tokens_per_microbatch,
             autocast=self.autocast,
+            torch_compile=self.torch_compile,
         )
 
     def accumulate(self, model: PreTrainedModel, experience: Experience, rows: Tensor, weights: Tensor) -> Tally:
@@ -80,6 +82,7 @@ class Loss:
                 autocast=self.autocast,
                 entropy_gradient=self.entropy_coef > 0,
                 gradient_checkpointing=self.gradient_checkpointing,
+                torch_compile=self.torch_compile,
             )  # [n] each
             per_token = experience.rollouts.lengths[part]
             advantage = advantages[part].repeat_interleave(per_token).to(logprobs)  # [n]

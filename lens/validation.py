@@ -79,6 +79,7 @@ RULES: dict[str, Rule] = {
     "trainer.max_tokens_per_microbatch": at_least(1),
     "trainer.logits_chunk_size": at_least(1),
     "trainer.gradient_checkpointing": (bool, lambda v: True, "true or false"),
+    "trainer.torch_compile": (bool, lambda v: True, "true or false"),
     "trainer.grad_share_every": at_least(0),
     "trainer.checkpoint_every": at_least(1),
     "trainer.keep_checkpoints": at_least(1),

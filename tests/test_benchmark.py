@@ -131,7 +131,7 @@ def test_the_table_of_steps_splits_each_into_its_phases(measured):
 def test_the_table_of_updates_compares_with_the_naive_one_and_counts_less_work_where_groups_are_silent(measured):
     rows, peaks = (found := read(measured("update")))["rows"], found["machine"]["matrix_peak_flops_per_s"]
     table = pd.read_csv(measured("update") / TABLE).set_index("update")
-    naive, lens, silent = table.index
+    naive, lens, compiled, silent = table.index
     for arm in table.index:
         ratio = middle_ratio(rows, "update_s", "naive", arm)
         assert float(table.loc[arm, "naive / this"].split()[0]) == pytest.approx(ratio, abs=0.006)
@@ -140,6 +140,7 @@ def test_the_table_of_updates_compares_with_the_naive_one_and_counts_less_work_w
             100 * speed / peaks["bfloat16"], abs=0.06
         )
     flops = {arm: median_of(rows, arm, "update_flops") for arm in table.index}
+    assert flops[lens] == flops[compiled]
     assert flops[naive] > flops[lens] > 1.5 * flops[silent]  # lens shares passes over prompts; one of two is silent
 
 

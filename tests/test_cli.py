@@ -204,6 +204,16 @@ def test_what_cannot_work_is_refused_with_one_line(refusals, materials, name):
         assert part.format(**materials) in line
 
 
+def test_torch_compile_without_a_compiler_is_refused(pupil, logs, tmp_path):
+    env = environment(CXX="/nonexistent/c++", TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))
+    command = training(pupil, tmp_path / "outputs", torch_compile="true")
+    result = run(*command, folder=logs / "no_compiler", real=True, env=env)
+    assert result.code == 2
+    line = result.stderr.splitlines()[-1]
+    assert line.startswith("error: trainer.torch_compile=True: false, or a machine with what torch.compile needs (")
+    assert "Traceback" not in result.stdout + result.stderr
+
+
 def test_enough_of_them_are_real_commands():
     assert sum(case.real for case in REFUSED.values()) >= 6
 
@@ -453,6 +463,7 @@ OUT_OF_BOUNDS = {
     "trainer.max_tokens_per_microbatch": [0],
     "trainer.logits_chunk_size": [0],
     "trainer.gradient_checkpointing": ["yes", 1],
+    "trainer.torch_compile": ["yes", 1],
     "trainer.grad_share_every": [-1],
     "trainer.checkpoint_every": [0],
     "trainer.keep_checkpoints": [0],

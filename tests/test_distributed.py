@@ -36,6 +36,8 @@ CASES = {
         "several": {"max_tokens_per_microbatch": 80},
         "with a reference": {"beta": 0.1, "max_tokens_per_microbatch": 80},
         "with an entropy bonus": {"entropy_coef": 0.5},
+        "with layers computed again": {"gradient_checkpointing": True},
+        "with compiled layers": {"torch_compile": True},
     }.items()
 }
 

@@ -77,8 +77,8 @@ def test_adapters_start_without_effect_and_by_their_seed(tiny_folder):
     assert len(starts[0]) == 4 * widths * c.num_hidden_layers  # as many key heads as heads
 
 
-@pytest.mark.parametrize("gradient_checkpointing", [False, True])
-def test_an_update_changes_every_adapter_and_no_other_weight(tiny, gradient_checkpointing):
+@pytest.mark.parametrize("choices", [{}, {"gradient_checkpointing": True}, {"torch_compile": True}], ids=str)
+def test_an_update_changes_every_adapter_and_no_other_weight(tiny, choices):
     model, _ = tiny
     before = {name: tensor.clone() for name, tensor in named_weights(model)}
     add_adapters(model, settings(), seed=0)
@@ -91,7 +91,7 @@ def test_an_update_changes_every_adapter_and_no_other_weight(tiny, gradient_chec
             ALL,
             temperature=1.0,
             logits_chunk_size=5,
-            gradient_checkpointing=gradient_checkpointing,
+            **choices,
         )
         optimizer.zero_grad()
         values.logprobs.mean().backward()

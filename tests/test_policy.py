@@ -13,6 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._dynamo.utils import counters
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -26,7 +27,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from lens.errors import ConfigError
-from lens.policy import checkpointed_layers, lay_out, load_model, microbatches, recompute, token_values
+from lens.policy import changed_layers, check_layers, lay_out, load_model, microbatches, recompute, token_values
 from lens.prompts import Prompt
 from lens.sampling.rollouts import Rollouts
 from lens.sampling.transformers import TransformersSampler
@@ -142,7 +143,27 @@ def test_dropout_stays_off_in_layers_that_are_computed_again(rollouts):
     assert difference.norm() < 1e-6 * gradients_of(model, token_values(model, rollouts, ALL, **choices).logprobs).norm()
 
 
-def test_between_updates_the_layers_are_as_they_were(tiny, rollouts):
+def test_compiled_layers_say_the_same_and_are_compiled_for_all_lengths(tiny, rollouts):
+    model, _ = tiny
+    choices = {"temperature": 0.9, "logits_chunk_size": 5}
+    counters.clear()
+    seen = []
+    for lengths in (LENGTHS, (9, 3, 2, 5, 11, 8), (2, 1, 3, 4, 6, 5)):
+        some = random_rollouts(PROMPT_LENGTHS, lengths)
+        expected = token_values(model, some, ALL, **choices)
+        gradient = gradients_of(model, expected.logprobs)
+        values = token_values(model, some, ALL, **choices, torch_compile=True)
+        torch.testing.assert_close(values.logprobs, expected.logprobs, atol=1e-5, rtol=0)
+        torch.testing.assert_close(values.entropies, expected.entropies, atol=1e-5, rtol=0)
+        assert (gradients_of(model, values.logprobs) - gradient).norm() < 1e-5 * gradient.norm()
+        seen.append(counters["stats"]["unique_graphs"])
+    assert seen[0] > 0 and len(set(seen)) == 1
+
+
+@pytest.mark.parametrize(
+    "choice", [["gradient_checkpointing"], ["torch_compile"], ["gradient_checkpointing", "torch_compile"]]
+)
+def test_between_updates_the_layers_are_as_they_were(tiny, rollouts, choice):
     model, tokenizer = tiny
     choices = {"temperature": 1.0, "logits_chunk_size": 5}
 
@@ -152,20 +173,21 @@ def test_between_updates_the_layers_are_as_they_were(tiny, rollouts):
         return found.completion_ids.tolist(), found.logprobs
 
     before = sample()
-    values = token_values(model, rollouts, ALL, **choices, gradient_checkpointing=True)
+    values = token_values(model, rollouts, ALL, **choices, **dict.fromkeys(choice, True))
     between = sample()  # before the backward pass, which computes layers again
     gradients_of(model, values.logprobs)
     for ids, logprobs in (between, sample()):
         assert ids == before[0] and torch.equal(logprobs, before[1])
-    with pytest.raises(RuntimeError, match="on the way"), checkpointed_layers(model):
+    with pytest.raises(RuntimeError, match="on the way"), changed_layers(model, True, True):
         raise RuntimeError("on the way")
     assert all("forward" not in vars(module) for module in model.modules())
 
 
-def test_a_model_whose_layers_cannot_be_computed_again_is_refused(rollouts):
+@pytest.mark.parametrize("key", ["gradient_checkpointing", "torch_compile"])
+def test_a_model_whose_layers_nobody_knows_is_refused(key):
     model = OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=100, n_embd=32, n_layer=1, n_head=2))
-    with pytest.raises(ConfigError, match=r"trainer\.gradient_checkpointing=True: false: .* OpenAIGPTLMHeadModel"):
-        token_values(model, rollouts, ALL, temperature=1.0, logits_chunk_size=5, gradient_checkpointing=True)
+    with pytest.raises(ConfigError, match=rf"trainer\.{key}=True: false: .* OpenAIGPTLMHeadModel"):
+        check_layers(model, **{"gradient_checkpointing": False, "torch_compile": False, key: True})
 
 
 def test_without_gradients_the_values_are_the_same(tiny, rollouts):

@@ -291,6 +291,7 @@ def test_every_objective_trains(pupil, logs, tmp_path):
 
 RESUMED = {
     "a round a step": ({}, ["objective=lens"], 2),
+    "with compiled layers": ({"torch_compile": "true"}, [], 2),
     "in the middle of a round": ({"num_prompts_per_rollout": 16}, ["evaluation.every=1"], 1),
     "over the end of an epoch, with random numbers": (
         {"num_prompts_per_rollout": 8, "learning_rate": 1e-3},

@@ -122,7 +122,7 @@ def tabulate_step(rows: Sequence[Row], peaks: dict[str, float]) -> pd.DataFrame:
 
 
 def measure_update(config: DictConfig) -> list[Row]:
-    """The update of lens, and a naive one, on the same completions; and where some groups teach nothing."""
+    """The update of lens, and a naive one, on the same completions; compiled; and where some groups teach nothing."""
     work = Workload.load(config)
     batch = every_answer_teaches(made_up_rollouts(work, shortest_share=config.made_up.shortest_share))
     silent = round(config.made_up.silent_share * len(batch.advantages))
@@ -132,17 +132,18 @@ def measure_update(config: DictConfig) -> list[Row]:
     each = [len(r.prompts[row // r.num_generations].token_ids) for row in range(len(r.lengths))]
     alone = [(prompt, [length]) for prompt, length in zip(each, r.lengths.tolist(), strict=True)]
 
-    def turn(experience: Experience | None, number: int) -> Row:
+    def turn(experience: Experience | None, number: int, **choices: bool) -> Row:
         meter = Meter()
         with meter.phase("update"):
-            work.update(naive) if experience is None else work.learn(experience)
+            work.update(naive) if experience is None else work.learn(experience, **choices)
         flops = training_flops(work.model, alone if experience is None else work.sequences(experience))
         return meter.row() | {"update_flops": flops}
 
     arms = {
         "naive": partial(turn, None),
-        "lens": partial(turn, batch),
-        f"lens, {silent} of {len(batch.advantages)} groups with advantage 0": partial(turn, quiet),
+        "lens": partial(turn, batch, torch_compile=False),
+        "lens, torch.compile": partial(turn, batch, torch_compile=True),
+        f"lens, {silent} of {len(batch.advantages)} groups with advantage 0": partial(turn, quiet, torch_compile=False),
     }
     return alternate(arms, rounds=config.rounds, warmup=config.warmup)
 

@@ -16,7 +16,7 @@ from lens.benchmarking.measuring import Meter, training_flops
 from lens.experience import Experience, weigh
 from lens.grading import Grader
 from lens.objectives import grpo_advantages
-from lens.policy import load_model, microbatches, recompute
+from lens.policy import load_model, microbatches
 from lens.prompts import Prompt, PromptFormat, encode_problems
 from lens.sampling.rollouts import Rollouts, Sampler, derive_seed
 from lens.update import Loss, compute_gradient
@@ -109,15 +109,7 @@ class Workload:
 
     def logprobs(self, rollouts: Rollouts) -> Tensor:
         """The policy's own log-probabilities [Q*G, T]."""
-        loss = self.loss
-        return recompute(
-            self.model,
-            rollouts,
-            temperature=loss.temperature,
-            logits_chunk_size=loss.logits_chunk_size,
-            max_tokens=loss.max_tokens_per_microbatch,
-            autocast=loss.autocast,
-        )[0]
+        return self.loss.recompute(self.model, rollouts)[0]
 
     def update(self, gradient: Callable[[], dict[str, float] | None]) -> dict[str, float]:
         """One optimizer step: what leaves the gradient, the limit of its norm, AdamW. Returns what the first does."""
@@ -126,9 +118,9 @@ class Workload:
         self.optimizer.step()
         return metrics or {}
 
-    def learn(self, experience: Experience) -> dict[str, float]:
-        """One optimizer step of lens."""
-        return self.update(lambda: compute_gradient(self.model, experience, self.loss))
+    def learn(self, experience: Experience, **choices: bool) -> dict[str, float]:
+        """One optimizer step of lens; ``choices`` are fields of its loss that are to differ."""
+        return self.update(lambda: compute_gradient(self.model, experience, replace(self.loss, **choices)))
 
     def sequences(self, experience: Experience) -> Iterator[tuple[int, list[int]]]:
         """What an update of lens passes through the model: tokens of a prompt, and of the completions that share it."""
