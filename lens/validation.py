@@ -119,6 +119,7 @@ RULES: dict[str, Rule] = {
     "naive.sequences": at_least(1),
     "made_up.shortest_share": number(lambda v: 0 < v <= 1, "a share in (0, 1]"),
     "made_up.silent_share": number(lambda v: 0 <= v <= 1, "a share in [0, 1]"),
+    "scaling.sampled": (bool, lambda v: True, "true or false"),
     "trl.per_device_train_batch_size": at_least(1),
     "trl.gradient_checkpointing": (bool, lambda v: True, "true or false"),
     "model.attention": one_of("sdpa", "eager", "flash_attention_2", "flash_attention_3"),

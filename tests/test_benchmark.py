@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -159,6 +161,18 @@ def test_every_size_is_measured_and_drawn(measured, tmp_path):
     assert draw_scaling(rows, tmp_path / "figure.png").stat().st_size > 10_000
 
 
+def test_without_an_engine_the_update_alone_grows(tiny_folder, tmp_path):
+    small = ["part=scaling", "scaling.sampled=false", "scaling.num_layers=[]", "scaling.vocab_size=[32]"]
+    rows = PARTS["scaling"].measure(composed(tiny_folder, *small))
+    assert {row["axis"] for row in rows} == {"num_generations", "max_completion_length", "vocab_size"}
+    for row in rows:
+        assert row["step_s"] == row["update_s"] > 0
+        assert row["completion_tokens"] == 2 * row["num_generations"] * row["max_completion_length"]
+    table = PARTS["scaling"].table(rows, {})
+    assert not {"sampling", "log-probs"} & set(table.columns) and "update GiB" in table.columns
+    assert draw_scaling(rows, tmp_path / "figure.png").stat().st_size > 10_000
+
+
 def test_what_lens_costs_is_its_passes_over_negative_groups(measured):
     rows = read(measured("objective"))["rows"]
     by_round = {(row["arm"], row["round"]): row for row in rows}
@@ -264,22 +278,44 @@ def fails(turn, report) -> None:
 
 
 def dies(turn, report) -> None:
-    import os
-
     os._exit(7)
 
 
+def is_killed(turn, report, fatal: int) -> None:
+    report({})
+    while (number := turn()) < fatal:
+        report({"s": float(number)})
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_what_ends_an_arm_reaches_the_parent():
-    arm = Arm(fails)
+    arm = Arm("a", fails)
     assert arm.receive() == {}
     with pytest.raises(ConfigError, match="key='value': another"):
         arm(0)
     arm.close()
-    arm = Arm(dies)
-    with pytest.raises(RuntimeError, match="exit code 7"):
+    arm = Arm("a", dies)
+    with pytest.raises(ConfigError, match="arms='a': .* exit code 7"):
         arm.receive()
     arm.close()
     assert not arm.process.is_alive()
+
+
+@pytest.mark.parametrize(("fatal", "kept"), [(4, [0, 0, 1, 1]), (1, None)])
+def test_whole_rounds_outlive_an_arm(caplog, fatal, kept):
+    arms = {"a": Arm("a", is_killed, 99), "b": Arm("b", is_killed, fatal)}
+    for arm in arms.values():
+        arm.receive()
+    try:
+        if kept is None:
+            with pytest.raises(ConfigError, match="arms='b': .* SIGKILL; too little memory"):
+                alternate(arms, rounds=9, warmup=1)
+        else:
+            assert [row["round"] for row in alternate(arms, rounds=9, warmup=2)] == kept
+            assert "SIGKILL; too little memory?; the 2 rounds before are kept" in caplog.text
+    finally:
+        for arm in arms.values():
+            arm.close()
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------

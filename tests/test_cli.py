@@ -511,6 +511,7 @@ OUT_OF_BOUNDS = {
     "made_up.silent_share": [-0.1, 1.1],
     "trl.per_device_train_batch_size": [0],
     "trl.gradient_checkpointing": [1],
+    "scaling.sampled": [1],
 }
 
 

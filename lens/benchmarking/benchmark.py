@@ -52,7 +52,8 @@ def benchmark(config: DictConfig, folder: Path) -> pd.DataFrame:
     )
     table = part.table(rows, peaks)
     table.to_csv(folder / TABLE, index=False)
-    show_table(f"{part.title} ({config.rounds} rounds)", table)
+    rounds = len({row["round"] for row in rows})
+    show_table(f"{part.title} ({rounds} rounds)", table)
     speeds = ", ".join(f"{dtype} {peak / 1e9:,.0f}" for dtype, peak in peaks.items())
     print(f"matrix products of this machine in GFLOP/s: {speeds} ({before['threads']} threads)")
     if config.part == "scaling":

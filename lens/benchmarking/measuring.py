@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +16,10 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel
 
+from lens.errors import ConfigError
 from lens.progress import progress_bar
+
+log = logging.getLogger(__name__)
 
 KIB_PER_GIB = 2**20
 PEAK_ATTEMPTS = 5
@@ -80,13 +84,23 @@ def alternate(arms: dict[str, Callable[[int], Row]], *, rounds: int, warmup: int
         warmup: rounds before them, that are not.
 
     Returns:
-        A row for each arm and round, with what the function returned.
+        A row for each arm and round, with what the function returned. Where an arm's process ends on the way, the whole
+        rounds before.
+
+    Raises:
+        ConfigError: an arm's process ended before there was a whole round.
     """
     rows = []
     with progress_bar((warmup + rounds) * len(arms), unit="turn") as bar:
         for number in range(warmup + rounds):
             for name in by_turns(list(arms), number):
-                row = arms[name](number)
+                try:
+                    row = arms[name](number)
+                except ConfigError as error:
+                    if number <= warmup:
+                        raise
+                    log.error("%s; the %d rounds before are kept", error, number - warmup)
+                    return in_order([row for row in rows if row["round"] < number - warmup], list(arms))
                 bar.update()
                 if number >= warmup:
                     rows.append({"arm": name, "round": number - warmup, **row})

@@ -90,7 +90,7 @@ def measure_step(config: DictConfig) -> list[Row]:
         arms = {}
         for name in config.arms:
             served = (serve_trl, config) if name == "trl" else (serve_lens, config, name)
-            arm = Arm(*served)
+            arm = Arm(name, *served)
             stack.callback(arm.close)
             arm.receive()  # it is ready: others are not started, or measured, beside it
             arms["trl" if name == "trl" else f"lens, {name}"] = arm
@@ -177,7 +177,7 @@ def measure_objective(config: DictConfig) -> list[Row]:
             with meter.phase("grade"):
                 verdicts = work.grade(grader, rollouts, batch.answers)
             with meter.phase("logprobs"):
-                recomputed = work.logprobs(rollouts) if work.settings.old_logprobs == "trainer" else None
+                recomputed = work.old_logprobs(rollouts)
             shared = meter.row() | {"shared_s": sum(meter.seconds.values())}
             for name in by_turns(list(objectives), number):
                 own = Meter()

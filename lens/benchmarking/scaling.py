@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lens.benchmarking.measuring import Meter, Row, medians
-from lens.benchmarking.workload import Batch, Workload, every_answer_teaches
+from lens.benchmarking.workload import Batch, Workload, every_answer_teaches, made_up_rollouts
+from lens.experience import Experience
 from lens.policy import DTYPES
 from lens.progress import progress_bar
 from lens.prompts import Prompt
@@ -25,10 +27,18 @@ AXES = {
     "num_layers": "layers of the model",
     "vocab_size": "words of the vocabulary",
 }
+MEASURED = {
+    "step s": "step_s",
+    "sampling": "sample_s",
+    "log-probs": "logprobs_s",
+    "update": "update_s",
+    "sampling GiB": "sample_gib",
+    "update GiB": "update_gib",
+}
 
 
 def measure_scaling(config: DictConfig) -> list[Row]:
-    """Steps of lens with the transformers engine, one size changed at a time.
+    """Steps of lens with the transformers engine, or updates alone, one size changed at a time.
 
     Models have the architecture of the config's and random weights, so that hardly an answer ends before the limit.
     """
@@ -37,24 +47,39 @@ def measure_scaling(config: DictConfig) -> list[Row]:
     with progress_bar(len(points), unit="size") as bar:
         for axis, value, sizes in points:
             work = resized(base, config, sizes)
-            with work.sampler(config.engines.transformers) as sampler:
+            with answering(work, config) as answers:
                 for number in range(config.warmup + config.rounds):
-                    meter, batch = Meter(), work.batch(number)
-                    with meter.phase("sample"):
-                        rollouts = work.sample(sampler, batch.prompts, number)
-                    with meter.phase("logprobs"):
-                        recomputed = work.logprobs(rollouts)
-                    experience = every_answer_teaches(rollouts, recomputed)
+                    meter = Meter()
+                    experience = answers(number, meter)
                     with meter.phase("update"):
                         work.learn(experience)
                     if number >= config.warmup:
                         parameters = sum(p.numel() for p in work.model.parameters())
                         found = {"parameters": parameters, "step_s": sum(meter.seconds.values())}
                         name = {"arm": f"{axis}={value}", "round": number - config.warmup}
-                        tokens = {"completion_tokens": int(rollouts.lengths.sum())}
+                        tokens = {"completion_tokens": int(experience.rollouts.lengths.sum())}
                         rows.append({**name, "axis": axis, "value": value, **sizes, **meter.row(), **tokens, **found})
             bar.update()
     return rows
+
+
+@contextmanager
+def answering(work: Workload, config: DictConfig) -> Iterator[Callable[[int, Meter], Experience]]:
+    """What an update of a round learns from: answers of the engine, which is measured too, or always the same."""
+    if not config.scaling.sampled:
+        made_up = every_answer_teaches(made_up_rollouts(work))
+        yield lambda number, meter: made_up
+        return
+    with work.sampler(config.engines.transformers) as sampler:
+
+        def answers(number: int, meter: Meter) -> Experience:
+            with meter.phase("sample"):
+                rollouts = work.sample(sampler, work.batch(number).prompts, number)
+            with meter.phase("logprobs"):
+                recomputed = work.old_logprobs(rollouts)
+            return every_answer_teaches(rollouts, work.settings.old_logprobs, recomputed)
+
+        yield answers
 
 
 def scaling_points(config: DictConfig, model: PreTrainedModel) -> Iterator[tuple[str, int, dict[str, int]]]:
@@ -99,12 +124,7 @@ def tabulate_scaling(rows: Sequence[Row], peaks: dict[str, float]) -> pd.DataFra
                 "what grows": axes[arm],
                 "to": f"{values.value:.0f}",
                 "parameters M": f"{values.parameters / 1e6:.2f}",
-                "step s": f"{values.step_s:.2f}",
-                "sampling": f"{values.sample_s:.2f}",
-                "log-probs": f"{values.logprobs_s:.2f}",
-                "update": f"{values.update_s:.2f}",
-                "sampling GiB": f"{values.sample_gib:.2f}",
-                "update GiB": f"{values.update_gib:.2f}",
+                **{title: f"{values[name]:.2f}" for title, name in MEASURED.items() if name in values},
             }
             for arm, values in middle.iterrows()
         ]
@@ -127,6 +147,8 @@ def draw_scaling(rows: Sequence[Row], path: Path) -> Path:
             for row, (unit, lines) in enumerate(quantities.items()):
                 panel = panels[row][column]
                 for label, name in lines.items():
+                    if name not in table:
+                        continue
                     style = ["step", "sampling", "update"].index(label)
                     panel.plot(
                         table["value"],

@@ -111,6 +111,10 @@ class Workload:
         """The policy's own log-probabilities [Q*G, T]."""
         return self.loss.recompute(self.model, rollouts)[0]
 
+    def old_logprobs(self, rollouts: Rollouts) -> Tensor | None:
+        """The same where trainer.old_logprobs asks for that pass."""
+        return self.logprobs(rollouts) if self.settings.old_logprobs == "trainer" else None
+
     def update(self, gradient: Callable[[], dict[str, float] | None]) -> dict[str, float]:
         """One optimizer step: what leaves the gradient, the limit of its norm, AdamW. Returns what the first does."""
         metrics = gradient()
@@ -140,7 +144,7 @@ class Workload:
         with meter.phase("grade"):
             self.grade(grader, rollouts, batch.answers)
         with meter.phase("logprobs"):
-            recomputed = self.logprobs(rollouts) if self.settings.old_logprobs == "trainer" else None
+            recomputed = self.old_logprobs(rollouts)
         experience = every_answer_teaches(rollouts, self.settings.old_logprobs, recomputed)
         with meter.phase("update"):
             self.learn(experience)
