@@ -295,7 +295,7 @@ def test_what_ends_an_arm_reaches_the_parent():
         arm(0)
     arm.close()
     arm = Arm("a", dies)
-    with pytest.raises(ConfigError, match="arms='a': .* exit code 7"):
+    with pytest.raises(ConfigError, match=r"arms='a': .* exit code 7"):
         arm.receive()
     arm.close()
     assert not arm.process.is_alive()
@@ -308,7 +308,7 @@ def test_whole_rounds_outlive_an_arm(caplog, fatal, kept):
         arm.receive()
     try:
         if kept is None:
-            with pytest.raises(ConfigError, match="arms='b': .* SIGKILL; too little memory"):
+            with pytest.raises(ConfigError, match=r"arms='b': .* SIGKILL; too little memory"):
                 alternate(arms, rounds=9, warmup=1)
         else:
             assert [row["round"] for row in alternate(arms, rounds=9, warmup=2)] == kept
