@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from dataclasses import asdict, replace
@@ -11,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from command_line import Command, Result, environment, metrics_of, run, training
+from command_line import Command, Result, environment, metrics_of, run, steps_in, training
 from safetensors.torch import load_file
 from test_update import LOSS, TOLERANCE, error, experience  # noqa: F401
 from vllm_engine import VLLM
@@ -90,13 +89,6 @@ def alone(command, logs, tmp_path_factory) -> Path:
     result = run(*command, f"hydra.run.dir={folder}", folder=logs)
     assert result.code == 0, result.stderr
     return folder
-
-
-def steps_in(folder: Path) -> int:
-    """The last step in metrics.jsonl."""
-    file = folder / "metrics.jsonl"
-    lines = file.read_text().split("\n")[:-1] if file.exists() else []
-    return json.loads(lines[-1])["train/global_step"] if lines else 0
 
 
 def assert_same_up_to_rounding(folder: Path, alone: Path) -> None:
