@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from losses import plain_loss
 from omegaconf import OmegaConf
 from scipy.stats import chisquare
 from test_sampler import by_question
 from transformers import PreTrainedModel
-from vllm_engine import GENERATIONS, LOSS, MAX_LENGTH, largest_difference, last_tokens, make_engine, ratings, weights
+from vllm_engine import GENERATIONS, MAX_LENGTH, largest_difference, last_tokens, make_engine, ratings, weights
 
 from lens.distributed import named_weights
 from lens.errors import ConfigError
@@ -24,6 +25,8 @@ from lens.prompts import Prompt, PromptFormat, encode_problems
 from lens.sampling.rollouts import Sampler
 from lens.sampling.syncing import SyncedSampler, probe
 from lens.sampling.transformers import TransformersSampler
+
+LOSS = plain_loss(max_completion_length=MAX_LENGTH)
 
 
 @pytest.fixture(scope="module")
