@@ -165,6 +165,8 @@ def test_an_evaluation_by_two_is_that_by_one(alone, logs, tmp_path):
     for name in ("evaluation", "completions"):
         one, two = (pd.read_parquet(tmp_path / str(processes) / f"{name}.parquet") for processes in (1, 2))
         pd.testing.assert_frame_equal(one, two, atol=1e-5)
+    one, two = ((tmp_path / str(processes) / "failing_golds.json").read_text() for processes in (1, 2))
+    assert one == two
 
 
 def test_two_processes_sample_with_an_engine_each(command, logs, tmp_path):
