@@ -23,7 +23,7 @@ from lens.evaluation import EvaluationSet, Evaluator
 from lens.grading import Grader
 from lens.prompts import Prompt, PromptFormat, encode_problems
 from lens.sampling.rollouts import Sampler, derive_seed
-from lens.sampling.sharing import SharedSampler
+from lens.sharing import SharedSampler
 from lens.tiny import make_tiny
 
 log = logging.getLogger(__name__)

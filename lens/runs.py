@@ -41,7 +41,7 @@ from lens.prompts import PromptFormat, encode_problems
 from lens.reporting.terminal import show_table
 from lens.resuming import PROVENANCE, SUMMARY, copy_history, find_state, finished_summary
 from lens.sampling.rollouts import derive_seed
-from lens.sampling.sharing import SharedGrader
+from lens.sharing import SharedGrader
 from lens.stopping import StopSignals
 from lens.tracking import SilentTracker, Tracker, provenance, resolve_wandb_mode, write_json, write_parquet
 from lens.training import Trainer

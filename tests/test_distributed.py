@@ -17,7 +17,7 @@ from vllm_engine import VLLM
 
 from lens.prompts import Prompt
 from lens.sampling.rollouts import Rollouts
-from lens.sampling.sharing import interleave
+from lens.sharing import interleave
 
 STEPS = 6
 # What rounding adds up to over STEPS updates; metrics are means of numbers of size 1.
