@@ -26,8 +26,9 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
+from lens.errors import INTERRUPTED
+
 JOB_DIR = {"job_dir_key": "hydra.sweep.dir", "job_subdir_key": "hydra.sweep.subdir"}
-INTERRUPTED = 130
 GRACE_S = 60.0  # for a job's other processes, once its first has ended
 # Imported once, by a process that every job is a fork of.
 PRELOADED = ["lens.runs"]

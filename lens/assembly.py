@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,12 +16,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lens.distributed import world_size
+from lens.audit import check_golds
+from lens.distributed import is_first, world_size
 from lens.errors import ConfigError
 from lens.evaluation import EvaluationSet, Evaluator
+from lens.grading import Grader
 from lens.prompts import Prompt, PromptFormat, encode_problems
 from lens.sampling.rollouts import Sampler, derive_seed
-from lens.sampling.sharing import SharedSampler
+from lens.sharing import SharedSampler
 from lens.tiny import make_tiny
 
 log = logging.getLogger(__name__)
@@ -113,6 +115,11 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(derive_seed(seed, "torch"))
     np.random.seed(derive_seed(seed, "numpy") % 2**32)
     random.seed(derive_seed(seed, "python"))
+
+
+def failing_golds(config: DictConfig, grader: Grader, sets: Mapping[str, Dataset]) -> dict[str, list[dict[str, str]]]:
+    """What `lens.audit.check_golds` finds, in the first process; nothing in others, or where it is not asked for."""
+    return check_golds(grader, sets) if config.check_golds and is_first() else {}
 
 
 def problems_of(evaluator: Evaluator) -> dict[str, Dataset]:

@@ -25,7 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lens.errors import NO_SPACE, ConfigError, RunFailed, StopRequested
+from lens.errors import BAD_INPUT, FAILED, INTERRUPTED, NO_SPACE, ConfigError, RunFailed, StopRequested
 from lens.processes import is_one_of_several, leave_at_once, rank
 from lens.progress import close_open_bars
 
@@ -35,7 +35,6 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 NOT_HASHED = ("check_golds", "jobs", "outputs", "profile", "resume", "tracking")
 HALF_MADE = {".hydra"}  # what Hydra itself puts into a run folder, beside the log
 BAD_CONFIG = (ConfigError, HydraException, OmegaConfBaseException)
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 SAYS = {FAILED: "failed", BAD_INPUT: "error", INTERRUPTED: "stopped"}
 STARTED = [datetime.now()]
 ONE_OF = ("run", "multirun", "cfg", "info", "shell_completion")  # Hydra's options that say what to do
@@ -49,13 +48,13 @@ def config_hash(*, _root_: DictConfig) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def started(pattern: str) -> str:
+def time_of_start(pattern: str) -> str:
     """The time at which this command was started, one for all its processes."""
     return STARTED[0].strftime(pattern)
 
 
 OmegaConf.register_new_resolver("lens.config_hash", config_hash, replace=True)
-OmegaConf.register_new_resolver("lens.started", started, replace=True)
+OmegaConf.register_new_resolver("lens.started", time_of_start, replace=True)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from typing import Any
 
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130  # exit codes
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # disk, quota or file size limit reached
 
 

@@ -18,7 +18,8 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from lens.cli import BAD_CONFIG, BAD_INPUT, FAILED, explain
+from lens.cli import BAD_CONFIG, explain
+from lens.errors import BAD_INPUT, FAILED
 from lens.processes import rank
 
 log = logging.getLogger(__name__)

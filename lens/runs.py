@@ -18,6 +18,7 @@ from lens import checkpoints
 from lens.assembly import (
     check_fetched,
     evaluator_needs,
+    failing_golds,
     loading,
     longest_sequence,
     make_evaluator,
@@ -27,7 +28,7 @@ from lens.assembly import (
     seed_everything,
     too_long_of,
 )
-from lens.audit import check_golds, count_all
+from lens.audit import count_all
 from lens.distributed import barrier, is_first, named_weights, shard, world_size
 from lens.errors import ConfigError
 from lens.evaluation import Evaluator, metrics_of, table_of
@@ -40,7 +41,7 @@ from lens.prompts import PromptFormat, encode_problems
 from lens.reporting.terminal import show_table
 from lens.resuming import PROVENANCE, SUMMARY, copy_history, find_state, finished_summary
 from lens.sampling.rollouts import derive_seed
-from lens.sampling.sharing import SharedGrader
+from lens.sharing import SharedGrader
 from lens.stopping import StopSignals
 from lens.tracking import SilentTracker, Tracker, provenance, resolve_wandb_mode, write_json, write_parquet
 from lens.training import Trainer
@@ -98,8 +99,7 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
 
     with ExitStack() as stack:
         grader = stack.enter_context(instantiate(config.grader))
-        checked = config.check_golds and is_first()
-        failing = check_golds(grader, {"dataset": problems} | problems_of(evaluator)) if checked else {}
+        failing = failing_golds(config, grader, {"dataset": problems} | problems_of(evaluator))
         sampler = stack.enter_context(make_sampler(config, model, tokenizer, longest))
         if lora:  # not before: a sampler's copy of the model is one without adapters
             add_adapters(model, lora, derive_seed(config.seed, "lora"))
@@ -140,7 +140,7 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
             problems=problems,
             prompts=prompts,
             sampler=sampler,
-            grader=grader if world_size() == 1 else SharedGrader(grader),
+            grader=SharedGrader(grader),
             evaluator=evaluator,
             evaluate_every=config.evaluation.every,
             tracker=tracker,
@@ -209,12 +209,11 @@ def evaluate(config: DictConfig, folder: Path) -> pd.DataFrame:
     evaluator = make_evaluator(config, raw_sets, tokenizer)
     with ExitStack() as stack:
         grader = stack.enter_context(instantiate(config.grader))
-        failing = check_golds(grader, problems_of(evaluator)) if config.check_golds else {}
+        failing = failing_golds(config, grader, problems_of(evaluator))
         sampler = stack.enter_context(make_sampler(config, model, tokenizer, evaluator_needs(model, evaluator)))
         sampler.sync(named_weights(model))
         seed = derive_seed(config.seed, "evaluation")
-        shared = grader if world_size() == 1 else SharedGrader(grader)
-        per_problem, answers = evaluator.evaluate(sampler, shared, seed, show_progress=is_first())
+        per_problem, answers = evaluator.evaluate(sampler, SharedGrader(grader), seed, show_progress=is_first())
     if not is_first():
         return per_problem
     write_parquet(folder / "evaluation.parquet", per_problem)

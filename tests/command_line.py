@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from wandb.proto.wandb_internal_pb2 import Record
 
 from lens.problems import arithmetic
+from lens.sweeps import last_step
 from lens.tiny import IGNORED, SEPARATOR, TinyRecipe, make_model, make_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -206,6 +207,12 @@ def make_pupil(folder: Path) -> Path:
 def metrics_of(folder: Path) -> list[dict[str, float]]:
     """The lines of metrics.jsonl without what differs from one machine, or moment, to another."""
     return [without_times(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def steps_in(folder: Path) -> int:
+    """The last step in the metrics.jsonl of a run folder, which may be running; 0 before there is one."""
+    file = folder / "metrics.jsonl"
+    return last_step(file) if file.exists() else 0
 
 
 def without_times(line: dict[str, float]) -> dict[str, float]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import resource
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,17 @@ def infinite_advantages(correct, confidence, *, lengths=None, valid=None, **choi
     advantages = grpo_advantages(correct, valid=valid, **choices)
     advantages[0, 0] = torch.inf
     return advantages
+
+
+@contextmanager
+def no_file_above(size: int) -> Iterator[None]:
+    """Meanwhile what this process writes to a file beyond so many bytes fails, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def kill_at(point: str) -> None:

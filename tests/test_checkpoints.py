@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import random
-import resource
 
 import numpy as np
 import pytest
 import torch
+from faults import no_file_above
 from safetensors.torch import load_file
 from torch.optim import AdamW
 
@@ -87,15 +87,11 @@ class CrashError(Exception):
 
 def test_where_nothing_can_be_written_the_run_fails_and_gives_the_space_back(saved, tiny):
     folder, _ = saved
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-    try:
+    with no_file_above(10_000):
         with pytest.raises(RunFailed, match=r"step_000004 could not be written .+ last whole one is step_000002"):
             save(folder, *tiny, AdamW(tiny[0].parameters()), STATE | {"step": 4}, keep=1)
         with pytest.raises(RunFailed, match=r"there is none before it"):
             save(folder / "empty", *tiny, AdamW(tiny[0].parameters()), STATE | {"step": 4}, keep=1)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert names(folder) == ["empty", "step_000002"]
     assert not names(folder / "empty")
     assert load_state(folder / "step_000002")["step"] == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from dataclasses import asdict, replace
@@ -11,14 +10,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from command_line import Command, Result, environment, metrics_of, run, training
+from command_line import Command, Result, environment, metrics_of, run, steps_in, training
 from safetensors.torch import load_file
 from test_update import LOSS, TOLERANCE, error, experience  # noqa: F401
 from vllm_engine import VLLM
 
 from lens.prompts import Prompt
 from lens.sampling.rollouts import Rollouts
-from lens.sampling.sharing import interleave
+from lens.sharing import interleave
 
 STEPS = 6
 # What rounding adds up to over STEPS updates; metrics are means of numbers of size 1.
@@ -92,13 +91,6 @@ def alone(command, logs, tmp_path_factory) -> Path:
     result = run(*command, f"hydra.run.dir={folder}", folder=logs)
     assert result.code == 0, result.stderr
     return folder
-
-
-def steps_in(folder: Path) -> int:
-    """The last step in metrics.jsonl."""
-    file = folder / "metrics.jsonl"
-    lines = file.read_text().split("\n")[:-1] if file.exists() else []
-    return json.loads(lines[-1])["train/global_step"] if lines else 0
 
 
 def assert_same_up_to_rounding(folder: Path, alone: Path) -> None:
@@ -175,6 +167,8 @@ def test_an_evaluation_by_two_is_that_by_one(alone, logs, tmp_path):
     for name in ("evaluation", "completions"):
         one, two = (pd.read_parquet(tmp_path / str(processes) / f"{name}.parquet") for processes in (1, 2))
         pd.testing.assert_frame_equal(one, two, atol=1e-5)
+    one, two = ((tmp_path / str(processes) / "failing_golds.json").read_text() for processes in (1, 2))
+    assert one == two
 
 
 def test_two_processes_sample_with_an_engine_each(command, logs, tmp_path):

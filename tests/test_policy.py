@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -258,19 +258,26 @@ def test_long_completions_share_no_prompt(tiny):
     assert list(microbatches(model, long, range(2), 10_000)) == [[[0], [1]]]
 
 
-def test_an_attention_that_takes_no_mask_shares_no_prompt(tiny, rollouts, monkeypatch):
-    model, _ = tiny
-    monkeypatch.setattr(model.config, "_attn_implementation_internal", "flash_attention_2")
+def name_attention(model: PreTrainedModel, name: str) -> PreTrainedModel:
+    """The model, whose attention is called so; by the config's setter, kernels would be asked for."""
+    model.config._attn_implementation_internal = name
+    return model
+
+
+def test_an_attention_that_takes_no_mask_shares_no_prompt(tiny, rollouts):
+    model = name_attention(tiny[0], "flash_attention_2")
     assert [len(pack) for packs in microbatches(model, rollouts, range(6), 10_000) for pack in packs] == [1] * 6
 
 
 @pytest.fixture
-def flat(tiny) -> PreTrainedModel:
+def flat(tiny) -> Iterator[PreTrainedModel]:
     """The model with an attention that is called flash, and computes on a CPU: transformers' contract is the same."""
-    AttentionInterface.register("flash_on_cpu", sdpa_attention_forward)
-    AttentionMaskInterface.register("flash_on_cpu", sdpa_mask)
-    tiny[0].config._attn_implementation_internal = "flash_on_cpu"  # by its setter, kernels would be asked for
-    return tiny[0]
+    name, known = "flash_on_cpu", (AttentionInterface, AttentionMaskInterface)
+    for interface, function in zip(known, (sdpa_attention_forward, sdpa_mask), strict=True):
+        interface.register(name, function)
+    yield name_attention(tiny[0], name)
+    for interface in known:
+        del interface._global_mapping[name]
 
 
 def test_sequences_in_one_row_do_not_see_each_other(tiny_folder, flat, rollouts):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from command_line import environment, run
+from losses import plain_loss
 from transformers import PreTrainedModel
-from vllm_engine import LOSS, largest_difference, make_engine, weights
+from vllm_engine import largest_difference, make_engine, weights
 
 from lens.experience import weigh
 from lens.objectives import lens_advantages
@@ -19,7 +19,7 @@ from lens.problems import load_problems
 from lens.prompts import PromptFormat, encode_problems
 from lens.update import compute_gradient
 
-LONGER = replace(LOSS, max_completion_length=32, max_tokens_per_microbatch=4096, logits_chunk_size=512)
+LONGER = plain_loss(max_completion_length=32, max_tokens_per_microbatch=4096, logits_chunk_size=512)
 
 
 @pytest.fixture(scope="module")

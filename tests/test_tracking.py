@@ -7,10 +7,12 @@ import math
 import os
 from urllib.parse import urlparse
 
+import numpy as np
 import pandas as pd
 import pytest
 import wandb
 from command_line import assert_one_wandb_run, read_wandb, wandb_history
+from faults import no_file_above
 
 from lens import tracking
 from lens.errors import ConfigError
@@ -225,21 +227,25 @@ def test_evaluations_are_stored_and_a_sample_of_each_level_is_shown(track, tmp_p
     assert len(shown["data"]) <= tracking.COMPLETIONS_IN_WANDB
 
 
-def test_files_appear_whole(tmp_path, monkeypatch):
+def test_files_appear_whole(tmp_path):
     write_json(tmp_path / "a" / "value.json", {"x": 1})
     frame = pd.DataFrame({"x": [1, 2]})
-    write_parquet(tmp_path / "b" / "rows.parquet", frame)
+    write_parquet(tmp_path / "a" / "rows.parquet", frame)
     assert json.loads((tmp_path / "a" / "value.json").read_text()) == {"x": 1}
-    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "b" / "rows.parquet"), frame)
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "a" / "rows.parquet"), frame)
 
-    def cut(self, path, **options):
-        path.write_bytes(b"half")
-        raise OSError("disk full")
 
-    monkeypatch.setattr(pd.DataFrame, "to_parquet", cut)
-    with pytest.raises(OSError, match="disk full"):
-        write_parquet(tmp_path / "b" / "rows.parquet", frame)
-    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "b" / "rows.parquet"), frame)
+def test_files_that_do_not_fit_leave_those_before_them(tmp_path):
+    frame, more = pd.DataFrame({"x": [1, 2]}), np.random.default_rng(0).permutation(100_000)
+    write_json(tmp_path / "value.json", {"x": 1})
+    write_parquet(tmp_path / "rows.parquet", frame)
+    with no_file_above(10_000):
+        with pytest.raises(OSError, match="File too large"):
+            write_json(tmp_path / "value.json", {"x": more.tolist()})
+        with pytest.raises(OSError, match="File too large"):
+            write_parquet(tmp_path / "rows.parquet", pd.DataFrame({"x": more}))
+    assert json.loads((tmp_path / "value.json").read_text()) == {"x": 1}
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "rows.parquet"), frame)
 
 
 def test_provenance_without_git_says_so(monkeypatch):

@@ -25,6 +25,7 @@ from command_line import (
     metrics_of,
     read_wandb,
     run,
+    steps_in,
     training,
     wandb_history,
     weights_of,
@@ -410,13 +411,6 @@ def uninterrupted(long_command, logs) -> Path:
     result = run(*command, f"hydra.run.dir={outputs / 'whole'}", folder=logs)
     assert result.code == 0, result.stderr
     return outputs / "whole"
-
-
-def steps_in(folder: Path) -> int:
-    """The last step in metrics.jsonl."""
-    file = folder / "metrics.jsonl"
-    lines = file.read_text().split("\n")[:-1] if file.exists() else []
-    return json.loads(lines[-1])["train/global_step"] if lines else 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

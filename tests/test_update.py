@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from losses import plain_loss
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
@@ -41,18 +42,8 @@ VERDICTS = (
 )
 INVALID = [13, 15]
 
-LOSS = Loss(
-    epsilon_low=0.2,
-    epsilon_high=0.3,
-    dual_clip=None,
-    loss_agg_mode="seq-mean-token-mean",
-    beta=0.0,
-    entropy_coef=0.0,
-    temperature=0.8,
-    max_completion_length=MAX_LENGTH,
-    max_tokens_per_microbatch=10_000,
-    logits_chunk_size=16,
-)
+SIZES = {"max_completion_length": MAX_LENGTH, "max_tokens_per_microbatch": 10_000, "logits_chunk_size": 16}
+LOSS = plain_loss(epsilon_high=0.3, temperature=0.8, **SIZES)
 
 
 @pytest.fixture(scope="module")

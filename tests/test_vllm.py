@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from losses import plain_loss
 from omegaconf import OmegaConf
 from scipy.stats import chisquare
 from test_sampler import by_question
+from torch import Tensor
 from transformers import PreTrainedModel
-from vllm_engine import GENERATIONS, LOSS, MAX_LENGTH, largest_difference, last_tokens, make_engine, ratings, weights
+from vllm_engine import GENERATIONS, MAX_LENGTH, largest_difference, last_tokens, make_engine, ratings, weights
 
 from lens.distributed import named_weights
 from lens.errors import ConfigError
@@ -21,9 +23,11 @@ from lens.lora import add_adapters
 from lens.policy import load_model, recompute
 from lens.problems import load_problems
 from lens.prompts import Prompt, PromptFormat, encode_problems
-from lens.sampling.rollouts import Sampler
+from lens.sampling.rollouts import Rollouts, Sampler
 from lens.sampling.syncing import SyncedSampler, probe
 from lens.sampling.transformers import TransformersSampler
+
+LOSS = plain_loss(max_completion_length=MAX_LENGTH)
 
 
 @pytest.fixture(scope="module")
@@ -151,22 +155,45 @@ def test_a_probe_measures_and_refuses(policy, engine, prompts):
         probe(engine, other, prompts, LOSS)
 
 
-def test_an_engine_is_synced_when_the_policy_has_changed_and_probed_now_and_then(policy, engine, prompts, monkeypatch):
-    seen = []
-    monkeypatch.setattr(engine, "sync", lambda tensors: seen.append("sync"))
-    monkeypatch.setattr("lens.sampling.syncing.probe", lambda *parts: seen.append("probe") or {"found": len(seen)})
-    monkeypatch.setattr(engine, "parity_every", 3)
-    synced = SyncedSampler(engine, policy[0], prompts, LOSS)
-    for step in (0, 0, 1, 4, 4, 5):
-        assert synced.at(step) is engine
-    assert seen == ["sync", "probe", "sync", "sync", "probe", "sync"]
-    assert synced.parity == {"found": 5}
-    monkeypatch.setattr(engine, "parity_every", 0)
-    rarely = SyncedSampler(engine, policy[0], prompts, LOSS)
-    seen.clear()
+class Recorder:
+    """An engine that writes down what it is asked."""
+
+    def __init__(self, engine: Sampler, parity_every: int):
+        self.engine, self.parity_every, self.calls = engine, parity_every, []
+        self.max_logp_difference = engine.max_logp_difference
+
+    def sync(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
+        self.calls.append("sync")
+        self.engine.sync(named_tensors)
+
+    def sample(self, *args: Any, **options: Any) -> Rollouts:
+        self.calls.append("sample")
+        return self.engine.sample(*args, **options)
+
+
+def test_an_engine_is_synced_when_the_policy_has_changed_and_probed_now_and_then(policy, engine, prompts):
+    model = load_model(policy[0].name_or_path)[0]
+    often, parities = Recorder(engine, parity_every=3), []
+    synced = SyncedSampler(often, model, prompts, LOSS)
+    try:
+        for step in (0, 0, 1, 4, 4, 5):
+            with torch.no_grad():
+                model.lm_head.weight.copy_((1 + step / 10) * policy[0].lm_head.weight)
+            assert synced.at(step) is often
+            parities.append(synced.parity)
+    finally:
+        engine.sync(weights(policy[0]))
+    assert often.calls == ["sync", "sample", "sync", "sync", "sample", "sync"]
+    first, second = parities[0], parities[3]
+    assert parities == [first] * 3 + [second] * 3
+    for found in (first, second):
+        assert 0 < found["sampling/logp_difference_mean"] <= found["sampling/logp_difference_max"] < 1e-3
+    assert first != second
+    seldom = Recorder(engine, parity_every=0)
+    synced = SyncedSampler(seldom, policy[0], prompts, LOSS)
     for step in range(5):
-        rarely.at(step)
-    assert seen == ["sync", "probe", *["sync"] * 4]
+        synced.at(step)
+    assert seldom.calls == ["sync", "sample", *["sync"] * 4]
 
 
 # --- whose memory ---

@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 from lens.experience import logp_difference
 from lens.policy import recompute
 from lens.sampling.rollouts import Rollouts, Sampler
-from lens.update import Loss
 
 GENERATIONS, MAX_LENGTH = 4, 14
 CHOICES = {
@@ -27,20 +26,6 @@ CHOICES = {
     "max_logp_difference": 1e-3,
 }
 VLLM = ["sampler=vllm", "sampler.kv_cache_space=0.25", "sampler.max_num_seqs=64"]
-
-
-LOSS = Loss(
-    epsilon_low=0.2,
-    epsilon_high=0.2,
-    dual_clip=None,
-    loss_agg_mode="seq-mean-token-mean",
-    beta=0.0,
-    entropy_coef=0.0,
-    temperature=1.0,
-    max_completion_length=MAX_LENGTH,
-    max_tokens_per_microbatch=2000,
-    logits_chunk_size=256,
-)
 
 
 def make_engine(model: PreTrainedModel, tokenizer: Any, **changes: Any) -> Sampler:

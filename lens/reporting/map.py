@@ -102,36 +102,46 @@ def alpha_of(arm: Arm) -> float | None:
 
 
 def draw_map(table: pd.DataFrame, path: Path) -> Path:
-    """A forest plot of the first difference of a map: a point a row, its t interval thick, the bootstrap's thin.
-
-    Filled points are decided, by both intervals; the axis is linear between -LINEAR and LINEAR points and logarithmic
-    beyond. Returns the PNG's path.
-    """
+    """The figure of a map's first difference, as PNG and PDF; returns the PNG's path."""
     column = next(name for name in table.columns if name.startswith("pass@"))
-    names = list(dict.fromkeys(zip(table["arm"], table["against"], strict=True)))
     with plt.rc_context(STYLE | {"ytick.labelsize": 6}):
         figure, axes = plt.subplots(figsize=(2 * COLUMN_WIDTH, ROW_HEIGHT * len(table) + 0.9), layout="constrained")
-        for place, row in enumerate(table.to_dict("records")):
-            cell, number = row[column], names.index((row["arm"], row["against"]))
-            color = COLORS[number % len(COLORS)]
-            axes.plot((cell.low, cell.high), (place, place), color=color, linewidth=0.7)
-            axes.errorbar(
-                cell.mean,
-                place,
-                xerr=cell.half_width,
-                color=color,
-                marker=MARKERS[number % len(MARKERS)],
-                markersize=4,
-                markerfacecolor="white" if cell.verdict == "undecided" else color,
-                elinewidth=1.8,
-            )
-        labels = [f"{r['cell']}: {r['arm']} − {r['against']} ({r['seeds']})" for r in table.to_dict("records")]
-        axes.axvline(0, color="#555555", linewidth=0.8)
-        axes.set_yticks(range(len(table)), labels)
-        axes.invert_yaxis()
-        axes.set_xscale("symlog", linthresh=LINEAR)
-        axes.xaxis.set_major_locator(FixedLocator(TICKS))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:+g}" if value else "0")
-        axes.grid(axis="y", visible=False)
+        plot_map(axes, table, column)
         return finish(figure, [axes], f"difference in {column} (points; in brackets: seeds)", path)
+
+
+def plot_map(axes: plt.Axes, table: pd.DataFrame, column: str) -> None:
+    """A forest plot of a map's differences: a point a row, its t interval thick, the bootstrap's thin.
+
+    Filled points are decided, by both intervals; the axis is linear between -LINEAR and LINEAR points and logarithmic
+    beyond.
+
+    Args:
+        axes: where it is drawn.
+        table: what `map_table` gave.
+        column: the differences, such as ``pass@1``.
+    """
+    names = list(dict.fromkeys(zip(table["arm"], table["against"], strict=True)))
+    for place, row in enumerate(table.to_dict("records")):
+        cell, number = row[column], names.index((row["arm"], row["against"]))
+        color = COLORS[number % len(COLORS)]
+        axes.plot((cell.low, cell.high), (place, place), color=color, linewidth=0.7)
+        axes.errorbar(
+            cell.mean,
+            place,
+            xerr=cell.half_width,
+            color=color,
+            marker=MARKERS[number % len(MARKERS)],
+            markersize=4,
+            markerfacecolor="white" if cell.verdict == "undecided" else color,
+            elinewidth=1.8,
+        )
+    labels = [f"{r['cell']}: {r['arm']} − {r['against']} ({r['seeds']})" for r in table.to_dict("records")]
+    axes.axvline(0, color="#555555", linewidth=0.8)
+    axes.set_yticks(range(len(table)), labels)
+    axes.invert_yaxis()
+    axes.set_xscale("symlog", linthresh=LINEAR)
+    axes.xaxis.set_major_locator(FixedLocator(TICKS))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:+g}" if value else "0")
+    axes.grid(axis="y", visible=False)

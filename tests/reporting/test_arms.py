@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pandas as pd
 import pytest
-from run_folders import SEEDS, SKILL, make_run
+from run_folders import SKILL, make_run
 
 from lens.errors import ConfigError
 from lens.reporting.arms import baseline_of, differing_keys, label_of, load_arms, title_of
-
-
-@pytest.fixture
-def runs(tmp_path) -> Path:
-    """Two arms of four seeds."""
-    for objective in SKILL:
-        for seed in SEEDS:
-            make_run(tmp_path / "runs" / f"{objective}-{seed}", objective, seed)
-    return tmp_path / "runs"
 
 
 def test_an_arm_is_called_by_what_sets_it_apart(tmp_path):

@@ -19,15 +19,6 @@ from lens.reporting.tables import accuracy_table, difference_table, gain_table, 
 from lens.reporting.terminal import show_table
 
 
-@pytest.fixture
-def runs(tmp_path) -> Path:
-    """Two arms of four seeds."""
-    for objective in SKILL:
-        for seed in SEEDS:
-            make_run(tmp_path / "runs" / f"{objective}-{seed}", objective, seed)
-    return tmp_path / "runs"
-
-
 def accuracies(runs: Path, objective: str, levels: set[int], k: int, step: int = 20) -> np.ndarray:
     """Percent correct of each seed, from the stored evaluations alone."""
     found = []

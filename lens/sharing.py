@@ -1,4 +1,4 @@
-"""Sampling and grading by several processes: each does a share, and all get everything."""
+"""Sampling and grading by all processes, however many: each does a share, and all get everything."""
 
 from __future__ import annotations
 
