@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache, partial
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -21,7 +20,9 @@ from transformers.utils import logging as transformers_logging
 
 from lens.distributed import call, total, turns, world_size
 from lens.errors import ConfigError
+from lens.head import token_head
 from lens.sampling.rollouts import Rollouts
+from lens.shared_prompts import SHARED_PROMPTS, Sharing
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,8 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)
         chosen = {"dtype": DTYPES[dtype], "attn_implementation": attention}
         model = AutoModelForCausalLM.from_pretrained(name_or_path, use_safetensors=True, **chosen)
+        if model.config._attn_implementation == "sdpa":
+            model.set_attn_implementation(SHARED_PROMPTS)
     except ImportError as error:
         valid = f"an attention that runs here ({str(error).strip().splitlines()[0]})"
         raise ConfigError("model.attention", attention, valid) from error
@@ -67,7 +70,7 @@ class TokenValues(NamedTuple):
     """Values of sampled tokens, flat: [n], completion after completion in the order asked for."""
 
     logprobs: Tensor
-    entropies: Tensor
+    entropies: Tensor | None
 
 
 def token_values(
@@ -78,7 +81,7 @@ def token_values(
     temperature: float,
     logits_chunk_size: int,
     autocast: str | None = None,
-    entropy_gradient: bool = False,
+    entropies: bool = True,
     gradient_checkpointing: bool = False,
     torch_compile: bool = False,
 ) -> TokenValues:
@@ -90,19 +93,25 @@ def token_values(
     Args:
         model: a causal language model whose head is a plain linear map of its last hidden state.
         rollouts: the completions.
-        packs: which of them, as lists of completions of one question that share the pass over their prompt.
+        packs: which of them, as lists of completions of one question, which share the pass over their prompt where the
+            attention lets them.
         temperature: the one they were sampled at; it divides the logits here too.
         logits_chunk_size: tokens whose logits are in memory at once.
         autocast: data type of the body's matrix products ("bfloat16"), or None for that of the weights; the head and
             what follows it keep theirs.
-        entropy_gradient: let the entropies carry gradients too, which costs memory of a chunk of logits.
+        entropies: compute them too.
         gradient_checkpointing: keep of each layer its input alone, and compute the layer again in the backward pass.
         torch_compile: run the layers as torch.compile makes them.
 
     Returns:
         `TokenValues`, float32 at least.
+
+    Raises:
+        ConfigError: the model does not hand on to its attention who shares what.
     """
-    layout = lay_out(rollouts, packs, flat=is_flat(model)).to(model.device)
+    if not shares_prompts(model):
+        packs = [[row] for pack in packs for row in pack]
+    layout = lay_out(rollouts, packs, flat=is_flat(model), sharing=shares_prompts(model)).to(model.device)
     checkpointing = gradient_checkpointing and torch.is_grad_enabled()
     changed = checkpointing or torch_compile
     layers = changed_layers(model, checkpointing, torch_compile) if changed else nullcontext()
@@ -110,17 +119,21 @@ def token_values(
     def values(model: PreTrainedModel) -> tuple[Tensor, ...]:
         with torch.autocast(model.device.type, DTYPES[autocast or "bfloat16"], enabled=autocast is not None), layers:
             hidden = model.base_model(
-                input_ids=layout.ids, position_ids=layout.positions, attention_mask=layout.mask, use_cache=False
+                input_ids=layout.ids, position_ids=layout.positions, use_cache=False, **layout.for_attention()
             ).last_hidden_state[layout.predicting]  # [n, H]
+        if layout.sharing is not None and not layout.sharing.is_used:
+            raise ConfigError(
+                "model.attention", "sdpa", f"eager, as {type(model).__name__} does not hand on what is shared"
+            )
         head = model.get_output_embeddings()
-        hidden = hidden.to(head.weight.dtype)
-        chunks = [
-            checkpoint(_head_values, head, h, t, temperature, entropy_gradient, use_reentrant=False)
-            if torch.is_grad_enabled()
-            else _head_values(head, h, t, temperature, False)
-            for h, t in zip(hidden.split(logits_chunk_size), layout.targets.split(logits_chunk_size), strict=True)
-        ]
-        return tuple(torch.cat(values) for values in zip(*chunks, strict=True))
+        return token_head(
+            head,
+            hidden.to(head.weight.dtype),
+            layout.targets,
+            temperature=temperature,
+            chunk_size=logits_chunk_size,
+            entropies=entropies,
+        )
 
     return TokenValues(*call(model, values))
 
@@ -179,59 +192,69 @@ def changed_layers(model: PreTrainedModel, checkpointing: bool, torch_compile: b
 
 
 class Layout(NamedTuple):
-    """Packs as the model reads them: B rows of at most L tokens, right-padded; flat packs are one row without padding.
+    """Packs as the model reads them: flat, all in one row without padding, or B rows of at most L tokens, right-padded.
 
     Attributes:
         ids: int64 [B, L], a prompt and after it its completions.
-        positions: int64 [B, L]; each completion goes on from the prompt's end.
-        mask: bool [B, 1, L, L], who sees whom; None where plain causal attention says the same, or where a row's
-            positions do, which begin anew with each pack.
+        positions: int64 [B, L]; each completion goes on from the prompt's end. They tell flash attention where in a
+            flat row sequences begin.
         predicting: int64 [n] twice, row and place of the token before each sampled one.
         targets: int64 [n], the sampled tokens.
+        sharing: who shares which prompt, where the attention knows of it.
     """
 
     ids: Tensor
     positions: Tensor
-    mask: Tensor | None
     predicting: tuple[Tensor, Tensor]
     targets: Tensor
+    sharing: Sharing | None
 
     def to(self, device: torch.device) -> Layout:
         """The same on a device."""
-        mask = None if self.mask is None else self.mask.to(device)
         predicting = tuple(index.to(device) for index in self.predicting)
-        return Layout(self.ids.to(device), self.positions.to(device), mask, predicting, self.targets.to(device))
+        sharing = None if self.sharing is None else self.sharing.to(device)
+        return Layout(self.ids.to(device), self.positions.to(device), predicting, self.targets.to(device), sharing)
+
+    def for_attention(self) -> dict[str, Any]:
+        """Arguments of the model's forward: plain causal attention, or that of shared prompts, which needs no mask.
+
+        transformers hands a mask of four dimensions on as it is, and would make one of T x T without.
+        """
+        if self.sharing is None:
+            return {"attention_mask": None}
+        none = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=self.ids.device)
+        return {"attention_mask": none, "sharing": self.sharing}
 
 
-def lay_out(rollouts: Rollouts, packs: Sequence[Sequence[int]], *, flat: bool = False) -> Layout:
-    """A prompt's completions one after the other, blind to each other: each pack a row, or flat, all in one row."""
+def lay_out(rollouts: Rollouts, packs: Sequence[Sequence[int]], *, flat: bool = False, sharing: bool = False) -> Layout:
+    """A prompt's completions one after the other: each pack a row, or flat, all in one row, as sharing needs it.
+
+    Without sharing a pack is one completion.
+    """
+    flat = flat or sharing
     prompts = [rollouts.prompts[pack[0] // rollouts.num_generations].token_ids for pack in packs]
     lengths = [rollouts.lengths[list(pack)].tolist() for pack in packs]
     sizes = [len(prompt) + sum(each) for prompt, each in zip(prompts, lengths, strict=True)]
     shape = (1, sum(sizes)) if flat else (len(packs), max(sizes))
     ids, positions = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
-    part = torch.full(shape, -1)  # 0: prompt; 1, 2, ...: the completions; -1: padding
-    places = []
-    for number, (pack, prompt, each) in enumerate(zip(packs, prompts, lengths, strict=True)):
-        row, first = (0, sum(sizes[:number])) if flat else (number, 0)
-        start = first + len(prompt)
-        ids[row, first:start], positions[row, first:start] = torch.tensor(prompt), torch.arange(len(prompt))
-        part[row, first:start] = 0
-        for completion, (index, length) in enumerate(zip(pack, each, strict=True), start=1):
-            own = slice(start, start + length)
-            ids[row, own] = rollouts.completion_ids[index, :length]
-            positions[row, own] = torch.arange(len(prompt), len(prompt) + length)
-            part[row, own] = completion
-            before = torch.arange(start - 1, start + length - 1)
-            before[0] = first + len(prompt) - 1
+    places, first = [], 0
+    for number, (pack, prompt, each, size) in enumerate(zip(packs, prompts, lengths, sizes, strict=True)):
+        row, start = (0, first) if flat else (number, 0)
+        begin = start + len(prompt)
+        ids[row, start:begin], positions[row, start:begin] = torch.tensor(prompt), torch.arange(len(prompt))
+        last = begin - 1  # of the prompt
+        for index, length in zip(pack, each, strict=True):
+            ids[row, begin : begin + length] = rollouts.completion_ids[index, :length]
+            positions[row, begin : begin + length] = torch.arange(len(prompt), len(prompt) + length)
+            before = torch.arange(begin - 1, begin + length - 1)
+            before[0] = last
             places.append((torch.full((length,), row), before))
-            start += length
-    mask = None
-    if any(len(pack) > 1 for pack in packs):
-        sees = (part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None])  # [B, L, L]
-        mask = (sees & torch.ones(shape[1], shape[1], dtype=torch.bool).tril())[:, None]
+            begin += length
+        first += size
     targets = torch.cat([rollouts.completion_ids[row, : rollouts.lengths[row]] for pack in packs for row in pack])
-    return Layout(ids, positions, mask, tuple(torch.cat(each) for each in zip(*places, strict=True)), targets)
+    predicting = tuple(torch.cat(each) for each in zip(*places, strict=True))
+    shared = Sharing.of([len(prompt) for prompt in prompts], lengths) if sharing else None
+    return Layout(ids, positions, predicting, targets, shared)
 
 
 def is_flat(model: PreTrainedModel) -> bool:
@@ -239,23 +262,18 @@ def is_flat(model: PreTrainedModel) -> bool:
     return "flash" in model.config._attn_implementation
 
 
-def _head_values(
-    head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, entropy_gradient: bool
-) -> tuple[Tensor, Tensor]:
-    """Log-probabilities [c] of the targets and entropies [c] of one chunk of hidden states [c, H]."""
-    logits = head(hidden)  # [c, V]
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-    log_normaliser = logits.logsumexp(dim=-1)  # [c]
-    logprobs = logits.gather(1, targets[:, None]).squeeze(1) - log_normaliser  # [c]
-    with torch.set_grad_enabled(entropy_gradient):
-        entropies = log_normaliser - (logits.softmax(dim=-1) * logits).sum(dim=-1)  # [c]
-    return logprobs, entropies
+def shares_prompts(model: PreTrainedModel) -> bool:
+    """Whether completions of a question can share the pass over their prompt."""
+    return model.config._attn_implementation == SHARED_PROMPTS
 
 
 def microbatches(
     model: PreTrainedModel, rollouts: Rollouts, rows: Sequence[int], max_tokens: int
 ) -> Iterator[list[list[int]]]:
-    """Split completions into micro-batches of packs, at most max_tokens each with padding; the longest come first.
+    """Split completions into micro-batches of packs; the longest come first.
+
+    Each has at most max_tokens: completions with their prompts, all as long as the longest of the micro-batch, but
+    where flash attention needs no padding. What prompts that are shared save comes off that.
 
     Raises:
         ConfigError: one completion with its prompt is longer than max_tokens.
@@ -265,13 +283,13 @@ def microbatches(
         raise ConfigError("trainer.max_tokens_per_microbatch", max_tokens, f"at least {packs[0][0]}")
     batch, tokens, flat, longest = [], 0, is_flat(model), 0
     for size, pack in packs:
-        if batch and tokens + (size if flat else longest) > max_tokens:
+        if batch and tokens + len(pack) * (size if flat else longest) > max_tokens:
             yield batch
             batch, tokens = [], 0
         if not batch:
             longest = size
         batch.append(pack)
-        tokens += size if flat else longest
+        tokens += len(pack) * (size if flat else longest)
     if batch:
         yield batch
 
@@ -279,29 +297,18 @@ def microbatches(
 def pack_completions(
     model: PreTrainedModel, rollouts: Rollouts, rows: Sequence[int], max_tokens: int
 ) -> Iterator[tuple[int, list[int]]]:
-    """Packs of a question's completions, the longest first, and their tokens.
-
-    A pack saves passes over the prompt and costs attention, as the completions meet without seeing each other. With
-    P prompt tokens and N of completions, a pack's cost for each completion is least at N = sqrt(P (P + c)), where c is
-    the length at which attention costs as much as all else.
-    """
-    config = model.config.get_text_config()
-    body = model.base_model.num_parameters(exclude_embeddings=True)
-    c = body / (2 * config.num_hidden_layers * config.hidden_size)
-    shares = model.config._attn_implementation == "sdpa"  # the attention that takes any mask
-    lengths, by_question = rollouts.lengths.tolist(), {}
+    """A question's completions, the longest first, as many together as may share; and the tokens of the longest."""
+    shares, lengths, by_question = shares_prompts(model), rollouts.lengths.tolist(), {}
     for row in rows:
         by_question.setdefault(row // rollouts.num_generations, []).append(row)
     for question, members in by_question.items():
         prompt = len(rollouts.prompts[question].token_ids)
-        room = min(math.sqrt(prompt * (prompt + c)), max_tokens - prompt) if shares else 0
-        pack, size = [], 0
-        for row in sorted(members, key=lambda row: (-lengths[row], row)):
-            if pack and size + lengths[row] > room:
-                yield prompt + size, pack
-                pack, size = [], 0
-            pack, size = [*pack, row], size + lengths[row]
-        yield prompt + size, pack
+        members = sorted(members, key=lambda row: (-lengths[row], row))
+        while members:
+            longest = prompt + lengths[members[0]]
+            count = max(1, max_tokens // longest) if shares else 1
+            yield longest, members[:count]
+            members = members[count:]
 
 
 @torch.no_grad()

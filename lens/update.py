@@ -80,7 +80,7 @@ class Loss:
                 temperature=self.temperature,
                 logits_chunk_size=self.logits_chunk_size,
                 autocast=self.autocast,
-                entropy_gradient=self.entropy_coef > 0,
+                entropies=self.entropy_coef > 0,
                 gradient_checkpointing=self.gradient_checkpointing,
                 torch_compile=self.torch_compile,
             )  # [n] each

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._dynamo.utils import counters
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -87,21 +88,28 @@ def test_values_and_gradients_are_those_of_dense_logits(tiny, rollouts, temperat
     dense = [dense_values(model, rollouts, row, temperature) for row in rows]
     logprobs, entropies = (torch.cat(parts) for parts in zip(*dense, strict=True))
     torch.testing.assert_close(values.logprobs, logprobs, atol=2e-6, rtol=1e-5)
-    torch.testing.assert_close(values.entropies, entropies.detach(), atol=2e-6, rtol=1e-5)
-    assert not values.entropies.requires_grad
+    torch.testing.assert_close(values.entropies, entropies, atol=2e-6, rtol=1e-5)
     expected = gradients_of(model, logprobs)
     assert (gradients_of(model, values.logprobs) - expected).norm() < 1e-5 * expected.norm()
 
 
 @pytest.mark.parametrize("chunk", [4, 1000])
-def test_entropies_carry_gradients_where_they_are_asked_to(tiny, rollouts, chunk):
+def test_entropies_carry_gradients_and_are_left_out_where_nobody_wants_them(tiny, rollouts, chunk):
     model, _ = tiny
     packs, choices = [[1, 0], [4]], {"temperature": 0.7, "logits_chunk_size": chunk}
-    entropies = token_values(model, rollouts, packs, **choices, entropy_gradient=True).entropies
-    expected = gradients_of(model, torch.cat([dense_values(model, rollouts, row, 0.7)[1] for row in (1, 0, 4)]))
-    assert (gradients_of(model, entropies) - expected).norm() < 1e-5 * expected.norm()
-    with torch.no_grad():
-        assert not token_values(model, rollouts, packs, **choices, entropy_gradient=True).entropies.requires_grad
+
+    def dense() -> tuple[Tensor, ...]:
+        each = [dense_values(model, rollouts, row, 0.7) for row in (1, 0, 4)]
+        return tuple(torch.cat(values) for values in zip(*each, strict=True))
+
+    for share in (0, 2):  # of the log-probabilities
+        logprobs, entropies = dense()
+        expected = gradients_of(model, entropies + share * logprobs)
+        values = token_values(model, rollouts, packs, **choices)
+        found = gradients_of(model, values.entropies + share * values.logprobs)
+        assert (found - expected).norm() < 1e-5 * expected.norm()
+    without = token_values(model, rollouts, packs, **choices, entropies=False)
+    assert without.entropies is None and torch.equal(without.logprobs, values.logprobs)
 
 
 def kept_bytes(model: PreTrainedModel, rollouts: Rollouts, **choices: bool) -> int:
@@ -123,7 +131,7 @@ def kept_bytes(model: PreTrainedModel, rollouts: Rollouts, **choices: bool) -> i
 def test_layers_that_are_computed_again_keep_their_inputs_alone(tiny):
     model, _ = tiny
     rollouts = random_rollouts(PROMPT_LENGTHS, [20] * 6)
-    tokens = 4 * (9 + 2 * 20)  # packs, and the places of the longest
+    tokens = 5 + 1 + 1 + 9 + 6 * 20  # the prompts of four packs, and six completions
     one_layers_input = tokens * model.config.hidden_size * 4
     layer = kept_bytes(model, rollouts) - kept_bytes(model, rollouts, gradient_checkpointing=True)
     assert layer > 2 * 8 * one_layers_input  # two layers; by the pencil some 5 + 2 + 4 x 2 widths each
@@ -206,14 +214,28 @@ def test_values_are_at_least_float32(tiny_folder, rollouts):
         assert values.logprobs.dtype == values.entropies.dtype == expected
 
 
+class Products(TorchDispatchMode):
+    """The rows of every matrix product whose result has so many columns."""
+
+    def __init__(self, columns: int):
+        super().__init__()
+        self.columns, self.rows = columns, []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten.mm.default and result.shape[1] == self.columns:
+            self.rows.append(len(result))
+        return result
+
+
 def test_the_head_sees_completion_tokens_alone(tiny, rollouts):
     model, _ = tiny
-    seen = []
-    model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output.numel() // output.shape[-1]))
-    values = token_values(model, rollouts, ALL, temperature=1.0, logits_chunk_size=10)
-    assert seen == [10, 10, 7] and sum(seen) == sum(LENGTHS)
-    values.logprobs.sum().backward()  # computes every chunk once more, and nothing else
-    assert sorted(seen) == [7, 7, 10, 10, 10, 10]
+    with Products(model.config.vocab_size) as seen:
+        values = token_values(model, rollouts, ALL, temperature=1.0, logits_chunk_size=10)
+    assert seen.rows == [10, 10, 7] and sum(seen.rows) == sum(LENGTHS)
+    with seen:
+        values.logprobs.sum().backward()  # computes every chunk once more, and nothing else
+    assert sorted(seen.rows) == [7, 7, 10, 10, 10, 10]
 
 
 # --- micro-batches ---
@@ -236,26 +258,20 @@ def test_microbatches_cover_every_row_once_within_the_budget(tiny, data):
     for packs in parts:
         questions = [{row // GENERATIONS for row in pack} for pack in packs]
         assert all(len(each) == 1 for each in questions)
-        sizes = [
-            prompt_lengths[q] + sum(lengths[row] for row in pack) for (q,), pack in zip(questions, packs, strict=True)
-        ]
-        assert packs and len(packs) * max(sizes) <= budget
+        members = [row for pack in packs for row in pack]
+        assert (
+            members
+            and len(members) * max(prompt_lengths[row // GENERATIONS] + lengths[row] for row in members) <= budget
+        )
     assert list(microbatches(model, rollouts, rows[::-1], budget)) == parts
 
 
 def test_microbatches_are_no_more_than_it_takes(tiny, rollouts):
     model, _ = tiny
-    assert list(microbatches(model, rollouts, range(6), 10_000)) == [[[5, 4], [2, 3], [0, 1]]]
-    # Packs of 18, 14 and 10 tokens: two of 14 fit 30; with 17, the 14 and the 10 alone do, and the 18 is parted.
-    assert list(microbatches(model, rollouts, range(6), 30)) == [[[5, 4]], [[2, 3], [0, 1]]]
-    assert list(microbatches(model, rollouts, range(6), 17)) == [[[5]], [[2, 3]], [[0, 1]], [[4]]]
-
-
-def test_long_completions_share_no_prompt(tiny):
-    model, _ = tiny
-    short, long = random_rollouts((8,), (4, 4)), random_rollouts((8,), (200, 200))
-    assert list(microbatches(model, short, range(2), 10_000)) == [[[0, 1]]]
-    assert list(microbatches(model, long, range(2), 10_000)) == [[[0], [1]]]
+    # With their prompts the longest of each question have 9, 8 and 17 tokens, and the last question's other has 10.
+    assert list(microbatches(model, rollouts, range(6), 10_000)) == [[[5, 4], [0, 1], [2, 3]]]
+    assert list(microbatches(model, rollouts, range(6), 30)) == [[[5]], [[4], [0, 1]], [[2, 3]]]
+    assert list(microbatches(model, rollouts, range(6), 17)) == [[[5]], [[4]], [[0]], [[2, 3]], [[1]]]
 
 
 def name_attention(model: PreTrainedModel, name: str) -> PreTrainedModel:
@@ -286,7 +302,7 @@ def test_sequences_in_one_row_do_not_see_each_other(tiny_folder, flat, rollouts)
     layout = lay_out(rollouts, packs, flat=True)
     lengths = [len(rollouts.prompts[row // GENERATIONS].token_ids) + int(rollouts.lengths[row]) for row in range(6)]
     assert layout.ids.shape == (1, sum(lengths))
-    assert layout.mask is None
+    assert layout.sharing is None
     choices = {"temperature": 0.9, "logits_chunk_size": 7}
     expected = token_values(padded, rollouts, packs, **choices)
     values = token_values(flat, rollouts, packs, **choices)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -277,18 +278,11 @@ def test_measuring_the_share_does_not_change_the_gradient(model, experience, bet
 
 
 def rows_seen(model: PreTrainedModel, experience: Experience, loss: Loss, **choices: bool) -> int:
-    """Completions that went through the model in one update, by the first tokens that its head met."""
+    """Completions that went through the model in one update."""
     starts = []
 
-    def count(module: torch.nn.Module, args: tuple, kwargs: dict[str, Tensor]) -> None:
-        positions, ids = kwargs["position_ids"], kwargs["input_ids"]
-        for row, places in zip(ids, positions, strict=True):
-            prompt = max(
-                len(p.token_ids)
-                for p in experience.rollouts.prompts
-                if row[: len(p.token_ids)].tolist() == [*p.token_ids]
-            )
-            starts.append(int((places == prompt).sum()))
+    def count(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        starts.append(len(kwargs["sharing"].places))
 
     hook = model.base_model.register_forward_pre_hook(count, with_kwargs=True)
     try:
