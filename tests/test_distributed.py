@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from test_update import LOSS, TOLERANCE, error, experience  # noqa: F401
 from vllm_engine import VLLM
 
+from lens.checkpoints import ADAPTER_FOLDER
+from lens.lora import WEIGHTS_FILE
 from lens.prompts import Prompt
 from lens.sampling.rollouts import Rollouts
 from lens.sharing import interleave
@@ -60,7 +62,9 @@ def gradients(experience, tiny_folder, logs, tmp_path_factory) -> list[dict]:  #
 def test_gradients_are_those_of_one_process(gradients, case):
     one, two = (found[case] for found in gradients)
     tolerance = TOLERANCE[CASES[case][0]]
-    assert error(two["gradient"], one["gradient"]) < tolerance
+    difference = error(two["gradient"], one["gradient"])
+    print(f"{case}: the gradient differs by {difference:.1e} of its norm")
+    assert difference < tolerance
     for name, value in one["metrics"].items():
         assert two["metrics"][name] == pytest.approx(value, rel=100 * tolerance, abs=tolerance), name
     for name in ("logprobs", "entropies"):
@@ -106,9 +110,16 @@ def assert_same_up_to_rounding(folder: Path, alone: Path) -> None:
         pd.testing.assert_frame_equal(
             pd.read_parquet(folder / "evaluations" / file.name), pd.read_parquet(file), atol=METRICS
         )
-    ours, theirs = (load_file(f / "checkpoints" / f"step_{STEPS:06d}" / "model.safetensors") for f in (folder, alone))
+    assert_same_tensors(folder, alone, "model.safetensors")
+
+
+def assert_same_tensors(folder: Path, alone: Path, file: str) -> None:
+    """Those in a file of the last checkpoint are as near as rounding lets them be."""
+    ours, theirs = (load_file(f / "checkpoints" / f"step_{STEPS:06d}" / file) for f in (folder, alone))
     assert ours.keys() == theirs.keys()
-    assert max((ours[name] - theirs[name]).abs().max() for name in theirs) < WEIGHTS
+    difference = max((ours[name] - theirs[name]).abs().max().item() for name in theirs)
+    print(f"{file}: no number differs by more than {difference:.1e} after {STEPS} updates")
+    assert difference < WEIGHTS
 
 
 def errors_of(result: Result) -> list[str]:
@@ -154,6 +165,31 @@ def test_one_process_stops_and_two_go_on(command, alone, logs, tmp_path):
     assert_same_up_to_rounding(folder, alone)
     moments = [path.name for path in (folder / "checkpoints" / f"step_{STEPS:06d}" / "optimizer").iterdir()]
     assert len(moments) == 2
+
+
+@pytest.fixture(scope="module")
+def adapting(command, logs, tmp_path_factory) -> tuple[list[object], Path]:
+    """(command, run folder) of a run by one process that trains adapters."""
+    command = [*command, "model/lora=default", "model.lora.r=4", "trainer.learning_rate=1e-3"]
+    folder = tmp_path_factory.mktemp("adapting") / "run"
+    result = run(*command, f"hydra.run.dir={folder}", folder=logs)
+    assert result.code == 0, result.stderr
+    return command, folder
+
+
+@pytest.mark.parametrize("processes", [(2, 1), (1, 2)])
+def test_adapters_that_some_processes_have_trained_are_trained_on_by_others(adapting, logs, tmp_path, processes):
+    command, alone = adapting
+    folder = tmp_path / "run"
+    for number, steps in zip(processes, (3, STEPS), strict=True):  # 3 steps: in the middle of a round
+        keys = f"trainer.max_steps={steps}", f"hydra.run.dir={folder}"
+        result = run(*command, *keys, folder=logs, processes=number)
+        assert result.code == 0, result.stderr
+        moments = list((folder / "checkpoints" / f"step_{steps:06d}" / "optimizer").glob("*.safetensors"))
+        assert len(moments) == number
+    assert "Going on from step 3" in result.stdout
+    assert_same_up_to_rounding(folder, alone)
+    assert_same_tensors(folder, alone, f"{ADAPTER_FOLDER}/{WEIGHTS_FILE}")
 
 
 def test_an_evaluation_by_two_is_that_by_one(alone, logs, tmp_path):
