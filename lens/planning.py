@@ -148,8 +148,8 @@ class Plan:
         model, trainer = self.model, self.config.trainer
         tokens = trainer.max_tokens_per_microbatch
         # Kept of a layer, a token: its input, two normalised inputs, queries, attention's output, keys and values,
-        # and the gate, its activation, the other projection and their product.
-        inside = tokens * (5 * model.hidden + 2 * model.kv_width + 4 * model.intermediate) * self.compute_bytes
+        # attention's own copies of those four, and the gate, its activation, the other projection and their product.
+        inside = tokens * (7 * model.hidden + 4 * model.kv_width + 4 * model.intermediate) * self.compute_bytes
         inputs = tokens * model.hidden * self.compute_bytes * model.layers
         activations = inputs + inside if trainer.gradient_checkpointing else inside * model.layers
         chunk = min(trainer.logits_chunk_size, tokens)
