@@ -154,6 +154,7 @@ def test_dropout_stays_off_in_layers_that_are_computed_again(rollouts):
 def test_compiled_layers_say_the_same_and_are_compiled_for_all_lengths(tiny, rollouts):
     model, _ = tiny
     choices = {"temperature": 0.9, "logits_chunk_size": 5}
+    torch._dynamo.reset()  # other tests may have compiled the same layers
     counters.clear()
     seen = []
     for lengths in (LENGTHS, (9, 3, 2, 5, 11, 8), (2, 1, 3, 4, 6, 5)):
