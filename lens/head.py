@@ -1,11 +1,13 @@
 """The language-model head: log-probabilities and entropies of tokens from hidden states, a chunk of logits at a time.
 
-The logits of a chunk are computed again in the backward pass, and both passes work in place: the largest buffers are
-chunk x vocabulary, and few.
+The logits of a chunk are computed again in the backward pass, where their gradient takes their place: one buffer of
+chunk x vocabulary in the head's data type. What needs float32 is done on few tokens at a time, which stay in a CPU's
+cache.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -38,11 +40,20 @@ def token_head(
     return torch.cat(logprobs), torch.cat(found) if entropies else None
 
 
-def log_distribution(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
-    """The log-probability of every word [c, V], float32 at least."""
-    logits = nn.functional.linear(hidden, weight, bias)  # [c, V]
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).div_(temperature)
-    return logits.log_softmax(dim=-1)
+def pieces(logits: Tensor, temperature: float) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """A few tokens at a time: which, their logits [r, V] over the temperature, float32 at least, and room as large."""
+    size = 2**20 if logits.device.type == "cpu" else 2**27
+    rows = max(1, size // logits.shape[1])
+    scaled, room = (logits[:rows].new_empty(logits[:rows].shape, dtype=wide(logits)) for _ in range(2))
+    for start in range(0, len(logits), rows):
+        those = logits[start : start + rows]
+        own = scaled[: len(those)].copy_(those)
+        yield slice(start, start + rows), own if temperature == 1 else own.div_(temperature), room[: len(those)]
+
+
+def wide(values: Tensor) -> torch.dtype:
+    """The data type of log-probabilities."""
+    return torch.promote_types(values.dtype, torch.float32)
 
 
 class HeadValues(Function):
@@ -58,9 +69,14 @@ class HeadValues(Function):
         temperature: float,
         with_entropies: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        logs = log_distribution(hidden, weight, bias, temperature)  # [c, V]
-        logprobs = logs.gather(1, targets[:, None]).squeeze(1)  # [c]
-        entropies = logs.mul_(logs.exp()).sum(dim=-1).neg_() if with_entropies else None  # [c]
+        logits = nn.functional.linear(hidden, weight, bias)  # [c, V]
+        logprobs = logits.new_empty(len(logits), dtype=wide(logits))
+        entropies = torch.empty_like(logprobs) if with_entropies else None
+        for part, scaled, room in pieces(logits, temperature):
+            logs = torch.log_softmax(scaled, dim=1, out=room)
+            logprobs[part] = logs.gather(1, targets[part, None]).squeeze(1)
+            if with_entropies:
+                entropies[part] = torch.exp(logs, out=scaled).mul_(logs).sum(dim=1).neg_()
         ctx.save_for_backward(hidden, weight, bias, targets, entropies)
         ctx.temperature = temperature
         ctx.set_materialize_grads(False)
@@ -72,21 +88,25 @@ class HeadValues(Function):
         ctx: Any, of_logprobs: Tensor | None, of_entropies: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
         hidden, weight, bias, targets, entropies = ctx.saved_tensors
-        logs = log_distribution(hidden, weight, bias, ctx.temperature)  # [c, V]
+        logits = nn.functional.linear(hidden, weight, bias)
         if of_logprobs is None:
-            of_logprobs = logs.new_zeros(len(logs))
-        if of_entropies is None:
-            gradient = logs.exp_().mul_(-of_logprobs[:, None])  # [c, V], of the logits over the temperature
-        else:
-            factor = (logs + entropies[:, None]).mul_(of_entropies[:, None]).add_(of_logprobs[:, None])
-            gradient = logs.exp_().mul_(factor.neg_())
-        gradient.scatter_add_(1, targets[:, None], of_logprobs[:, None])
-        gradient = gradient.div_(ctx.temperature).to(hidden.dtype)
+            of_logprobs = logits.new_zeros(len(logits), dtype=wide(logits))
+        of_targets = of_logprobs[:, None] / ctx.temperature  # [c, 1]
+        for part, scaled, room in pieces(logits, ctx.temperature):
+            if of_entropies is None:
+                gradient = torch.softmax(scaled, dim=1, out=room).mul_(-of_targets[part])
+            else:
+                logs = torch.log_softmax(scaled, dim=1, out=room)
+                probabilities = torch.exp(logs, out=scaled)
+                of_logs = logs.add_(entropies[part, None]).mul_(of_entropies[part, None] / ctx.temperature)
+                gradient = of_logs.add_(of_targets[part]).mul_(probabilities).neg_()
+            gradient.scatter_add_(1, targets[part, None], of_targets[part])
+            logits[part] = gradient
         wanted = ctx.needs_input_grad
         return (
-            gradient @ weight if wanted[0] else None,
-            gradient.T @ hidden if wanted[1] else None,
-            gradient.sum(dim=0) if bias is not None and wanted[2] else None,
+            logits @ weight if wanted[0] else None,
+            logits.T @ hidden if wanted[1] else None,
+            logits.sum(dim=0) if bias is not None and wanted[2] else None,
             None,
             None,
             None,

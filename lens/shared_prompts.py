@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from lens.group_attention import Group, GroupAttention, Scratch
 
 SHARED_PROMPTS = "sdpa_shared_prompts"  # among transformers' names of attentions
 
@@ -32,12 +35,14 @@ class Sharing:
             completion.
         prompts: of each pack, the prompt's first token in the row, its length, its first completion, and how many.
         is_used: whether an attention has met it.
+        scratch: memory that layers use one after the other.
     """
 
     places: Tensor
     home: Tensor
     prompts: list[tuple[int, int, int, int]]
     is_used: bool = field(default=False, compare=False)
+    scratch: Scratch = field(default_factory=Scratch, compare=False)
 
     @classmethod
     def of(cls, prompts: Sequence[int], completions: Sequence[Sequence[int]]) -> Sharing:
@@ -60,6 +65,20 @@ class Sharing:
     def to(self, device: torch.device) -> Sharing:
         """The same on a device."""
         return Sharing(self.places.to(device), self.home.to(device), self.prompts)
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """Each prompt, and its completions, as `GroupAttention` has them."""
+        size, found = self.places.shape[1], []
+        ends = [start for start, *_ in self.prompts[1:]] + [len(self.home)]
+        for (start, prompt, first, count), end in zip(self.prompts, ends, strict=True):
+            found.append(Group(start, 0, torch.arange(start, start + prompt)[None]))
+            own = self.home[start + prompt : end]  # of completions
+            longest = int((own % size).max()) + 1 - prompt
+            held = (own // size - first) * longest + own % size - prompt
+            tokens = self.places[first : first + count, : prompt + longest]
+            found.append(Group(start + prompt, prompt, tokens, held if len(held) < count * longest else None))
+        return found
 
 
 class Spread(Function):
@@ -125,12 +144,17 @@ def shared_prompts_attention(
     if sharing is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     sharing.is_used = True
+    band = window(sharing.places.shape[1], sliding_window, query.device)
+    is_plain = band is None and not options.get("dropout")
+    if is_plain and query.device.type == "cpu" and query.dtype is torch.bfloat16:
+        scaling = options.get("scaling") or query.shape[3] ** -0.5
+        row = (values.squeeze(0).transpose(0, 1) for values in (query, key, value))  # [T, heads, D]
+        return GroupAttention.apply(*row, sharing.groups, scaling, sharing.scratch)[None], None
 
     def spread(values: Tensor) -> Tensor:  # [1, heads, T, D] -> [N, heads, S, D]
         flat = values.squeeze(0).transpose(0, 1).flatten(1)  # [T, heads * D]
         return Spread.apply(flat, sharing).unflatten(2, (-1, values.shape[3])).transpose(1, 2)
 
-    band = window(sharing.places.shape[1], sliding_window, query.device)
     output, _ = sdpa_attention_forward(
         module, spread(query), spread(key), spread(value), band, **{**options, "is_causal": band is None}
     )  # [N, S, heads, D]

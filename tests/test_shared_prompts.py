@@ -136,5 +136,24 @@ def test_the_head_has_the_gradient_that_its_values_have(with_bias, temperature):
     logprobs, entropies = HeadValues.apply(hidden, weight, bias, targets, temperature, True)
     torch.testing.assert_close(logprobs, drawn.log_prob(targets))
     torch.testing.assert_close(entropies, drawn.entropy())
-    inputs = (hidden, weight, bias, targets, temperature, True)
-    assert torch.autograd.gradcheck(HeadValues.apply, inputs)
+    for inputs in ((hidden, weight, bias, targets, temperature, entropies) for entropies in (True, False)):
+        assert torch.autograd.gradcheck(lambda *x: [v for v in HeadValues.apply(*x) if v is not None], inputs)
+
+
+@pytest.mark.parametrize("with_entropies", [False, True])
+def test_the_head_is_the_same_in_several_pieces(with_entropies):
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64, requires_grad=True)
+        for shape in ((5, 2), (2**19, 2))
+    )  # two tokens a piece
+    targets = torch.tensor([0, 2**19 - 1, 3, 3, 77])
+    drawn = torch.distributions.Categorical(logits=hidden @ weight.T)
+    expected = drawn.log_prob(targets) + (drawn.entropy() if with_entropies else 0)
+    logprobs, entropies = HeadValues.apply(hidden, weight, None, targets, 1.0, with_entropies)
+    found = logprobs + (entropies if with_entropies else 0)
+    torch.testing.assert_close(found, expected)
+    upstream = torch.randn(5, generator=generator, dtype=torch.float64)
+    gradients = (torch.autograd.grad(values, (hidden, weight), upstream) for values in (found, expected))
+    for own, reference in zip(*gradients, strict=True):
+        torch.testing.assert_close(own, reference)
