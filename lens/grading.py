@@ -34,7 +34,6 @@ from lens.judging import REWARD_SETTINGS, VERDICTS, Settings, Verdict, last_boxe
 Pair = tuple[str, str]  # gold, prediction: the order in which math-verify takes them
 
 CHUNK = 16  # pairs a worker is given at a time: few, so that none sits idle at the end of a batch
-REMEMBERED = 100_000  # verdicts a Grader keeps for pairs that come again
 SHORT_INTEGER = re.compile(r"-?[0-9]{1,15}")  # math-verify compares two of these as integers, and so can anybody
 EXCESS_LENGTH = 1_000  # characters by which a right answer may be longer than the gold
 MIN_MEMORY_GB = 0.25  # a worker takes less than 0.1 before it judges anything
@@ -75,6 +74,8 @@ class Grader:
     Raises:
         ConfigError: a value that no worker could work with.
     """
+
+    remembered = 100_000  # verdicts that are kept for pairs that come again
 
     def __init__(self, num_workers: int = 2, timeout_s: float = 5.0, memory_gb: float = 2.0):
         if not num_workers >= 1:
@@ -126,7 +127,7 @@ class Grader:
         verdicts = {pair: self._known(*pair, settings) for pair in dict.fromkeys(pairs)}
         judged = self._judge(sorted(pair for pair, verdict in verdicts.items() if verdict is None), settings)
         self._seen |= {(pair, settings): verdict for pair, verdict in judged.items() if verdict != "error"}
-        while len(self._seen) > REMEMBERED:
+        while len(self._seen) > self.remembered:
             self._seen.popitem(last=False)
         verdicts |= judged
         return [Grade(verdicts[pair], extracted=pair[1]) for pair in pairs]

@@ -6,14 +6,16 @@ import json
 import os
 import signal
 import statistics
+import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import hydra
 import pandas as pd
 import pytest
 import torch
-from command_line import run
+from command_line import environment, run
 from omegaconf import DictConfig
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -133,7 +135,7 @@ def test_the_table_of_steps_splits_each_into_its_phases(measured):
 def test_the_table_of_updates_compares_with_the_naive_one_and_counts_less_work_where_groups_are_silent(measured):
     rows, peaks = (found := read(measured("update")))["rows"], found["machine"]["matrix_peak_flops_per_s"]
     table = pd.read_csv(measured("update") / TABLE).set_index("update")
-    naive, lens, compiled, silent = table.index
+    naive, lens, silent, compiled = table.index
     for arm in table.index:
         ratio = middle_ratio(rows, "update_s", "naive", arm)
         assert float(table.loc[arm, "naive / this"].split()[0]) == pytest.approx(ratio, abs=0.006)
@@ -339,14 +341,18 @@ def test_what_cannot_work_is_refused(tiny_folder, tmp_path, overrides, line):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(find_spec("trl") is not None, reason="TRL is installed, and so not missed")
 def test_trl_is_refused_before_anything_is_measured(tiny_folder, tmp_path, monkeypatch):
-    config = composed(tiny_folder, "part=step", "trl.per_device_train_batch_size=3")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # to be as it was
     with pytest.raises(ConfigError, match=r"trl\.path=None: a folder with TRL"):
-        check_trl(config)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+        check_trl(composed(tiny_folder, "part=step"))
+    with pytest.raises(ConfigError, match=r"trl\.path='.*': a folder with TRL"):
+        check_trl(composed(tiny_folder, "part=step", f"trl.path={tmp_path}"))
+    (tmp_path / "it" / "trl").mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"trl\.per_device_train_batch_size=3: a divisor of 8"):
-        check_trl(config)
+        check_trl(
+            composed(tiny_folder, "part=step", f"trl.path={tmp_path / 'it'}", "trl.per_device_train_batch_size=3")
+        )
 
 
 def test_the_command_names_what_is_wrong_in_a_line(tmp_path, logs):
@@ -354,3 +360,21 @@ def test_the_command_names_what_is_wrong_in_a_line(tmp_path, logs):
     assert result.code == 2
     assert result.one_line().startswith("error: part='speed': one of ")
     assert not list(tmp_path.glob("outputs/**/*.*"))
+
+
+@pytest.mark.slow
+def test_without_a_compiler_the_compiled_update_is_left_out_and_the_config_refused(tiny_folder, tmp_path, logs):
+    outputs = tmp_path / "outputs"
+    env = environment(CXX="/nonexistent/c++", TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))
+    command = ["scripts/benchmark.py", "part=update", *SMALL, f"model.name_or_path={tiny_folder}", f"outputs={outputs}"]
+    result = run(*command, folder=logs / "left_out", real=True, env=env)
+    assert result.code == 0, result.stderr
+    assert "Left out, lens with torch.compile: trainer.torch_compile=True: false, or a machine" in result.stdout
+    (table,) = outputs.glob("benchmarks/*/" + TABLE)
+    assert [name.split(",")[0] for name in pd.read_csv(table)["update"]] == ["naive", "lens", "lens"]
+    result = run(
+        *command, "trainer.torch_compile=true", f"outputs={outputs}", folder=logs / "refused", real=True, env=env
+    )
+    assert result.code == 2
+    assert result.stderr.splitlines()[-1].startswith("error: trainer.torch_compile=True: false, or a machine")
+    assert "Traceback" not in result.stdout + result.stderr

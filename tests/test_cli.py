@@ -209,7 +209,7 @@ def test_torch_compile_without_a_compiler_is_refused(pupil, logs, tmp_path):
     command = training(pupil, tmp_path / "outputs", torch_compile="true")
     result = run(*command, folder=logs / "no_compiler", real=True, env=env)
     assert result.code == 2
-    line = result.stderr.splitlines()[-1]
+    line = result.one_line()
     assert line.startswith("error: trainer.torch_compile=True: false, or a machine with what torch.compile needs (")
     assert "Traceback" not in result.stdout + result.stderr
 

@@ -24,7 +24,6 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from lens import grading
 from lens.errors import ConfigError
 from lens.grading import Grade, Grader, verdict_rates
 from lens.judging import Settings, judge, last_boxed
@@ -242,9 +241,12 @@ def test_equal_pairs_are_judged_once_within_a_call_and_across_calls():
         assert time.monotonic() - start < 8.0  # one second for the one pair; 48 for all of them
 
 
-def test_memory_of_verdicts_is_bounded_and_keeps_what_is_used(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(grading, "REMEMBERED", 10)
-    with Grader(num_workers=1) as grader:
+class Forgetful(Grader):
+    remembered = 10
+
+
+def test_memory_of_verdicts_is_bounded_and_keeps_what_is_used():
+    with Forgetful(num_workers=1) as grader:
         for last in range(20):
             grader.grade([boxed("0.5"), boxed(f"{last}.5")], ["0.5", "0.5"])
         remembered = [prediction for (_, prediction), _ in grader._seen]

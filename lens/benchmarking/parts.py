@@ -5,6 +5,7 @@ A table is a function of the rows alone, which is how it can be made again from 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -32,8 +33,12 @@ from lens.benchmarking.processes import Arm, serve_lens
 from lens.benchmarking.scaling import measure_scaling, tabulate_scaling
 from lens.benchmarking.trl import check_trl, serve_trl
 from lens.benchmarking.workload import Workload, count_tokens, every_answer_teaches, made_up_rollouts
+from lens.errors import ConfigError
 from lens.experience import Experience, weigh
 from lens.objectives.groups import group_kinds
+from lens.policy import check_layers
+
+log = logging.getLogger(__name__)
 
 ADVANTAGE_CALLS = 20  # a call takes a millisecond or less
 
@@ -142,9 +147,13 @@ def measure_update(config: DictConfig) -> list[Row]:
     arms = {
         "naive": partial(turn, None),
         "lens": partial(turn, batch, torch_compile=False),
-        "lens, torch.compile": partial(turn, batch, torch_compile=True),
         f"lens, {silent} of {len(batch.advantages)} groups with advantage 0": partial(turn, quiet, torch_compile=False),
     }
+    try:
+        check_layers(work.model, gradient_checkpointing=False, torch_compile=True)
+        arms["lens, torch.compile"] = partial(turn, batch, torch_compile=True)
+    except ConfigError as error:
+        log.warning("Left out, lens with torch.compile: %s", error)
     return alternate(arms, rounds=config.rounds, warmup=config.warmup)
 
 

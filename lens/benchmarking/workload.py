@@ -16,7 +16,7 @@ from lens.benchmarking.measuring import Meter, training_flops
 from lens.experience import Experience, weigh
 from lens.grading import Grader
 from lens.objectives import grpo_advantages
-from lens.policy import load_model, microbatches
+from lens.policy import check_layers, load_model, microbatches
 from lens.prompts import Prompt, PromptFormat, encode_problems
 from lens.sampling.rollouts import Rollouts, Sampler, derive_seed
 from lens.update import Loss, compute_gradient
@@ -57,12 +57,14 @@ class Workload:
         """Everything from the config, whose model.name_or_path is settled.
 
         Raises:
-            ConfigError: no such model or problems.
+            ConfigError: no such model or problems, or layers that cannot do what is asked of them.
         """
         use_threads(config)
         model, tokenizer = load_model(
             config.model.name_or_path, dtype=config.model.dtype, attention=config.model.attention
         )
+        t = config.trainer
+        check_layers(model, gradient_checkpointing=t.gradient_checkpointing, torch_compile=t.torch_compile)
         problems, _ = instantiate(config.dataset)({})
         problems = problems.shuffle(seed=config.seed)
         count = min(len(problems), 64 + (config.warmup + config.rounds) * config.trainer.num_prompts_per_step)
