@@ -18,7 +18,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo map test kill-test page-test lint format clean
+.PHONY: help setup demo map confirm test kill-test page-test lint format clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,11 @@ map: $(STAMP)  ## when does LENS help? One factor at a time around the tiny expe
 	@for experiment in $(sort $(basename $(notdir $(wildcard configs/experiment/tiny_map*.yaml)))); do \
 	  $(BIN)/python scripts/train.py -m experiment=$$experiment || exit; done
 	@$(BIN)/python scripts/report.py runs=outputs/sweeps/tiny_map
+
+# For instance make confirm OF="experiment=tiny_map_levels dataset.arithmetic.levels=[4,5]"
+confirm: $(STAMP)  ## a cell of the map again on twenty fresh seeds: make confirm OF="experiment=… key=value …"
+	@$(BIN)/python scripts/train.py -m $(OF) seed='range(100,120)' hydra.sweep.dir=outputs/sweeps/confirm
+	@$(BIN)/python scripts/report.py runs=outputs/sweeps/confirm
 
 test: setup  ## run the tests, and check lint and format
 	$(BIN)/ruff check .

@@ -33,6 +33,7 @@ OPTIMIZER_FOLDER = "optimizer"
 STATE_FILE = "training_state.pt"
 CHECKSUMS_FILE = "checksums.json"
 UNFINISHED = ".unfinished"
+REPLACED = f".replaced{UNFINISHED}"
 NEEDED = {"step", "config", "random", "param_groups"}  # of a training state, whatever else it holds
 
 
@@ -117,7 +118,8 @@ def save(
         left = f"the last whole one is {last.name}" if last else "there is none before it"
         raise RunFailed(f"the checkpoint {target} could not be written ({one_line(error)}); {left}") from error
     if is_first():
-        drop(target)
+        if target.exists():  # of a step that was saved before its evaluation
+            target.rename(target.with_name(target.name + REPLACED))
         unfinished.rename(target)
         flush_to_disk(folder)
         prune(folder, state["step"], keep=keep, best=best)
@@ -190,6 +192,14 @@ def drop(checkpoint: Path) -> None:
     """Remove a checkpoint, if it is there, so that a kill in the middle of it leaves no half of one."""
     if checkpoint.exists():
         shutil.rmtree(checkpoint.rename(checkpoint.with_name(f"{checkpoint.name}.dropped{UNFINISHED}")))
+
+
+def take_back(folder: Path) -> None:
+    """Give a checkpoint its name again that a kill has left without, while another was to take its place."""
+    for former in folder.glob(f"step_*{REPLACED}"):
+        target = former.with_name(former.name.removesuffix(REPLACED))
+        if not target.exists():
+            former.rename(target)
 
 
 def all_checkpoints(folder: Path) -> list[Path]:

@@ -7,9 +7,10 @@ queries at a time has its scores in float32, and the backward pass computes them
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 BLOCK = 64  # queries of a sequence at once
+
+Room = Callable[..., Tensor]  # a shape's memory
 
 
 @dataclass
@@ -36,15 +39,52 @@ class Group:
     tokens: Tensor
     held: Tensor | None = None
 
-    def heads(self, values: Tensor, heads: int, keys: bool, scratch: Scratch, name: str) -> Tensor:
-        """Values of the row [T, h, D] -> [n * heads, L, D], or [n * heads, P + L, D] of keys; each h serves several."""
-        tokens = self.tokens if keys else self.tokens[:, self.prompt :]
+    def of_queries(self, values: Tensor, room: Room) -> Tensor:
+        """Values of the row [T, heads, D] -> [n * heads, L, D]."""
+        return self._gathered(values, values.shape[1], self.tokens[:, self.prompt :], room)
+
+    def of_keys(self, values: Tensor, heads: int, room: Room) -> Tensor:
+        """Values of the row [T, h, D] -> [n * heads, P + L, D], each of the h for several heads."""
+        return self._gathered(values, heads, self.tokens, room)
+
+    def _gathered(self, values: Tensor, heads: int, tokens: Tensor, room: Room) -> Tensor:
         (n, length), (_, shared, channels) = tokens.shape, values.shape
         found = values.index_select(0, tokens.flatten()).view(n, length, shared, 1, channels).permute(0, 2, 3, 1, 4)
-        made = scratch(name, n, shared, heads // shared, length, channels)
+        made = room(n, shared, heads // shared, length, channels)
         return made.copy_(found.expand_as(made)).view(n * heads, length, channels)
 
-    def row(self, values: Tensor) -> Tensor:
+    def without_absent(self, values: Tensor) -> Tensor:
+        """Values of queries [n * heads, L, D], set to zero in place where no query stands."""
+        if self.held is not None:
+            n, length = len(self.tokens), values.shape[1]
+            absent = torch.ones(n * length, dtype=torch.bool)
+            absent[self.held] = False
+            values.view(n, -1, *values.shape[1:]).masked_fill_(absent.view(n, 1, length, 1), 0)
+        return values
+
+    def blocks(self) -> Iterator[tuple[slice, slice]]:
+        """Queries, and the keys that they see."""
+        length = self.tokens.shape[1] - self.prompt
+        for start in range(0, length, BLOCK):
+            end = min(start + BLOCK, length)
+            yield slice(start, end), slice(0, self.prompt + end)
+
+    def put(self, row: Tensor, values: Tensor) -> None:
+        """Values of queries [n * heads, L, D] into their places of a row [T, heads, D]."""
+        found = values.view(len(self.tokens), -1, *values.shape[1:]).transpose(1, 2).to(row.dtype)  # [n, L, heads, D]
+        found = self._held(found)
+        row[self.first : self.first + len(found)] = found
+
+    def add(self, row: Tensor, values: Tensor) -> None:
+        """Values of keys [n * heads, P + L, D] onto those of a row [T, h, D], of which each was for several heads."""
+        n, shared = len(self.tokens), row.shape[1]
+        values = values.view(n, shared, -1, *values.shape[1:]).sum(dim=2).transpose(1, 2)  # [n, P + L, h, D]
+        own = self._held(values[:, self.prompt :])
+        row[self.first : self.first + len(own)] += own
+        if self.prompt:
+            row[self.first - self.prompt : self.first] += values[:, : self.prompt].sum(dim=0)
+
+    def _held(self, values: Tensor) -> Tensor:
         """[n, L, ...] of queries -> [tokens, ...] in the order of the row."""
         values = values.flatten(0, 1)
         return values if self.held is None else values.index_select(0, self.held)
@@ -54,25 +94,33 @@ class Scratch:
     """Memory by name that each layer uses again: the system takes longer to give it than a layer to fill it."""
 
     def __init__(self) -> None:
-        self.dtype = torch.float32
-        self.memory: dict[str, Tensor] = {}
+        self.memory: dict[tuple[str, torch.dtype], Tensor] = {}
 
-    def __call__(self, name: str, *shape: int) -> Tensor:
-        """Contiguous, and whatever was in it."""
-        size = math.prod(shape)
-        if name not in self.memory or len(self.memory[name]) < size or self.memory[name].dtype != self.dtype:
-            self.memory[name] = torch.empty(size, dtype=self.dtype)
-        return self.memory[name][:size].view(shape)
+    def room(self, name: str, dtype: torch.dtype) -> Room:
+        """Shape -> contiguous memory, and whatever was in it."""
+
+        def of(*shape: int) -> Tensor:
+            size, key = math.prod(shape), (name, dtype)
+            if key not in self.memory or len(self.memory[key]) < size:
+                self.memory[key] = torch.empty(size, dtype=dtype)
+            return self.memory[key][:size].view(shape)
+
+        return of
 
 
 @contextmanager
-def products_in_bfloat16() -> Iterator[None]:
-    """Meanwhile float32 matrix products may round what they multiply, which is exact for what was bfloat16 before."""
+def products_at_the_speed_of(dtype: torch.dtype) -> Iterator[None]:
+    """Meanwhile, for bfloat16, products of float32 matrices may round what they multiply to it.
+
+    What comes from the model is in bfloat16 already; the weights of attention are rounded by torch's own kernel too.
+    """
     setting = torch.backends.mkldnn.matmul
     before = setting.fp32_precision
-    setting.fp32_precision = "bf16"
+    if dtype is torch.bfloat16:
+        setting.fp32_precision = "bf16"
     try:
-        yield
+        with torch.autocast("cpu", enabled=False):
+            yield
     finally:
         setting.fp32_precision = before
 
@@ -85,16 +133,17 @@ class GroupAttention(Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, groups: list[Group], scaling: float, scratch: Scratch
     ) -> Tensor:
         heads, output = query.shape[1], torch.empty(query.shape, dtype=query.dtype)
-        scratch.dtype = torch.promote_types(query.dtype, torch.float32)
-        with products_in_bfloat16(), torch.autocast("cpu", enabled=False):
+        room = partial(scratch.room, dtype=torch.promote_types(query.dtype, torch.float32))
+        with products_at_the_speed_of(query.dtype):
             for group in groups:
-                q = group.heads(query, heads, False, scratch, "query")  # [n * heads, L, D]
-                k = group.heads(key, heads, True, scratch, "key")  # [n * heads, P + L, D]
-                v = group.heads(value, heads, True, scratch, "value")
-                o = scratch("output", *q.shape)
-                for queries, seen in blocks(group):
-                    torch.bmm(weights(q[:, queries], k[:, seen], scaling, scratch), v[:, seen], out=o[:, queries])
-                put(output, group, o)
+                q = group.of_queries(query, room("query"))  # [n * heads, L, D]
+                k = group.of_keys(key, heads, room("key"))  # [n * heads, P + L, D]
+                v = group.of_keys(value, heads, room("value"))
+                o = room("output")(*q.shape)
+                for queries, seen in group.blocks():
+                    shares = attention_shares(q[:, queries], k[:, seen], scaling, room)
+                    torch.bmm(shares, v[:, seen], out=o[:, queries])
+                group.put(output, o)
         ctx.save_for_backward(query, key, value, output)
         ctx.groups, ctx.scaling, ctx.scratch = groups, scaling, scratch
         return output
@@ -103,67 +152,37 @@ class GroupAttention(Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, output = ctx.saved_tensors
-        scaling, scratch = ctx.scaling, ctx.scratch
-        heads, key_heads = query.shape[1], key.shape[1]
-        scratch.dtype = torch.promote_types(query.dtype, torch.float32)
+        heads, wide = query.shape[1], torch.promote_types(query.dtype, torch.float32)
+        room = partial(ctx.scratch.room, dtype=wide)
         of_query = torch.empty(query.shape, dtype=query.dtype)
-        of_key, of_value = (torch.zeros(key.shape, dtype=scratch.dtype) for _ in range(2))
-        with products_in_bfloat16(), torch.autocast("cpu", enabled=False):
+        of_key, of_value = (torch.zeros(key.shape, dtype=wide) for _ in range(2))
+        with products_at_the_speed_of(query.dtype):
             for group in ctx.groups:
-                q = group.heads(query, heads, False, scratch, "query")
-                k = group.heads(key, heads, True, scratch, "key")
-                v = group.heads(value, heads, True, scratch, "value")
-                o = group.heads(output, heads, False, scratch, "output")
-                g = group.heads(gradient, heads, False, scratch, "gradient")
-                if group.held is not None:  # what no query stands at has no gradient
-                    n = len(group.tokens)
-                    beyond = torch.ones(q.shape[1] * n, dtype=torch.bool)
-                    beyond[group.held] = False
-                    g.view(n, heads, *g.shape[1:]).masked_fill_(beyond.view(n, 1, -1, 1), 0)
-                mean = o.mul_(g).sum(dim=2, keepdim=True)  # of the weights' gradient under the weights
-                dq, dk, dv = scratch("dq", *q.shape), scratch("dk", *k.shape), scratch("dv", *v.shape)
-                for queries, seen in reversed(list(blocks(group))):
-                    w = weights(q[:, queries], k[:, seen], scaling, scratch)
-                    dw = torch.bmm(g[:, queries], v[:, seen].mT, out=scratch("dw", *w.shape))
-                    ds = dw.sub_(mean[:, queries]).mul_(w)  # of the scores
-                    is_added = seen.stop < k.shape[1]  # the last block comes first and sees all
-                    dq[:, queries].baddbmm_(ds, k[:, seen], beta=0, alpha=scaling)
-                    dk[:, seen].baddbmm_(ds.mT, q[:, queries], beta=is_added, alpha=scaling)
-                    dv[:, seen].baddbmm_(w.mT, g[:, queries], beta=is_added)
-                put(of_query, group, dq)
-                for total, part in ((of_key, dk), (of_value, dv)):
-                    add(total, group, part.view(len(group.tokens), key_heads, -1, *k.shape[1:]).sum(dim=2))
+                q = group.of_queries(query, room("query"))
+                k = group.of_keys(key, heads, room("key"))
+                v = group.of_keys(value, heads, room("value"))
+                g = group.without_absent(group.of_queries(gradient, room("gradient")))
+                o = group.of_queries(output, room("output"))
+                mean = o.mul_(g).sum(dim=2, keepdim=True)  # of the shares' gradient under the shares
+                dq, dk, dv = room("dq")(*q.shape), room("dk")(*k.shape), room("dv")(*v.shape)
+                for queries, seen in reversed(list(group.blocks())):
+                    shares = attention_shares(q[:, queries], k[:, seen], ctx.scaling, room)
+                    of_shares = torch.bmm(g[:, queries], v[:, seen].mT, out=room("of shares")(*shares.shape))
+                    of_scores = of_shares.sub_(mean[:, queries]).mul_(shares)
+                    added = float(seen.stop < k.shape[1])  # the last block sees all keys, and comes first
+                    dq[:, queries].baddbmm_(of_scores, k[:, seen], beta=0, alpha=ctx.scaling)
+                    dk[:, seen].baddbmm_(of_scores.mT, q[:, queries], beta=added, alpha=ctx.scaling)
+                    dv[:, seen].baddbmm_(shares.mT, g[:, queries], beta=added)
+                group.put(of_query, dq)
+                group.add(of_key, dk)
+                group.add(of_value, dv)
         return of_query, of_key.to(key.dtype), of_value.to(value.dtype), None, None, None
 
 
-def blocks(group: Group) -> Iterator[tuple[slice, slice]]:
-    """Queries, and the keys that they see."""
-    length = group.tokens.shape[1] - group.prompt
-    for start in range(0, length, BLOCK):
-        end = min(start + BLOCK, length)
-        yield slice(start, end), slice(0, group.prompt + end)
-
-
-def weights(query: Tensor, key: Tensor, scaling: float, scratch: Scratch) -> Tensor:
+def attention_shares(query: Tensor, key: Tensor, scaling: float, room: Callable[[str], Room]) -> Tensor:
     """How much of each key's value a query takes: [N, l, D], [N, s, D] -> [N, l, s]; the last query sees all keys."""
     (n, length, _), seen = query.shape, key.shape[1]
-    scores = scratch("scores", n, length, seen).baddbmm_(query, key.mT, beta=0, alpha=scaling)
+    scores = room("scores")(n, length, seen).baddbmm_(query, key.mT, beta=0, alpha=scaling)
     later = torch.ones(length, length, dtype=torch.bool).triu_(1)
     scores[..., seen - length :].masked_fill_(later, -torch.inf)
-    return torch.softmax(scores, dim=-1, out=scratch("weights", *scores.shape))
-
-
-def put(row: Tensor, group: Group, values: Tensor) -> None:
-    """Values of queries [n * heads, L, D] into their places of a row [T, heads, D]."""
-    found = values.view(len(group.tokens), -1, *values.shape[1:]).transpose(1, 2).to(row.dtype)  # [n, L, heads, D]
-    found = group.row(found)
-    row[group.first : group.first + len(found)] = found
-
-
-def add(row: Tensor, group: Group, values: Tensor) -> None:
-    """Values of the prompt and the queries [n, h, P + L, D] onto those of a row [T, h, D]."""
-    values = values.transpose(1, 2)  # [n, P + L, h, D]
-    own = group.row(values[:, group.prompt :])
-    row[group.first : group.first + len(own)] += own
-    if group.prompt:
-        row[group.first - group.prompt : group.first] += values[:, : group.prompt].sum(dim=0)
+    return torch.softmax(scores, dim=-1, out=room("shares")(*scores.shape))

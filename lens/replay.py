@@ -68,8 +68,8 @@ def replay(run: Path, objective: Callable[..., Tensor], *, name: str, step: int 
 def weigh_again(answers: pd.DataFrame, objective: Callable[..., Tensor]) -> pd.DataFrame:
     """Calibrated rewards and advantages of stored answers, in their order.
 
-    The calibrated reward is the objective's own where it has one (its ``scale_mixed``, ``scale_negative`` and
-    ``difficulty``), else the paper's. What an objective draws at random is drawn from seed 0.
+    The calibrated reward is the objective's own where it has one (its ``scale_mixed``, ``scale_negative``,
+    ``difficulty`` and ``rho``), else the paper's. What an objective draws at random is drawn from seed 0.
 
     Args:
         answers: whole groups, one after the other, with the columns GRADED.
@@ -84,7 +84,7 @@ def weigh_again(answers: pd.DataFrame, objective: Callable[..., Tensor]) -> pd.D
         for values in (answers["verdict"] == "correct", answers["valid"], answers["confidence"], answers["length"])
     )
     own = getattr(objective, "keywords", {})
-    options = {name: own[name] for name in ("difficulty", "scale_mixed", "scale_negative") if name in own}
+    options = {name: own[name] for name in ("difficulty", "rho", "scale_mixed", "scale_negative") if name in own}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         advantages = objective(correct, confidence, lengths=lengths, valid=valid)

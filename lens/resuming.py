@@ -8,7 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lens.checkpoints import all_checkpoints, load_state
+from lens.checkpoints import all_checkpoints, load_state, take_back
+from lens.distributed import barrier, is_first
 from lens.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,9 @@ def find_state(folder: Path, config: dict[str, Any]) -> tuple[Path, dict[str, An
     Raises:
         ConfigError: "never" and there is one, "must" and there is none, none that can be used, or another config's.
     """
+    if is_first():
+        take_back(folder / "checkpoints")
+    barrier()
     resume, candidates = config["resume"], all_checkpoints(folder / "checkpoints")
     if resume == "never" and candidates:
         raise ConfigError("resume", resume, f"auto, or another run folder: {folder} holds {candidates[-1].name}")

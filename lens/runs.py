@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import fields
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from lens.assembly import (
 )
 from lens.audit import count_all
 from lens.distributed import barrier, is_first, named_weights, shard, world_size
-from lens.errors import ConfigError
+from lens.errors import ConfigError, RunFailed
 from lens.evaluation import Evaluator, metrics_of, table_of
 from lens.lora import add_adapters, check_adapters, load_adapters
 from lens.policy import check_layers, load_model
@@ -43,6 +43,7 @@ from lens.resuming import PROVENANCE, SUMMARY, copy_history, find_state, finishe
 from lens.sampling.rollouts import derive_seed
 from lens.sharing import SharedGrader
 from lens.stopping import StopSignals
+from lens.stored import FAILURE
 from lens.tracking import SilentTracker, Tracker, provenance, resolve_wandb_mode, write_json, write_parquet
 from lens.training import Trainer
 from lens.update import Loss
@@ -155,6 +156,7 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
             if state:
                 trainer.restore(checkpoint, state)
                 log.info("Going on from step %d: %s", state["step"], checkpoint)
+            (folder / FAILURE).unlink(missing_ok=True)
             with profiled(folder, enabled=config.profile):
                 metrics = trainer.run()
             summary = {
@@ -165,6 +167,10 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
                 "failing_golds": count_all(failing),
                 "prompts_too_long": {"dataset": too_long} | too_long_of(evaluator),
             }
+        except RunFailed as failure:
+            with suppress(OSError):  # the disk may be full
+                (folder / FAILURE).write_text(f"{failure}\n")
+            raise
         finally:
             tracker.finish(summary)
     accuracies = ", ".join(f"{name} {100 * value:.1f} %" for name, value in metrics.items() if is_headline(name))
@@ -173,14 +179,16 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
 
 
 def store_config(config: DictConfig, folder: Path) -> None:
-    """Write .hydra/ as Hydra does, but once it is known that the config may have the folder."""
+    """Write .hydra/ as Hydra does, but once it is known that the config may have the folder; each file whole or not."""
     if not is_first():
         return
     (folder / ".hydra").mkdir(parents=True, exist_ok=True)
     hydra = HydraConfig.get()
     parts = {"config": config, "hydra": OmegaConf.create({"hydra": hydra}), "overrides": hydra.overrides.task}
     for name, part in parts.items():
-        OmegaConf.save(part, folder / ".hydra" / f"{name}.yaml")
+        file = folder / ".hydra" / f"{name}.yaml"
+        OmegaConf.save(part, file.with_suffix(".unfinished"))
+        file.with_suffix(".unfinished").replace(file)
 
 
 def is_headline(name: str) -> bool:

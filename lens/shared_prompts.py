@@ -145,8 +145,8 @@ def shared_prompts_attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     sharing.is_used = True
     band = window(sharing.places.shape[1], sliding_window, query.device)
-    is_plain = band is None and not options.get("dropout")
-    if is_plain and query.device.type == "cpu" and query.dtype is torch.bfloat16:
+    is_plain = band is None and not options.get("dropout") and query.shape[3] == value.shape[3]
+    if is_plain and query.device.type == "cpu" and {query.dtype, key.dtype, value.dtype} == {torch.bfloat16}:
         scaling = options.get("scaling") or query.shape[3] ** -0.5
         row = (values.squeeze(0).transpose(0, 1) for values in (query, key, value))  # [T, heads, D]
         return GroupAttention.apply(*row, sharing.groups, scaling, sharing.scratch)[None], None

@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 
 from lens.errors import ConfigError
 
+FAILURE = "failure.txt"  # in the folder of a run that ended itself: why
+
 
 def as_path(key: str, value: Any) -> Path:
     """A config value as a path.

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch.optim import AdamW
 
 from lens import checkpoints
-from lens.checkpoints import CHECKSUMS_FILE, STATE_FILE, all_checkpoints, checksum, load_state, save
+from lens.checkpoints import CHECKSUMS_FILE, STATE_FILE, all_checkpoints, checksum, load_state, save, take_back
 from lens.errors import ConfigError, RunFailed
 
 STATE = {"config": {"seed": 0}}  # what every state holds, besides its step
@@ -120,6 +120,31 @@ def test_a_crash_at_any_point_leaves_the_last_checkpoint_whole(saved, tiny, monk
     save(folder, model, tokenizer, AdamW(model.parameters()), STATE | {"step": 4}, keep=1)  # over what the crash left
     assert names(folder) == ["step_000004"]
     assert load_state(folder / "step_000004")["step"] == 4
+
+
+@pytest.mark.parametrize("survived", [0, 1])
+def test_a_crash_while_a_checkpoint_takes_the_place_of_the_same_step_loses_none(saved, tiny, monkeypatch, survived):
+    folder, before = saved
+    model, tokenizer = tiny
+    rename, calls = type(folder).rename, []
+
+    def crash(*args):
+        calls.append(args)
+        if len(calls) > survived:
+            raise CrashError
+        return rename(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(folder), "rename", crash)
+        with pytest.raises(CrashError):
+            save(folder, model, tokenizer, AdamW(model.parameters()), STATE | {"step": 2, "lines": 99}, keep=1)
+    assert before.exists() == (survived == 0)
+    take_back(folder)
+    assert all_checkpoints(folder) == [before]
+    assert "lines" not in load_state(before)
+    save(folder, model, tokenizer, AdamW(model.parameters()), STATE | {"step": 2, "lines": 99}, keep=1)
+    assert names(folder) == ["step_000002"]
+    assert load_state(before)["lines"] == 99
 
 
 def test_leftovers_are_no_checkpoints(saved, tiny):

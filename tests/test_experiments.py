@@ -66,26 +66,62 @@ CELLS = {
     "tiny_map_compute": ["objective=grpo", "trainer.max_steps=1"],
     "tiny_map_long": ["objective=lens_strong", "trainer.max_steps=1"],
     "tiny_map_collapse": ["objective=lens_unscaled", "objective.alpha=4", "trainer.max_steps=1"],
+    "tiny_map_warm_starts": ["objective=lens", "model.recipe.seed=1"],
 }
+# The other sweeps of the tiny model.
+SWEEPS = {
+    "tiny": ["objective=lens"],
+    "demo": ["objective=lens_strong"],
+    "tiny_ablation": ["objective=lens_negative_only"],
+    "tiny_alpha": ["objective=lens", "objective.scale_negative=1.0"],
+    "tiny_objectives": ["objective=lens_sequence_dimp"],
+    "tiny_paired": ["objective=lens"],
+    "tiny_tune": ["objective=grpo", "trainer.learning_rate=1e-4", "evaluation.sets.arithmetic.split=train"],
+}
+LARGER = ("smollm2_arithmetic", "smollm2_math")
 
 
-@pytest.mark.parametrize("experiment", CELLS)
-def test_the_first_update_of_every_experiment_of_the_map_runs(pupil, tmp_path, experiment):
+def test_every_experiment_is_here():
+    found = {file.stem for file in (CONFIGS / "experiment").glob("*.yaml")} - {"none"}
+    assert found == {"table1_llama", "table1_qwen", "table2_ablation", "table3_llama", "table3_qwen"} | {
+        *CELLS,
+        *SWEEPS,
+        *LARGER,
+    }
+
+
+@pytest.mark.parametrize("experiment", LARGER)
+def test_the_first_update_of_a_pretrained_models_experiment_runs(pupil, tmp_path, experiment):
+    folder = tmp_path / "run"
+    prompts = ["model.prompt.template=chat", "model.prompt.max_length=64"]
+    problems = ["dataset.arithmetic.size=20", *(f"trainer.num_prompts_per_{part}=20" for part in ("rollout", "step"))]
+    overrides = [f"experiment={experiment}", "objective=lens", f"model.name_or_path={pupil}", *SWAPPED, *prompts]
+    result = run("scripts/train.py", *overrides, *problems, f"hydra.run.dir={folder}", folder=tmp_path / "logs")
+    assert result.code == 0, result.stderr
+    config = OmegaConf.load(folder / ".hydra" / "config.yaml")
+    assert (config.trainer.autocast, config.trainer.num_generations) == ("bfloat16", 8)
+    (update,) = [line for line in metrics_of(folder) if "loss" in line]
+    assert update["grad_norm"] > 0
+
+
+@pytest.mark.parametrize("experiment", {**CELLS, **SWEEPS})
+def test_the_first_update_of_every_experiment_of_the_tiny_model_runs(pupil, tmp_path, experiment):
     known = [f"model.name_or_path={pupil}", "dataset.arithmetic.size=20"]  # problems that the pupil knows by heart
     known += [f"trainer.num_prompts_per_{part}=20" for part in ("rollout", "step")]
     smaller = ["evaluation.sets.arithmetic.size=5", "evaluation.num_samples=2", "trainer.max_steps=1"]
     given = [f"experiment={experiment}", *known, *smaller]
     folder = tmp_path / "run"
-    overrides = dict(override.split("=", 1) for override in [*given, *CELLS[experiment], f"hydra.run.dir={folder}"])
+    swept = (CELLS | SWEEPS)[experiment]
+    overrides = dict(override.split("=", 1) for override in [*given, *swept, f"hydra.run.dir={folder}"])
     result = run("scripts/train.py", *(f"{k}={v}" for k, v in overrides.items()), folder=tmp_path / "logs")
     assert result.code == 0, result.stderr
     (update,) = [line for line in metrics_of(folder) if "loss" in line]
     assert update["grad_norm"] > 0
-    assert not (folder / "wandb").exists()
-    trained, only_mixed = update["completions/trained"], {"tiny_map_learning_rate", "tiny_map_compute"}  # GRPO's
+    assert (folder / "wandb").exists() == (experiment in SWEEPS)
+    trained = update["completions/trained"]
     if experiment == "tiny_map_entropy":  # the bonus is of every answer
         assert trained == 160
-    elif experiment in only_mixed:
+    elif "objective=grpo" in swept:
         assert trained < 160
 
 
@@ -94,8 +130,16 @@ def test_the_map_is_one_command_over_all_of_its_experiments():
     assert recipe.returncode == 0, recipe.stderr
     experiments = {file.stem for file in (CONFIGS / "experiment").glob("tiny_map*.yaml")}
     assert set(re.findall(r"tiny_map\w*", recipe.stdout.split("report.py")[0])) == experiments
-    assert experiments == {*CELLS, "tiny_map_warm_starts"}  # whose models tests/test_tiny.py makes
+    assert experiments == set(CELLS)
     assert "scripts/report.py runs=outputs/sweeps/tiny_map" in recipe.stdout
+
+
+def test_a_cell_of_the_map_is_confirmed_on_seeds_that_the_map_does_not_have():
+    cell = "experiment=tiny_map_levels dataset.arithmetic.levels=[4,5]"
+    recipe = subprocess.run(["make", "-n", "confirm", f"OF={cell}"], cwd=CONFIGS.parent, capture_output=True, text=True)
+    assert recipe.returncode == 0, recipe.stderr
+    assert f"train.py -m {cell} seed='range(100,120)' hydra.sweep.dir=outputs/sweeps/confirm" in recipe.stdout
+    assert "scripts/report.py runs=outputs/sweeps/confirm" in recipe.stdout
 
 
 @pytest.mark.parametrize("preset", ["fast", "overfit", "profile"])

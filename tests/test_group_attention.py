@@ -11,7 +11,7 @@ from test_shared_prompts import MODELS, alone
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from lens.group_attention import GroupAttention, Scratch
+from lens.group_attention import GroupAttention, Scratch, products_at_the_speed_of
 from lens.policy import lay_out, token_values
 from lens.shared_prompts import SHARED_PROMPTS, Sharing, shared_prompts_attention
 
@@ -90,6 +90,52 @@ def test_the_setting_of_matrix_products_is_put_back():
     *inputs, _ = row_of(packs)
     GroupAttention.apply(*inputs, Sharing.of(*zip(*packs, strict=True)).groups, 1.0, Scratch())
     assert setting.fp32_precision == before
+
+
+def test_the_setting_is_put_back_after_a_failure():
+    setting = torch.backends.mkldnn.matmul
+    before = setting.fp32_precision
+    with pytest.raises(RuntimeError), products_at_the_speed_of(torch.bfloat16):
+        assert setting.fp32_precision == "bf16"
+        raise RuntimeError
+    assert setting.fp32_precision == before
+    with products_at_the_speed_of(torch.float32):
+        assert setting.fp32_precision == before
+
+
+def test_what_is_in_the_scratch_is_nothing_to_the_result():
+    packs = [(3, [5, 2]), (70, [66])]
+    *inputs, gradient = row_of(packs)
+    inputs = [values.requires_grad_() for values in inputs]
+    groups, scratch = Sharing.of(*zip(*packs, strict=True)).groups, Scratch()
+    expected = with_gradients(GroupAttention.apply(*inputs, groups, 1.0, scratch), inputs, gradient)
+    for memory in scratch.memory.values():
+        memory.fill_(torch.nan)
+    output = GroupAttention.apply(*inputs, groups, 1.0, scratch)
+    for memory in scratch.memory.values():
+        memory.fill_(torch.nan)
+    found = with_gradients(output, inputs, gradient)
+    assert all(torch.equal(own, other) for own, other in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    "choice", [["gradient_checkpointing"], ["torch_compile"], ["gradient_checkpointing", "torch_compile"]]
+)
+def test_layers_computed_again_or_compiled_are_the_same_in_bfloat16(choice):
+    torch.manual_seed(0)
+    model = MODELS["fewer key heads"]().eval()
+    model.set_attn_implementation(SHARED_PROMPTS)
+    rollouts = random_rollouts(PROMPT_LENGTHS, LENGTHS)
+    options = {"temperature": 0.9, "logits_chunk_size": 5, "autocast": "bfloat16"}
+    plain = token_values(model, rollouts, ALL, **options)
+    expected = gradients_of(model, plain.logprobs)
+    values = token_values(model, rollouts, ALL, **options, **dict.fromkeys(choice, True))
+    torch.testing.assert_close(values.logprobs, plain.logprobs, atol=0.02, rtol=0)
+    assert (gradients_of(model, values.logprobs) - expected).norm() < 0.02 * expected.norm()
+    with torch.no_grad():
+        unlearned = token_values(model, rollouts, ALL, **options)
+    assert torch.equal(unlearned.logprobs, plain.logprobs)
+    assert not unlearned.logprobs.requires_grad and not unlearned.entropies.requires_grad
 
 
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)

@@ -95,6 +95,18 @@ def test_the_command_takes_any_objective_and_needs_no_model(trained, tmp_path):
     assert len(negative) > 0
 
 
+def test_a_preference_of_the_objective_is_in_its_rewards(trained):
+    """rho = policy takes the confidence out: every wrong answer of a group has the same penalty."""
+    stored = pd.read_parquet(next((trained["grpo"] / "rollouts").glob("*.parquet")))
+    wrong = stored["verdict"] == "incorrect"
+    spread = {}
+    for name, objective in {"rho": functools.partial(lens_advantages, rho="policy"), "none": lens_advantages}.items():
+        rewards = weigh_again(stored, objective)["calibrated_reward"][wrong]
+        spread[name] = rewards.groupby(stored["problem_id"][wrong]).agg(lambda group: group.max() - group.min())
+    assert spread["rho"].max() < 1e-6
+    assert spread["none"].max() > 1e-3
+
+
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [

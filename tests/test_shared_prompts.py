@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from lens.errors import ConfigError
-from lens.head import HeadValues
+from lens.head import HeadValues, token_head
 from lens.policy import token_values
 from lens.shared_prompts import SHARED_PROMPTS, Collect, Sharing, Spread, window
 
@@ -143,17 +143,41 @@ def test_the_head_has_the_gradient_that_its_values_have(with_bias, temperature):
 @pytest.mark.parametrize("with_entropies", [False, True])
 def test_the_head_is_the_same_in_several_pieces(with_entropies):
     generator = torch.Generator().manual_seed(0)
-    hidden, weight = (
+    inputs = [
         torch.randn(*shape, generator=generator, dtype=torch.float64, requires_grad=True)
-        for shape in ((5, 2), (2**19, 2))
-    )  # two tokens a piece
+        for shape in ((5, 2), (2**19, 2), (2**19,))
+    ]  # two tokens a piece
     targets = torch.tensor([0, 2**19 - 1, 3, 3, 77])
-    drawn = torch.distributions.Categorical(logits=hidden @ weight.T)
+    drawn = torch.distributions.Categorical(logits=torch.nn.functional.linear(*inputs))
     expected = drawn.log_prob(targets) + (drawn.entropy() if with_entropies else 0)
-    logprobs, entropies = HeadValues.apply(hidden, weight, None, targets, 1.0, with_entropies)
+    logprobs, entropies = HeadValues.apply(*inputs, targets, 1.0, with_entropies)
     found = logprobs + (entropies if with_entropies else 0)
     torch.testing.assert_close(found, expected)
     upstream = torch.randn(5, generator=generator, dtype=torch.float64)
-    gradients = (torch.autograd.grad(values, (hidden, weight), upstream) for values in (found, expected))
+    gradients = (torch.autograd.grad(values, inputs, upstream) for values in (found, expected))
     for own, reference in zip(*gradients, strict=True):
         torch.testing.assert_close(own, reference)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_the_head_in_bfloat16_is_near_that_of_float32(chunk, is_frozen):
+    """Whatever autocast is around it, which would be another one in the backward pass."""
+    generator = torch.Generator().manual_seed(0)
+    head = torch.nn.Linear(16, 50)
+    hidden = torch.randn(40, 16, generator=generator).bfloat16()
+    targets = torch.randint(50, (40,), generator=generator)
+    head.requires_grad_(not is_frozen)
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        own = head.bfloat16().to(dtype)
+        states = hidden.to(dtype).requires_grad_()
+        own.zero_grad()
+        with torch.autocast("cpu", torch.float16 if dtype is torch.float32 else torch.bfloat16):
+            logprobs, entropies = token_head(own, states, targets, temperature=0.7, chunk_size=chunk, entropies=True)
+        (logprobs - 0.3 * entropies).sum().backward()
+        gradients = [states.grad] if is_frozen else [states.grad, own.weight.grad, own.bias.grad]
+        found[dtype] = [logprobs.detach(), entropies.detach(), *(gradient.float() for gradient in gradients)]
+        assert (own.weight.grad is None) == is_frozen
+    for exact, near in zip(*found.values(), strict=True):
+        assert (near - exact).norm() < 0.02 * exact.norm()

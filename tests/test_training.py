@@ -35,6 +35,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lens.checkpoints import load_state
 from lens.cli import CONFIGS
 from lens.position import round_of_questions
+from lens.stored import FAILURE
 
 STEP_METRICS = {
     "train/global_step",
@@ -293,6 +294,7 @@ def test_every_objective_trains(pupil, logs, tmp_path):
 RESUMED = {
     "a round a step": ({}, ["objective=lens"], 2),
     "with compiled layers": ({"torch_compile": "true"}, [], 2),
+    "in mixed precision": ({"autocast": "bfloat16"}, ["objective=lens"], 2),
     "in the middle of a round": ({"num_prompts_per_rollout": 16}, ["evaluation.every=1"], 1),
     "over the end of an epoch, with random numbers": (
         {"num_prompts_per_rollout": 8, "learning_rate": 1e-3},
@@ -631,5 +633,7 @@ def test_an_entropy_over_the_limit_stops_the_run_with_a_checkpoint(pupil, logs, 
     assert result.code == 1, result.stderr
     assert re.match(r"failed: step 1: entropy 0\.\d+ > trainer.max_entropy=1e-06; to go on: ", result.one_line())
     assert load_state(folder / "checkpoints" / "step_000001")["step"] == 1
+    assert re.fullmatch(r"step 1: entropy 0\.\d+ > trainer.max_entropy=1e-06\n", (folder / FAILURE).read_text())
     rest = run(*command, "resume=must", folder=logs)
     assert rest.code == 0, rest.stderr
+    assert not (folder / FAILURE).exists()

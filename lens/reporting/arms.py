@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
+from lens.cli import NOT_HASHED
 from lens.errors import ConfigError
 from lens.reporting.runs import Run, load_run, unfinished, walk, without_rhythm
 
-NOT_COMPARED = ("seed", "outputs", "tracking", "resume", "check_golds")
+NOT_COMPARED = ("seed", *NOT_HASHED)
 SETTING = ("model", "dataset", "evaluation")  # the groups that decide what can be compared with what
-NAMED_SEEDS = 8  # of those without a run
+NAMED = 8  # of what is too much to be named
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,17 @@ class Arm:
 
     @property
     def seeds(self) -> list[int]:
+        """Of its runs, ascending."""
         return [run.seed for run in self.runs]
 
     @property
     def experiment(self) -> str:
+        """That of its runs."""
         return self.runs[0].experiment
 
     @property
     def setting(self) -> str:
+        """That of its runs: see `Run.setting`."""
         return self.runs[0].setting
 
     def final(self) -> pd.DataFrame:
@@ -73,7 +78,7 @@ def load_arms(folders: Sequence[Path]) -> tuple[list[Arm], list[str]]:
             else:
                 try:
                     runs.append(load_run(found))
-                except (OSError, ValueError, KeyError, IndexError, OmegaConfBaseException) as error:
+                except (OSError, ValueError, KeyError, IndexError, YAMLError, OmegaConfBaseException) as error:
                     told = " ".join(str(error).split())[:200]
                     oddities.append(f"{found}: cannot be read ({type(error).__name__}: {told}), left out")
     if not runs:
@@ -181,7 +186,7 @@ def missing_seeds(arms: Sequence[Arm]) -> list[str]:
     for arm in arms:
         seeds = {seed for other in arms if other.experiment == arm.experiment for seed in other.seeds}
         if missing := sorted(seeds - set(arm.seeds)):
-            named = ", ".join(map(str, missing[:NAMED_SEEDS])) + (", …" if len(missing) > NAMED_SEEDS else "")
+            named = shortened(map(str, missing))
             lines.append(f"{arm.label}: no finished run with seed {named} ({len(missing)} of {len(seeds)} seeds)")
     return lines
 
@@ -191,44 +196,58 @@ def apart(arms: Sequence[Arm], setting: str) -> str:
     members = [arm for arm in arms if arm.setting == setting]
     a, b = ({key: run.config.get(key) for key in SETTING} for run in (arms[0].runs[0], members[0].runs[0]))
     differing = [key for key in differing_keys(a, b) if key != "evaluation.every"]
-    folders = [run.folder for arm in members for run in arm.runs]
-    named = ", ".join(map(str, folders[:NAMED_SEEDS])) + (", …" if len(folders) > NAMED_SEEDS else "")
+    named = shortened(str(run.folder) for arm in members for run in arm.runs)
     return f"{title_of(members)}: reported apart from {title_of(arms[:1])}, as {differing} differ ({named})"
 
 
 def check_evaluations(runs: Sequence[Run], where: str) -> None:
     """Raises ConfigError where runs of one experiment on one model and dataset were evaluated differently."""
     first: dict[str, Run] = {}
+    found = []
     for run in runs:
         asked = json.dumps([run.experiment, run.config.get("model"), run.config.get("dataset")], sort_keys=True)
         other = first.setdefault(asked, run)
         a, b = without_rhythm(other.evaluation), without_rhythm(run.evaluation)
         if differing := differing_keys(a, b, "evaluation."):
-            raise ConfigError("runs", where, f"runs of one evaluation; {run.folder} and {other.folder}: {differing}")
+            found.append(f"{run.folder} and {other.folder} differ in {differing}")
+    refuse(where, "runs of one evaluation", found)
 
 
 def check_problems(arms: Sequence[Arm], where: str) -> None:
     """Raises ConfigError where the last evaluations of a setting's runs did not ask the same problems."""
-    first = arms[0].runs[0]
+    first, found = arms[0].runs[0], []
     for run in (run for arm in arms for run in arm.runs):
         a, b = (r.problems[["set", "id", "n"]].reset_index(drop=True) for r in (first, run))
         if not a.equals(b):
-            different = len(set(map(tuple, a.to_numpy())) ^ set(map(tuple, b.to_numpy())))
-            valid = f"runs evaluated on the same problems; {run.folder} and {first.folder} differ in {different} rows"
-            raise ConfigError("runs", where, valid)
+            different = sorted(set(map(tuple, a.to_numpy())) ^ set(map(tuple, b.to_numpy())))
+            ids = shortened(dict.fromkeys(str(name) for _, name, _ in different))
+            found.append(f"{run.folder} and {first.folder} differ in {len(different)} rows ({ids})")
+    refuse(where, "runs evaluated on the same problems", found)
 
 
 def check_arm(arm: Arm) -> None:
     """Raises ConfigError where the runs of an arm differ in more than their seed, or repeat one."""
-    first = arm.runs[0]
+    first, found = arm.runs[0], []
     for run in arm.runs[1:]:
         if differing := differing_keys(first.config, run.config):
-            valid = f"runs that differ in their seed alone; {run.folder} and {first.folder} differ in {differing}"
-            raise ConfigError("runs", arm.label, valid)
+            found.append(f"{run.folder} and {first.folder} differ in {differing}")
+    refuse(arm.label, "runs that differ in their seed alone", found)
     if len(set(arm.seeds)) < len(arm.seeds):
         twice = sorted({seed for seed in arm.seeds if arm.seeds.count(seed) > 1})
         folders = ", ".join(str(run.folder) for run in arm.runs if run.seed in twice)
         raise ConfigError("runs", arm.label, f"one run a seed; seeds {twice} occur again in {folders}")
+
+
+def refuse(value: str, valid: str, found: Sequence[str]) -> None:
+    """Raises ConfigError with what was found, if anything was."""
+    if found:
+        raise ConfigError("runs", value, f"{valid}; {shortened(found, '; ')}")
+
+
+def shortened(names: Iterable[str], between: str = ", ") -> str:
+    """The first few of many, and that there are more."""
+    names = list(names)
+    return between.join(names[:NAMED]) + (f"{between}… ({len(names)})" if len(names) > NAMED else "")
 
 
 def differing_keys(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[str]:

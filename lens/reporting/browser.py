@@ -21,7 +21,7 @@ from lens.reporting.arms import Arm
 from lens.reporting.runs import Run
 from lens.stored import read_answers, stored_answers
 
-# An answer is a list in this order, which spares the page the names ten thousand times; page.js names them alike.
+# An answer is a list in this order, which spares the page the names ten thousand times.
 FIELDS = (
     "sample",
     "verdict",

@@ -257,15 +257,15 @@ def panels_of(
 
 
 def draw_arms(axes: plt.Axes, arms: Sequence[Arm], curves: Sequence[Curve], *, marked: bool = False) -> None:
-    """A line and a 95 % band for each arm."""
+    """A line and a 95 % band for each arm; beyond eight, colors come again with other dashes and markers."""
     for number, (arm, (x, mean, half)) in enumerate(zip(arms, curves, strict=True)):
         color = COLORS[number % len(COLORS)]
         axes.plot(
             x,
             mean,
             color=color,
-            linestyle=DASHES[number % len(DASHES)],
-            marker=MARKERS[number % len(MARKERS)] if marked else None,
+            linestyle=DASHES[(number + number // len(COLORS)) % len(DASHES)],
+            marker=MARKERS[(number + number // len(COLORS)) % len(MARKERS)] if marked else None,
             markersize=3.2,
             markerfacecolor="white" if number % 2 else color,
             linewidth=1.2,

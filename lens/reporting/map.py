@@ -98,6 +98,7 @@ def is_lens(arm: Arm) -> bool:
 
 
 def alpha_of(arm: Arm) -> float | None:
+    """Its objective's alpha, if that has one."""
     return arm.runs[0].config.get("objective", {}).get("alpha")
 
 
@@ -131,7 +132,7 @@ def plot_map(axes: plt.Axes, table: pd.DataFrame, column: str) -> None:
             place,
             xerr=cell.half_width,
             color=color,
-            marker=MARKERS[number % len(MARKERS)],
+            marker=MARKERS[(number + number // len(COLORS)) % len(MARKERS)],
             markersize=4,
             markerfacecolor="white" if cell.verdict == "undecided" else color,
             elinewidth=1.8,

@@ -126,9 +126,10 @@ def machines(arms: Sequence[Arm]) -> list[str]:
     lines = []
     for run in (run for arm in arms for run in arm.runs):
         file = run.folder / "provenance.json"
-        if not file.exists():
+        try:
+            told = json.loads(file.read_text())
+        except (OSError, ValueError):  # a run from before there was one, or a damaged one
             continue
-        told = json.loads(file.read_text())
         machine, git = told["machine"], told["git"]
         source = (
             f"commit {git['commit'][:10]}{' with changes' if git['dirty'] else ''}" if git["commit"] else "no commit"

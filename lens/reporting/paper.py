@@ -6,17 +6,23 @@ pass@k in percent. Table 1 is the mean of two runs, tables 2 and 3 are one run e
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
-from lens.reporting.arms import Arm
+from lens.reporting.arms import NOT_COMPARED, Arm
 from lens.reporting.statistics import Estimate
 
 KS = (1, 2, 4, 8, 16)
 LLAMA, QWEN = "Llama-3.1-8B-Instruct", "Qwen-2.5-3B-Base"
 MISSING = "missing"
+# Keys that may be given on the command line of a run of the paper's.
+UNCHANGED = re.compile(
+    rf"experiment|objective|model\.name_or_path|(dataset|evaluation)\..*path|(sampler|hydra)([./].*)?"
+    rf"|trainer\.(max_tokens_per_microbatch|gradient_checkpointing|torch_compile)|({'|'.join(NOT_COMPARED)})([./].*)?"
+)
 
 
 @dataclass(frozen=True)
@@ -103,14 +109,20 @@ def beside_paper(table: PaperTable, arms: Sequence[Arm]) -> pd.DataFrame:
 def our_numbers(row: Row, arms: Sequence[Arm]) -> dict[int, Estimate]:
     """pass@k on MATH's test split of our runs of a published row; nothing where there are none.
 
-    A run with other values than the experiment's is another arm, and none of this row.
+    A run in which anything was changed that decides results, its model among it, is none of this row.
     """
     for arm in arms:
-        if arm.experiment == row.experiment and arm.variant == row.objective:
+        if arm.experiment == row.experiment and arm.runs[0].objective == row.objective and is_unchanged(arm):
             final = 100 * arm.final()
             columns = {k: f"eval/math/pass@{k}" for k in KS}
             return {k: Estimate.over(final[name]) for k, name in columns.items() if name in final}
     return {}
+
+
+def is_unchanged(arm: Arm) -> bool:
+    """Whether all that was typed beside experiment and objective is the seed, where files lie, or how fast it goes."""
+    keys = {override.lstrip("+~").partition("=")[0] for run in arm.runs for override in run.overrides}
+    return all(UNCHANGED.fullmatch(key) for key in keys)
 
 
 def has_runs(arms: Sequence[Arm]) -> bool:

@@ -14,6 +14,7 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from lens.evaluation import pass_at_ks
+from lens.stored import FAILURE
 
 NOT_RUNS = ("report", "wandb")  # folders beside runs that this package and W&B make
 
@@ -31,10 +32,12 @@ class Run:
 
     @property
     def objective(self) -> str:
+        """Its option of the config group."""
         return self.choices["objective"]
 
     @property
     def experiment(self) -> str:
+        """Its option of the config group, or that there is none."""
         return self.choices.get("experiment") or "no experiment"
 
     @cached_property
@@ -94,7 +97,8 @@ def walk(folder: Path, seen: set[str]) -> Iterator[Path | str]:
 def unfinished(folder: Path) -> str | None:
     """Why a run folder is left out, or None."""
     if not (folder / "summary.json").exists():
-        return "not finished"
+        failure = folder / FAILURE
+        return f"not finished ({failure.read_text().strip()})" if failure.exists() else "not finished"
     for name in ("metrics.jsonl", ".hydra/config.yaml", ".hydra/hydra.yaml"):
         if not (folder / name).exists():
             return f"not whole (no {name})"
@@ -102,14 +106,19 @@ def unfinished(folder: Path) -> str | None:
 
 
 def load_run(folder: Path) -> Run:
-    """One finished run, with its metrics and its last evaluation read."""
+    """One finished run; what reports read of it is read, so that one that cannot be read fails here.
+
+    Raises:
+        OSError, ValueError, KeyError, IndexError, yaml.YAMLError, OmegaConfBaseException: a file is damaged.
+    """
     config = OmegaConf.load(folder / ".hydra" / "config.yaml")
     hydra = OmegaConf.load(folder / ".hydra" / "hydra.yaml").hydra
     plain = OmegaConf.to_container(config, resolve=False)
     evaluation = OmegaConf.to_container(config.evaluation, resolve=True)
     choices = OmegaConf.to_container(hydra.runtime.choices)
     run = Run(folder, choices, list(hydra.overrides.task), plain["seed"], plain, evaluation)
-    _ = run.problems  # a run whose files cannot be read fails here
+    run.evaluated_at(run.evaluations.index[0])
+    run.problems, run.answers()
     return run
 
 

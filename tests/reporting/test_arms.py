@@ -24,6 +24,7 @@ def test_an_arm_is_called_by_what_sets_it_apart(tmp_path):
 
 def test_labels_leave_out_what_changes_no_result():
     overrides = ["objective=lens", "seed=1", "outputs=/x", "tracking.wandb.mode=offline", "experiment=demo"]
+    overrides += ["jobs=1", "profile=true"]
     assert label_of("lens", overrides) == "lens"
     assert label_of("lens", [*overrides, "objective.alpha=1", "trainer.beta=0.1"]) == "lens alpha=1 beta=0.1"
 
@@ -71,6 +72,32 @@ def test_configs_differ_in_what_decides_results():
 
 
 # --- what is odd -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("evaluations/step_000000.parquet", b"PAR1"),
+        ("evaluations/step_000020_completions.parquet", b"PAR1"),
+        (".hydra/config.yaml", b"seed: [1"),
+        (".hydra/hydra.yaml", b""),
+        ("metrics.jsonl", b""),
+    ],
+)
+def test_a_run_of_which_a_file_is_damaged_is_left_out(runs, file, content):
+    (runs / "lens-1" / file).write_bytes(content)
+    arms, oddities = load_arms([runs])
+    assert [(arm.label, arm.seeds) for arm in arms] == [("grpo", [0, 1, 2, 3]), ("lens", [0, 2, 3])]
+    assert oddities[0].startswith(f"{runs / 'lens-1'}: cannot be read (")
+
+
+def test_all_that_is_not_alike_is_listed(runs):
+    others = [make_run(runs / f"other{n}", "grpo", 9 + n, config={"trainer": {"max_steps": n}}) for n in range(10)]
+    with pytest.raises(ConfigError) as error:
+        load_arms([runs])
+    assert str(error.value).count("differ in ['trainer.max_steps']") == 8
+    assert all(str(folder) in str(error.value) for folder in others[:8])
+    assert str(error.value).endswith("… (10)")
 
 
 def test_everything_odd_is_named_and_left_out(runs, tmp_path):

@@ -17,6 +17,7 @@ from lens.reporting.figures import over_seeds
 from lens.reporting.report import report
 from lens.reporting.tables import accuracy_table, difference_table, gain_table, reported_parts
 from lens.reporting.terminal import show_table
+from lens.stored import FAILURE
 
 
 def accuracies(runs: Path, objective: str, levels: set[int], k: int, step: int = 20) -> np.ndarray:
@@ -181,6 +182,28 @@ def test_several_folders_make_one_report_and_evaluations_are_no_runs(tmp_path):
     arms, oddities = load_arms([tmp_path / "grpo", tmp_path / "lens"])
     assert [arm.label for arm in arms] == ["grpo", "lens"]
     assert oddities == []
+
+
+def test_a_report_names_what_is_odd_and_its_tables_are_those_of_the_rest(runs, tmp_path, capsys):
+    whole = report([runs], "grpo", tmp_path / "whole", completions=0)
+    half = make_run(runs / "lens-8", "lens", 8)
+    (half / "summary.json").unlink()
+    ended = make_run(runs / "lens-9", "lens", 9)
+    (ended / "summary.json").unlink()
+    (ended / FAILURE).write_text("step 3: entropy 0.9 > trainer.max_entropy=0.6\n")
+    (make_run(runs / "else", "grpo", 0, choices={"experiment": "else"}, config={"model": {"name_or_path": "x"}}))
+    (runs / "lens-0" / "provenance.json").write_text("{")
+    (tmp_path / "empty").mkdir()
+    capsys.readouterr()
+    report([runs, tmp_path / "empty"], "grpo", tmp_path / "odd", completions=0)
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert f"note: {half}: not finished, left out" in notes
+    assert f"note: {ended}: not finished (step 3: entropy 0.9 > trainer.max_entropy=0.6), left out" in notes
+    assert f"note: {tmp_path / 'empty'}: empty" in notes
+    assert any("else · tiny · arithmetic: reported apart" in note for note in notes)
+    for table in ("accuracy", "difference", "signal"):
+        (same,) = (tmp_path / "odd").glob(f"no_experiment*/{table}.csv")
+        assert same.read_text() == (whole.parent / f"{table}.csv").read_text()
 
 
 def test_an_unknown_baseline_is_refused_before_anything_is_written(runs, tmp_path):
