@@ -56,7 +56,7 @@ def restore_random_states(states: dict[str, Any]) -> None:
     name, keys, position, has_gauss, cached = states["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
     torch.set_rng_state(states["torch"])
-    torch.cuda.set_rng_state_all(states["cuda"])
+    torch.cuda.set_rng_state_all(states["cuda"][: torch.cuda.device_count()])
 
 
 def save(
@@ -221,6 +221,8 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
     """
     try:
         sums = json.loads((checkpoint / CHECKSUMS_FILE).read_text())
+        if STATE_FILE not in sums:
+            raise ValueError(f"{CHECKSUMS_FILE} says nothing of {STATE_FILE}")
         damaged = [name for name, value in sums.items() if checksum(checkpoint / name) != value]
     except (OSError, ValueError, AttributeError) as error:
         valid = f"a whole checkpoint of a run, or the run's folder ({one_line(error)})"

@@ -182,6 +182,13 @@ def test_a_missing_or_cut_file_shows(saved, name):
         load_state(checkpoint)
 
 
+def test_checksums_that_say_nothing_are_none(saved):
+    _, checkpoint = saved
+    (checkpoint / CHECKSUMS_FILE).write_text("{}")
+    with pytest.raises(ConfigError, match=f"says nothing of {STATE_FILE}"):
+        load_state(checkpoint)
+
+
 def draws() -> list[float]:
     return [random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(1).item()]
 

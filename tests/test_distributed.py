@@ -13,10 +13,13 @@ import torch
 from command_line import Command, Result, environment, metrics_of, run, steps_in, training
 from safetensors.torch import load_file
 from test_update import LOSS, TOLERANCE, error, experience  # noqa: F401
+from torch.nn.utils.rnn import pad_sequence
 from vllm_engine import VLLM
 
 from lens.checkpoints import ADAPTER_FOLDER
+from lens.experience import Experience, weigh
 from lens.lora import WEIGHTS_FILE
+from lens.objectives import lens_advantages
 from lens.prompts import Prompt
 from lens.sampling.rollouts import Rollouts
 from lens.sharing import interleave
@@ -47,10 +50,14 @@ IN_BFLOAT16 = 0.01  # other micro-batches round otherwise
 @pytest.fixture(scope="module")
 def gradients(experience, tiny_folder, logs, tmp_path_factory) -> list[dict]:  # noqa: F811
     """What one process finds, and what two find together."""
+    return found_by(experience, tiny_folder, CASES, logs, tmp_path_factory.mktemp("gradients"))
+
+
+def found_by(experience: Experience, model: Path, cases: dict, logs: Path, folder: Path) -> list[dict]:  # noqa: F811
+    """Gradients of the same rollouts, by one process and by two."""
     found = []
     for processes in (1, 2):
-        folder = tmp_path_factory.mktemp("gradients")
-        job = {"experience": experience.state(), "model": str(tiny_folder), "cases": CASES}
+        job = {"experience": experience.state(), "model": str(model), "cases": cases}
         torch.save(job, folder / "job.pt")
         command = "tests/shared_gradient.py", folder
         result = Command(*command, folder=logs, real=True, processes=processes, env=PATHS).wait()
@@ -209,17 +216,50 @@ def test_an_evaluation_by_two_is_that_by_one(alone, logs, tmp_path):
     assert one == two
 
 
-def test_two_processes_sample_with_an_engine_each(command, logs, tmp_path):
+def test_two_processes_with_an_engine_each_are_killed_and_one_goes_on(command, logs, tmp_path):
     folder = tmp_path / "run"
-    keys = ["trainer.max_steps=4", "sampler.parity_every=1", f"hydra.run.dir={folder}"]
-    result = Command(*command, *VLLM, *keys, folder=logs, processes=2).wait()
-    assert result.code == 0, result.stderr
+    command = [*command, *VLLM, "sampler.parity_every=1", "trainer.beta=0", f"hydra.run.dir={folder}"]
+    running = Command(*command, folder=logs, processes=2)
+    running.wait_until(lambda: (folder / "checkpoints" / "step_000002").exists())
+    running.signal(signal.SIGKILL)
+    running.wait()
+    assert steps_in(folder) < STEPS
+    rest = run(*command, "resume=must", folder=logs)
+    assert rest.code == 0, rest.stderr
     lines = [line for line in metrics_of(folder) if "reward" in line]
-    assert len(lines) == 4
+    assert [line["train/global_step"] for line in lines] == list(range(1, STEPS + 1))
     assert all(0 < line["sampling/logp_difference_max"] < 1e-3 for line in lines)
     rows = pd.read_parquet(folder / "rollouts" / "step_000001.parquet")
-    assert len(rows) == 8 * 4
-    assert rows["problem_id"].nunique() == 8
+    assert (len(rows), rows["problem_id"].nunique()) == (8 * 4, 8)
+
+    rows = pd.read_parquet(sorted((folder / "rollouts").iterdir())[-1])
+    checkpoint = folder / "checkpoints" / f"step_{STEPS:06d}"
+    cases = {dtype: (dtype, asdict(replace(LOSS, temperature=1.0))) for dtype in TOLERANCE}
+    one, two = found_by(stored_experience(rows), checkpoint, cases, logs, tmp_path)
+    for dtype, tolerance in TOLERANCE.items():
+        assert one[dtype]["gradient"].norm() > 0
+        assert error(two[dtype]["gradient"], one[dtype]["gradient"]) < tolerance
+
+
+def stored_experience(rows: pd.DataFrame) -> Experience:
+    """Stored answers of groups of four, weighed by LENS."""
+    ids, logprobs = (
+        pad_sequence([torch.tensor(row) for row in rows[name]], batch_first=True)
+        for name in ("completion_ids", "logprobs")
+    )
+    rollouts = Rollouts(
+        prompts=[
+            Prompt(name, tuple(map(int, ids))) for name, ids in zip(rows["problem_id"], rows["prompt_ids"], strict=True)
+        ][::4],
+        num_generations=4,
+        completion_ids=ids,
+        logprobs=logprobs.float(),
+        lengths=torch.tensor(rows["length"].to_numpy()),
+        finish_reasons=list(rows["finish_reason"]),
+        texts=list(rows["text"]),
+    )
+    verdicts = list(rows["verdict"])
+    return weigh(rollouts, [None] * (len(rows) // 4), verdicts, lens_advantages, old_from="sampler")
 
 
 def test_a_number_of_processes_that_does_not_divide_the_questions_is_refused(command, logs, tmp_path):

@@ -33,12 +33,14 @@ class Section:
         tables: those that are open.
         accuracy: by level; folded. None: no such table.
         figures: what each shows -> its PNG.
+        is_wide: whether they are two columns wide.
     """
 
     title: str
     tables: Sequence[Captioned]
     accuracy: Captioned | None
     figures: dict[str, Path]
+    is_wide: bool = False
 
 
 def write_page(
@@ -70,6 +72,7 @@ def write_page(
                 "title": section.title,
                 "tables": [(caption, cells_of(table)) for caption, table in section.tables],
                 "accuracy": section.accuracy and (section.accuracy[0], cells_of(section.accuracy[1])),
+                "is_wide": section.is_wide,
                 "figures": [(title, base64.b64encode(p.read_bytes()).decode()) for title, p in section.figures.items()],
             }
             for section in sections

@@ -96,7 +96,9 @@ def report(runs: Sequence[Path], baseline: str | None, target: Path, *, completi
         caption, figure = MAP.format(baseline), draw_map(mapped, target / "map_of_differences")
         show_table(caption, mapped)
         write_table(mapped, caption, target / "map")
-        sections.insert(0, Section("Map", [(caption, mapped)], None, {"Differences, cell by cell": figure}))
+        sections.insert(
+            0, Section("Map", [(caption, mapped)], None, {"Differences, cell by cell": figure}, is_wide=True)
+        )
         files += [listed("tables", target, ["map"], "csv,md,tex"), listed("figures", target, [figure], "png,pdf")]
 
     results = results_table(settings)

@@ -17,8 +17,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from command_line import make_pupil, run, training
 from run_folders import SKILL, TEXTS, G, add_rollouts, make_run
 
+from lens.replay import kinds_of
 from lens.reporting.report import report
 
 MATHML = [
@@ -140,6 +142,32 @@ def test_the_numbers_on_the_screen_are_those_of_the_parquet(chromium, reported):
                 assert grpo == "0"
 
 
+def test_the_counts_on_the_screen_are_those_of_the_parquet(chromium, reported):
+    """Groups and negative ones of each level; of each group how many are right, and how sure the surest wrong is."""
+    runs, page = reported
+    stored = pd.read_parquet(runs / "lens" / "rollouts" / "step_000011.parquet")
+    kinds = dict(zip(stored["problem_id"].unique(), kinds_of(stored), strict=True))
+    stored["level"] = stored["level"].astype(object).where(stored["level"].notna(), "none").astype(str)
+    levels = stored.groupby("problem_id")["level"].first()
+    for level, problems in levels.groupby(levels):
+        chromium.open(page, f"#groups/1/11/{level}")
+        shown = chromium.text(f".level[data-level='{level}']")
+        numbers = [int(text) for text in re.findall(r"\d+", shown.removeprefix(f"Level {level}"))]
+        assert numbers == [len(problems), sum(kinds[problem] == "negative" for problem in problems.index)]
+        listed = chromium.run(
+            "return [...document.querySelectorAll('.group')].map(node => [node.dataset.group,"
+            " node.querySelector('.kind').textContent, node.querySelector('small').textContent])"
+        )
+        assert {problem for problem, _, _ in listed} == set(problems.index)
+        for problem, kind, told in listed:
+            group = stored[stored["problem_id"] == problem]
+            wrong = group[group["verdict"].isin(["incorrect", "no_answer"])]
+            assert kind == kinds[problem]
+            assert told.startswith(f"{(group['verdict'] == 'correct').sum()} of {G} right")
+            if len(wrong):
+                assert float(told.split("surest wrong ")[1]) == pytest.approx(wrong["confidence"].max(), rel=6e-3)
+
+
 def test_what_a_model_wrote_stays_text(chromium, reported):
     runs, page = reported
     stored = pd.read_parquet(runs / "grpo" / "rollouts" / "step_000001.parquet")
@@ -167,14 +195,30 @@ def test_latex_is_readable(chromium, reported, source, tag, text):
         assert re.sub(r"[\s\u00a0]+", "", found[1]) == re.sub(r"[\s\u00a0]+", "", text)
 
 
-def test_ten_thousand_answers_are_quick(chromium, tmp_path):
-    """Answers of about 1,500 characters: opening the page, and clicking on a level, a group and an answer."""
+def made_up(folder: Path) -> None:
+    """Answers of about 1,500 characters."""
     for objective in SKILL:
-        folder = make_run(tmp_path / "runs" / objective, objective, 0)
-        add_rollouts(folder, objective, steps=(1, 5, 9, 13, 17), questions=250)
-        for file in (folder / "rollouts").iterdir():
+        made = make_run(folder / objective, objective, 0)
+        add_rollouts(made, objective, steps=(1, 5, 9, 13, 17), questions=250)
+        for file in (made / "rollouts").iterdir():
             rows = pd.read_parquet(file)
             rows.assign(text=(rows["text"] + r" so $x_{1} = \frac{2}{3}$, and then").str.repeat(30)).to_parquet(file)
+
+
+def real(folder: Path) -> None:
+    """Answers of two runs of a small model, of twenty steps each."""
+    pupil = make_pupil(folder.parent)
+    sizes = {"max_steps": 20, "num_prompts_per_rollout": 20, "num_prompts_per_step": 20, "num_generations": 13}
+    for objective in SKILL:
+        given = (f"objective={objective}", "evaluation.every=0", f"hydra.run.dir={folder / objective}")
+        result = run(*training(pupil, folder.parent, *given, **sizes), folder=folder.parent / "logs")
+        assert result.code == 0, result.stderr
+
+
+@pytest.mark.parametrize("answers_of", [made_up, real])
+def test_ten_thousand_answers_are_quick(chromium, tmp_path, answers_of):
+    """Opening the page, and clicking on a level, a group and an answer."""
+    answers_of(tmp_path / "runs")
     page = report([tmp_path / "runs"], "grpo", tmp_path / "report", completions=10000)
     chromium.open(page)
     opened = chromium.run("return performance.getEntriesByType('navigation')[0].domComplete")
@@ -183,8 +227,13 @@ def test_ten_thousand_answers_are_quick(chromium, tmp_path):
         "  const start = performance.now(); document.querySelector(selector).click();"
         "  document.body.getBoundingClientRect(); spent.push(performance.now() - start); } return spent"
     )
-    answers = sum(len(pd.read_parquet(f, columns=["sample"])) for f in (tmp_path / "runs").glob("*/rollouts/*.parquet"))
-    assert answers == 10000
+    index = chromium.run("return JSON.parse(document.getElementById('browser-index').textContent)")
+    answers = chromium.run(
+        "return arguments[0].flatMap(key => JSON.parse(document.getElementById(key).textContent))"
+        ".reduce((sum, group) => sum + group.answers.length, 0)",
+        [step["key"] for each in index["runs"] for step in each["steps"]],
+    )
+    assert 9000 < answers <= 10000
     told = f"{page.stat().st_size / 1e6:.1f} MB; opened in {opened:.0f} ms; clicks {[round(t) for t in times]} ms"
     print(told)
     assert opened < 5000, told
