@@ -30,7 +30,7 @@ POINTS = {
     "writing the first checkpoint": "torch:save:1",
     "writing another checkpoint": "lens.checkpoints:flush_to_disk:13",
     "before the checkpoint has its name": "pathlib:Path.rename:2",
-    "dropping the old checkpoint": "lens.checkpoints:drop:4",
+    "dropping the old checkpoint": "lens.checkpoints:drop:1",
     "before W&B is fed": "lens.tracking:Tracker.commit:2",
     "before the summary": "lens.tracking:Tracker.finish:1",
 }

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from matplotlib.ticker import MaxNLocator
 from omegaconf import DictConfig, OmegaConf
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -161,5 +162,6 @@ def draw_scaling(rows: Sequence[Row], path: Path) -> Path:
                     )
                 panel.set(xlim=(0, None), ylim=(0, None), ylabel=unit)
             panels[1][column].set_xlabel(AXES[axis])
+            panels[1][column].xaxis.set_major_locator(MaxNLocator(6, integer=True))
         panels[0][0].legend(fontsize=7)
         return save(figure, path)
