@@ -94,6 +94,10 @@ REFUSED = {
         given="+evaluation.sets.dapo.source=dapo +evaluation.sets.dapo.path={dapo}",
         real=True,
     ),
+    "a set without a source": bad(
+        "evaluation.sets.math.source=None: must be one of math", given="+evaluation.sets.math.size=60"
+    ),
+    "problems without a source": bad("dataset.dapo.source=None: must be one of math", given="+dataset.dapo.size=60"),
     "no such file": bad(
         "evaluation.sets.dapo.path='{absent}'",
         given="+evaluation.sets.dapo.source=dapo +evaluation.sets.dapo.path={absent}",

@@ -17,7 +17,9 @@ log = logging.getLogger(__name__)
 
 def load_evaluation_sets(sets: Mapping[str, Mapping[str, Any]]) -> dict[str, Dataset]:
     """The evaluation sets of a config, by name; each is given by the arguments of ``load_problems``."""
-    return {name: load_problems(**node, key=f"evaluation.sets.{name}") for name, node in sets.items()}
+    return {
+        name: load_problems(**{"source": None, **node}, key=f"evaluation.sets.{name}") for name, node in sets.items()
+    }
 
 
 def load_mixture(
@@ -56,7 +58,11 @@ def load_mixture(
 
     pools, parts = {}, {}
     for name, node in sources.items():
-        arguments = {"path": None, "split": None, "size": None, "seed": seed, **node, "key": f"dataset.{name}"}
+        arguments = dict.fromkeys(("source", "path", "split", "size")) | {
+            "seed": seed,
+            **node,
+            "key": f"dataset.{name}",
+        }
         pools[name] = load_pool(**arguments)
         choice = {argument: arguments[argument] for argument in ("size", "seed", "key")}
         parts[name] = draw(pools[name], **choice, exclude=exclude)
