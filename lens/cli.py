@@ -11,7 +11,9 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import datetime
@@ -37,6 +39,7 @@ HALF_MADE = {".hydra"}  # what Hydra itself puts into a run folder, beside the l
 BAD_CONFIG = (ConfigError, HydraException, OmegaConfBaseException)
 SAYS = {FAILED: "failed", BAD_INPUT: "error", INTERRUPTED: "stopped"}
 STARTED = [datetime.now()]
+FIRST_SPEAKS_WITHIN = 30  # seconds in which the first of several processes comes to the same error
 ONE_OF = ("run", "multirun", "cfg", "info", "shell_completion")  # Hydra's options that say what to do
 
 
@@ -174,7 +177,11 @@ def options_first(arguments: list[str]) -> list[str]:
 def fail(message: str, code: int = BAD_INPUT) -> None:
     """Print one line, once for all processes, and exit."""
     close_open_bars()
-    if rank() == 0:
+    if rank() > 0 and code != INTERRUPTED:
+        # torchrun ends all at the first that exits: that has to be the one that speaks.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(FIRST_SPEAKS_WITHIN)
+    elif rank() == 0:
         print(f"{SAYS[code]}: {message}", file=sys.stderr)
     sys.exit(code)
 

@@ -307,8 +307,11 @@ def test_a_job_of_which_a_process_fails_is_named(command, logs, tmp_path):
     assert len(list(tmp_path.glob("sweeps/tiny/*/summary.json"))) == 1
 
 
-def test_a_sweep_under_torchrun_is_refused(command, logs, tmp_path):
-    result = Command(*sweeping(command, tmp_path), folder=logs, processes=2).wait()
+def test_a_sweep_under_torchrun_is_refused_by_the_first_though_it_comes_last(command, logs, tmp_path):
+    late = "import os, time\nif os.environ.get('RANK') == '0':\n    time.sleep(8)\n"
+    (tmp_path / "sitecustomize.py").write_text(late)
+    env = environment(PYTHONPATH=str(tmp_path))
+    result = Command(*sweeping(command, tmp_path), folder=logs, processes=2, env=env).wait()
     (error,) = errors_of(result)
     assert error.startswith("error: --multirun: not under torchrun; hydra.launcher.processes_per_job=N")
 
