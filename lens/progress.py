@@ -12,7 +12,7 @@ from tqdm import tqdm
 tqdm.set_lock(threading.RLock())
 
 
-def progress_bar(total: int, *, unit: str = "step", **options: Any) -> tqdm:
+def progress_bar(total: int | None, *, unit: str = "step", **options: Any) -> tqdm:
     """A progress bar with the time left; where nobody watches it, in a log file, it writes a line in 30 seconds.
 
     There a bar inside another does not move the cursor to a line of its own.

@@ -45,23 +45,28 @@ class SweepProgress(Callback):
         self._watcher.join()
 
     def _watch(self, config: DictConfig, started: float) -> None:
-        jobs = count_jobs(config)
-        with progress_bar(jobs * config.trainer.max_steps, desc=f"{jobs} runs") as bar:
+        jobs, steps = plan_of(config)
+        with progress_bar(steps, desc=f"{jobs} runs") as bar:
             over = False
             while not over:
                 over = self._over.wait(POLL_SECONDS)
                 bar.update(steps_done(Path(config.hydra.sweep.dir), since=started) - bar.n)
 
 
-def count_jobs(config: DictConfig) -> int:
-    """How many jobs the sweep's overrides expand to, those of hydra.sweeper.params included."""
+def plan_of(config: DictConfig) -> tuple[int, int | None]:
+    """The jobs that a sweep's overrides expand to, those of hydra.sweeper.params included, and the steps of them all."""
     parser = OverridesParser.create()
-    swept = {}
+    given = {}
     for key, values in (config.hydra.sweeper.get("params") or {}).items():
-        swept[key] = parser.parse_override(f"{key}={values}")
+        given[key] = parser.parse_override(f"{key}={values}")
     for override in parser.parse_overrides(list(config.hydra.overrides.task)):
-        swept[override.key_or_group] = override
-    return math.prod(sum(1 for _ in o.sweep_iterator()) for o in swept.values() if o.is_sweep_override())
+        given[override.key_or_group] = override
+    values = {key: list(o.sweep_iterator()) if o.is_sweep_override() else [o.value()] for key, o in given.items()}
+    jobs = math.prod(map(len, values.values()))
+    lengths = values.get("trainer.max_steps", [config.trainer.max_steps])
+    if not all(isinstance(steps, int) for steps in lengths):
+        return jobs, None  # which the jobs will refuse
+    return jobs, jobs * sum(lengths) // len(lengths)
 
 
 def steps_done(folder: Path, since: float) -> int:

@@ -16,7 +16,7 @@ from command_line import Command, metrics_of, read_wandb, run, training, wait_un
 from omegaconf import DictConfig, OmegaConf
 
 from lens.cli import config_hash
-from lens.sweeps import count_jobs, last_step, steps_done
+from lens.sweeps import last_step, plan_of, steps_done
 
 JOBS = [(objective, seed) for objective in ("grpo", "lens") for seed in (0, 1)]
 
@@ -331,25 +331,30 @@ def test_a_sweep_that_was_killed_ends_with_the_same_tables(pupil, logs, tmp_path
 
 
 def config_of(overrides: list[str], params: dict[str, str] | None = None) -> DictConfig:
-    return OmegaConf.create({"hydra": {"sweeper": {"params": params}, "overrides": {"task": overrides}}})
+    hydra = {"sweeper": {"params": params}, "overrides": {"task": overrides}}
+    return OmegaConf.create({"trainer": {"max_steps": 10}, "hydra": hydra})
 
 
 @pytest.mark.parametrize(
-    ("overrides", "params", "jobs"),
+    ("overrides", "params", "jobs", "steps"),
     [
-        (["seed=0,1", "objective=grpo,lens"], None, 4),
-        (["seed=3"], None, 1),
-        ([], None, 1),
-        (["seed=range(5)"], {}, 5),
-        (["experiment=demo"], {"objective": "grpo,lens,lens_strong", "seed": "range(5)"}, 15),
-        (["seed=0,1", "trainer.max_steps=3"], {"objective": "grpo,lens,lens_strong", "seed": "range(5)"}, 6),
-        (["seed=7"], {"objective": "grpo", "seed": "range(5)"}, 1),
-        (["+trainer.extra=1,2", "trainer.adam_betas=[0.9,0.95],[0.8,0.9]"], None, 4),
-        (["objective.scale_negative=null,1.0", "objective.alpha=0.25,1,4,16"], {"seed": "range(6)"}, 48),
+        (["seed=0,1", "objective=grpo,lens"], None, 4, 40),
+        (["seed=3"], None, 1, 10),
+        ([], None, 1, 10),
+        (["seed=range(5)"], {}, 5, 50),
+        (["experiment=demo"], {"objective": "grpo,lens,lens_strong", "seed": "range(5)"}, 15, 150),
+        (["seed=0,1", "trainer.max_steps=3"], {"objective": "grpo,lens,lens_strong", "seed": "range(5)"}, 6, 18),
+        (["seed=7"], {"objective": "grpo", "seed": "range(5)"}, 1, 10),
+        (["+trainer.extra=1,2", "trainer.adam_betas=[0.9,0.95],[0.8,0.9]"], None, 4, 40),
+        (["objective.scale_negative=null,1.0", "objective.alpha=0.25,1,4,16"], {"seed": "range(6)"}, 48, 480),
+        (["seed=range(3)"], {"trainer.max_steps": "240"}, 3, 720),
+        ([], {"trainer.max_steps": "75,85", "seed": "range(4)"}, 8, 640),
+        (["trainer.max_steps=5"], {"trainer.max_steps": "75,85", "seed": "range(4)"}, 4, 20),
+        (["trainer.max_steps=many,5"], {"seed": "range(4)"}, 8, None),
     ],
 )
-def test_jobs_are_counted_as_hydra_expands_them(overrides, params, jobs):
-    assert count_jobs(config_of(overrides, params)) == jobs
+def test_jobs_and_their_steps_are_counted_as_hydra_expands_them(overrides, params, jobs, steps):
+    assert plan_of(config_of(overrides, params)) == (jobs, steps)
 
 
 def test_steps_of_earlier_runs_are_not_counted(tmp_path):
