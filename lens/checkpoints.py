@@ -189,9 +189,8 @@ def prune(folder: Path, step: int, *, keep: int, best: int | None) -> None:
 
 
 def drop(checkpoint: Path) -> None:
-    """Remove a checkpoint, if it is there, so that a kill in the middle of it leaves no half of one."""
-    if checkpoint.exists():
-        shutil.rmtree(checkpoint.rename(checkpoint.with_name(f"{checkpoint.name}.dropped{UNFINISHED}")))
+    """Remove a checkpoint so that a kill in the middle of it leaves no half of one."""
+    shutil.rmtree(checkpoint.rename(checkpoint.with_name(f"{checkpoint.name}.dropped{UNFINISHED}")))
 
 
 def take_back(folder: Path) -> None:

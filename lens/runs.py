@@ -32,6 +32,7 @@ from lens.audit import count_all
 from lens.distributed import barrier, is_first, named_weights, shard, world_size
 from lens.errors import ConfigError, RunFailed
 from lens.evaluation import Evaluator, metrics_of, table_of
+from lens.files import replacing
 from lens.lora import add_adapters, check_adapters, load_adapters
 from lens.policy import check_layers, load_model
 from lens.problems import load_evaluation_sets
@@ -186,9 +187,8 @@ def store_config(config: DictConfig, folder: Path) -> None:
     hydra = HydraConfig.get()
     parts = {"config": config, "hydra": OmegaConf.create({"hydra": hydra}), "overrides": hydra.overrides.task}
     for name, part in parts.items():
-        file = folder / ".hydra" / f"{name}.yaml"
-        OmegaConf.save(part, file.with_suffix(".unfinished"))
-        file.with_suffix(".unfinished").replace(file)
+        with replacing(folder / ".hydra" / f"{name}.yaml") as unfinished:
+            OmegaConf.save(part, unfinished)
 
 
 def is_headline(name: str) -> bool:

@@ -23,6 +23,7 @@ from wandb.sdk import wandb_setup
 
 from lens.errors import ConfigError
 from lens.experience import Experience
+from lens.files import replacing
 from lens.wandb_files import lines_in_wandb, remembered_id
 
 log = logging.getLogger(__name__)
@@ -203,26 +204,23 @@ def cut_metrics(file: Path, lines: int) -> int:
     if not file.exists():
         return 0
     kept = file.read_text().splitlines(keepends=True)[:lines]
-    replacement = file.with_suffix(".unfinished")
-    replacement.write_text("".join(kept))
-    replacement.replace(file)
+    with replacing(file) as unfinished:
+        unfinished.write_text("".join(kept))
     return len(kept)
 
 
 def write_parquet(path: Path, frame: pd.DataFrame) -> None:
     """Write a parquet file beside its place and rename it there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    frame.to_parquet(unfinished, index=False)
-    unfinished.replace(path)
+    with replacing(path) as unfinished:
+        frame.to_parquet(unfinished, index=False)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write an indented JSON file beside its place and rename it there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(value, indent=2) + "\n")
-    unfinished.replace(path)
+    with replacing(path) as unfinished:
+        unfinished.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def provenance() -> dict[str, Any]:

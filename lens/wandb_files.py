@@ -12,6 +12,8 @@ from pathlib import Path
 from google.protobuf.message import DecodeError
 from wandb.proto.wandb_internal_pb2 import Record
 
+from lens.files import replacing
+
 BLOCK, HEADER, PART_HEADER = 32768, 7, 7  # bytes
 WHOLE, LAST = 1, 4  # types of a record's part; the others are its first and middle ones
 
@@ -21,9 +23,8 @@ def remembered_id(folder: Path) -> str:
     file = folder / "wandb" / "run_id"
     if not file.exists():
         file.parent.mkdir(exist_ok=True)
-        unfinished = file.with_suffix(".unfinished")
-        unfinished.write_text(secrets.token_hex(4))
-        unfinished.replace(file)
+        with replacing(file) as unfinished:
+            unfinished.write_text(secrets.token_hex(4))
     return file.read_text()
 
 

@@ -87,7 +87,7 @@ def test_the_setting_of_matrix_products_is_put_back():
     setting = torch.backends.mkldnn.matmul
     before = setting.fp32_precision
     packs = [(3, [2, 2])]
-    *inputs, _ = row_of(packs)
+    inputs = [values.bfloat16() for values in row_of(packs)[:3]]
     GroupAttention.apply(*inputs, Sharing.of(*zip(*packs, strict=True)).groups, 1.0, Scratch())
     assert setting.fp32_precision == before
 

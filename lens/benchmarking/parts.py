@@ -151,9 +151,10 @@ def measure_update(config: DictConfig) -> list[Row]:
     }
     try:
         check_layers(work.model, gradient_checkpointing=False, torch_compile=True)
-        arms["lens, torch.compile"] = partial(turn, batch, torch_compile=True)
     except ConfigError as error:
         log.warning("Left out, lens with torch.compile: %s", error)
+    else:
+        arms["lens, torch.compile"] = partial(turn, batch, torch_compile=True)
     return alternate(arms, rounds=config.rounds, warmup=config.warmup)
 
 

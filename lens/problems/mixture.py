@@ -57,12 +57,9 @@ def load_mixture(
     exclude = set().union(*map(fingerprints, evaluation_sets.values())) if remove else frozenset()
 
     pools, parts = {}, {}
+    unsaid = {"source": None, "path": None, "split": None, "size": None, "seed": seed}
     for name, node in sources.items():
-        arguments = dict.fromkeys(("source", "path", "split", "size")) | {
-            "seed": seed,
-            **node,
-            "key": f"dataset.{name}",
-        }
+        arguments = {**unsaid, **node, "key": f"dataset.{name}"}
         pools[name] = load_pool(**arguments)
         choice = {argument: arguments[argument] for argument in ("size", "seed", "key")}
         parts[name] = draw(pools[name], **choice, exclude=exclude)

@@ -6,6 +6,7 @@ import logging
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -256,16 +257,22 @@ def panels_of(
     return figure, panels[:number]
 
 
+def line_look(number: int) -> tuple[str, Any, str]:
+    """Color, dashes and marker of one of many lines; beyond eight, colors come again with other dashes and markers."""
+    shifted = number + number // len(COLORS)
+    return COLORS[number % len(COLORS)], DASHES[shifted % len(DASHES)], MARKERS[shifted % len(MARKERS)]
+
+
 def draw_arms(axes: plt.Axes, arms: Sequence[Arm], curves: Sequence[Curve], *, marked: bool = False) -> None:
-    """A line and a 95 % band for each arm; beyond eight, colors come again with other dashes and markers."""
+    """A line and a 95 % band for each arm."""
     for number, (arm, (x, mean, half)) in enumerate(zip(arms, curves, strict=True)):
-        color = COLORS[number % len(COLORS)]
+        color, dashes, marker = line_look(number)
         axes.plot(
             x,
             mean,
             color=color,
-            linestyle=DASHES[(number + number // len(COLORS)) % len(DASHES)],
-            marker=MARKERS[(number + number // len(COLORS)) % len(MARKERS)] if marked else None,
+            linestyle=dashes,
+            marker=marker if marked else None,
             markersize=3.2,
             markerfacecolor="white" if number % 2 else color,
             linewidth=1.2,

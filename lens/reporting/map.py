@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from lens.reporting.arms import NOT_COMPARED, Arm, label_of, natural, twin_of
-from lens.reporting.figures import COLORS, COLUMN_WIDTH, MARKERS, STYLE, finish, plt
+from lens.reporting.figures import COLUMN_WIDTH, STYLE, finish, line_look, plt
 from lens.reporting.statistics import Difference
 from lens.reporting.tables import ks_of, members_of, paired_runs, reported_parts, signal_table
 
@@ -125,14 +125,14 @@ def plot_map(axes: plt.Axes, table: pd.DataFrame, column: str) -> None:
     names = list(dict.fromkeys(zip(table["arm"], table["against"], strict=True)))
     for place, row in enumerate(table.to_dict("records")):
         cell, number = row[column], names.index((row["arm"], row["against"]))
-        color = COLORS[number % len(COLORS)]
+        color, _, marker = line_look(number)
         axes.plot((cell.low, cell.high), (place, place), color=color, linewidth=0.7)
         axes.errorbar(
             cell.mean,
             place,
             xerr=cell.half_width,
             color=color,
-            marker=MARKERS[(number + number // len(COLORS)) % len(MARKERS)],
+            marker=marker,
             markersize=4,
             markerfacecolor="white" if cell.verdict == "undecided" else color,
             elinewidth=1.8,

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from lens.files import replacing
 from lens.reporting.arms import Arm
 from lens.reporting.browser import FIELDS, Browsed
 from lens.reporting.formats import TEXT_COLUMNS
@@ -89,9 +90,9 @@ def write_page(
         "scripts": (PAGE / "latex.js").read_text() + (PAGE / "browser.js").read_text(),
     }
     template = Environment(loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined)
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(template.get_template("page.html.j2").render(values), encoding="utf-8")
-    return unfinished.replace(path)
+    with replacing(path) as unfinished:
+        unfinished.write_text(template.get_template("page.html.j2").render(values), encoding="utf-8")
+    return path
 
 
 def embedded(value: Any) -> str:

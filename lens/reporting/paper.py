@@ -6,7 +6,6 @@ pass@k in percent. Table 1 is the mean of two runs, tables 2 and 3 are one run e
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,15 +13,13 @@ import pandas as pd
 
 from lens.reporting.arms import NOT_COMPARED, Arm
 from lens.reporting.statistics import Estimate
+from lens.resuming import FREE, ROUNDING, is_among
 
 KS = (1, 2, 4, 8, 16)
 LLAMA, QWEN = "Llama-3.1-8B-Instruct", "Qwen-2.5-3B-Base"
 MISSING = "missing"
-# Keys that may be given on the command line of a run of the paper's.
-UNCHANGED = re.compile(
-    rf"experiment|objective|model\.name_or_path|(dataset|evaluation)\..*path|(sampler|hydra)([./].*)?"
-    rf"|trainer\.(max_tokens_per_microbatch|gradient_checkpointing|torch_compile)|({'|'.join(NOT_COMPARED)})([./].*)?"
-)
+# Keys that may be given on the command line of a run of the paper's, beside objective=, and where files lie.
+UNCHANGED = ("experiment", "sampler", "hydra", *NOT_COMPARED, *FREE, *ROUNDING)
 
 
 @dataclass(frozen=True)
@@ -121,8 +118,8 @@ def our_numbers(row: Row, arms: Sequence[Arm]) -> dict[int, Estimate]:
 
 def is_unchanged(arm: Arm) -> bool:
     """Whether all that was typed beside experiment and objective is the seed, where files lie, or how fast it goes."""
-    keys = {override.lstrip("+~").partition("=")[0] for run in arm.runs for override in run.overrides}
-    return all(UNCHANGED.fullmatch(key) for key in keys)
+    keys = {override.lstrip("+~").partition("=")[0].replace("/", ".") for run in arm.runs for override in run.overrides}
+    return all(key == "objective" or key.endswith("path") or is_among(key, UNCHANGED) for key in keys)
 
 
 def has_runs(arms: Sequence[Arm]) -> bool:
