@@ -54,7 +54,7 @@ class SweepProgress(Callback):
 
 
 def plan_of(config: DictConfig) -> tuple[int, int | None]:
-    """The jobs that a sweep's overrides expand to, those of hydra.sweeper.params included, and the steps of them all."""
+    """How many jobs a sweep's overrides expand to, those of hydra.sweeper.params included, and steps of all jobs."""
     parser = OverridesParser.create()
     given = {}
     for key, values in (config.hydra.sweeper.get("params") or {}).items():
