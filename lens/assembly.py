@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from lens.evaluation import EvaluationSet, Evaluator
 from lens.grading import Grader
 from lens.prompts import Prompt, PromptFormat, encode_problems
 from lens.sampling.rollouts import Sampler, derive_seed
-from lens.sharing import SharedSampler
+from lens.sharing import Apart, SharedSampler
 from lens.tiny import make_tiny
 
 log = logging.getLogger(__name__)
@@ -99,13 +99,18 @@ def evaluator_needs(model: PreTrainedModel, evaluator: Evaluator) -> int:
 
 @contextmanager
 def make_sampler(
-    config: DictConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, longest: int
+    config: DictConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    longest: int,
+    apart: Apart = nullcontext,
 ) -> Iterator[Sampler]:
     """The config's rollout engine, closed in the end; an engine that reserves room is told how long sequences get."""
     reserved = {"max_model_len": longest} if config.sampler.get("max_model_len", longest) is None else {}
     sampler = instantiate(config.sampler, model=model, tokenizer=tokenizer, **reserved)
     try:
-        yield sampler if world_size() == 1 else SharedSampler(sampler, config.sampler.get("tensor_parallel_size", 1))
+        per_engine = config.sampler.get("tensor_parallel_size", 1)
+        yield sampler if world_size() == 1 else SharedSampler(sampler, per_engine, apart)
     finally:
         sampler.close()
 

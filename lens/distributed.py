@@ -21,8 +21,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from lens.errors import StopRequested
 from lens.lora import plain_weights
-from lens.processes import end_with_parent, is_one_of_several, rank
+from lens.processes import TERMINATED, end_with_parent, is_one_of_several, rank
 
 T = TypeVar("T")
 
@@ -76,6 +77,16 @@ def any_of(flag: bool) -> bool:
     return any(gather(flag))
 
 
+def stop_together() -> None:
+    """Where SIGTERM may have come in the middle of what processes do together: a place where all can leave it.
+
+    Raises:
+        StopRequested: it has come to some process.
+    """
+    if world_size() > 1 and any_of(TERMINATED.is_set()):
+        raise StopRequested
+
+
 def total(values: Tensor) -> Tensor:
     """The sum of a tensor over the processes."""
     if world_size() > 1:
@@ -99,8 +110,12 @@ def turns(items: Sequence[T]) -> Iterator[tuple[T, bool]]:
 
     All processes get equally many, since each pass through a sharded model needs every one of them: where the list does
     not suffice, its last item again, which does not count.
+
+    Raises:
+        StopRequested: SIGTERM has come to some process, before an item.
     """
     for start in range(0, len(items), world_size()):
+        stop_together()
         place = start + rank()
         yield items[min(place, len(items) - 1)], place < len(items)
 

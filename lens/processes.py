@@ -7,8 +7,10 @@ import logging
 import os
 import signal
 import sys
+import threading
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+TERMINATED = threading.Event()  # SIGTERM has come to this process
 
 
 def rank() -> int:

@@ -102,7 +102,8 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
     with ExitStack() as stack:
         grader = stack.enter_context(instantiate(config.grader))
         failing = failing_golds(config, grader, {"dataset": problems} | problems_of(evaluator))
-        sampler = stack.enter_context(make_sampler(config, model, tokenizer, longest))
+        stop = StopSignals()
+        sampler = stack.enter_context(make_sampler(config, model, tokenizer, longest, stop.apart))
         if lora:  # not before: a sampler's copy of the model is one without adapters
             add_adapters(model, lora, derive_seed(config.seed, "lora"))
             if checkpoint:
@@ -110,7 +111,7 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
         for sharded in filter(None, (model, reference)):
             shard(sharded)
         seed_everything(config.seed)
-        stop = stack.enter_context(StopSignals().listening())
+        stack.enter_context(stop.listening())
         choices = HydraConfig.get().runtime.choices
         own = checkpoint is not None and checkpoint.is_relative_to(folder)
         wandb_settings = {
@@ -142,7 +143,7 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
             problems=problems,
             prompts=prompts,
             sampler=sampler,
-            grader=SharedGrader(grader),
+            grader=SharedGrader(grader, stop.apart),
             evaluator=evaluator,
             evaluate_every=config.evaluation.every,
             tracker=tracker,

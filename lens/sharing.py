@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from lens.distributed import gather, rank, world_size
+from lens.errors import StopRequested
 from lens.grading import Grade, Grader
 from lens.prompts import Prompt
 from lens.sampling.rollouts import Rollouts, Sampler
+
+T = TypeVar("T")
+Apart = Callable[[], AbstractContextManager[None]]  # around work that waits for no other process
+
+
+def from_each(work: Callable[[], T], apart: Apart) -> list[T]:
+    """What every process makes of its share, in the order of their numbers.
+
+    Raises:
+        StopRequested: one of them was broken off.
+    """
+    try:
+        with apart() if world_size() > 1 else nullcontext():
+            part = work()
+    except StopRequested as stop:
+        part = stop
+    parts = gather(part)
+    if any(isinstance(part, StopRequested) for part in parts):
+        raise StopRequested
+    return parts
 
 
 class SharedSampler:
@@ -21,18 +43,24 @@ class SharedSampler:
     Args:
         sampler: this process's engine.
         processes_per_engine: how many neighbours form one engine, and so sample the same.
+        apart: around what an engine does that has a process to itself.
     """
 
-    def __init__(self, sampler: Sampler, processes_per_engine: int = 1):
+    def __init__(self, sampler: Sampler, processes_per_engine: int = 1, apart: Apart = nullcontext):
         self.sampler, self.per_engine = sampler, processes_per_engine
+        self.apart = apart if processes_per_engine == 1 else nullcontext
         self.parity_every, self.max_logp_difference = sampler.parity_every, sampler.max_logp_difference
 
     def sample(self, prompts: Sequence[Prompt], num_generations: int, seed: int, **options: Any) -> Rollouts:
         """See `lens.sampling.rollouts.Sampler`: the completions do not depend on how many engines there are."""
         engines = world_size() // self.per_engine
         own = prompts[rank() // self.per_engine :: engines]
-        part = self.sampler.sample(own, num_generations, seed, **options) if own else None
-        return interleave(prompts, [found for found in gather(part)[:: self.per_engine] if found is not None])
+
+        def work() -> Rollouts | None:
+            return self.sampler.sample(own, num_generations, seed, **options) if own else None
+
+        parts = from_each(work, self.apart)[:: self.per_engine]
+        return interleave(prompts, [part for part in parts if part is not None])
 
     def sync(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Every engine takes over the weights, gathered one after the other."""
@@ -73,11 +101,11 @@ def interleave(prompts: Sequence[Prompt], parts: Sequence[Rollouts]) -> Rollouts
 class SharedGrader:
     """A grader in each process, as one."""
 
-    def __init__(self, grader: Grader):
-        self.grader = grader
+    def __init__(self, grader: Grader, apart: Apart = nullcontext):
+        self.grader, self.apart = grader, apart
 
     def grade(self, completions: Sequence[str], answers: Sequence[str]) -> list[Grade]:
         """See `lens.grading.Grader`."""
         start, end = (len(answers) * number // world_size() for number in (rank(), rank() + 1))
-        grades = self.grader.grade(completions[start:end], answers[start:end])
-        return [grade for part in gather(grades) for grade in part]
+        parts = from_each(lambda: self.grader.grade(completions[start:end], answers[start:end]), self.apart)
+        return [grade for part in parts for grade in part]

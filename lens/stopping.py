@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from lens.checkpoints import random_states, restore_random_states
-from lens.distributed import any_of, world_size
+from lens.distributed import any_of, stop_together, world_size
 from lens.errors import StopRequested
+from lens.processes import TERMINATED
 
 log = logging.getLogger(__name__)
 
@@ -20,13 +21,12 @@ class StopSignals:
 
     SIGINT (Ctrl-C) asks for a stop after this step, a second one for a stop now, without a checkpoint. SIGTERM comes
     before a machine is taken away, and its grace time may be shorter than a step: what may be abandoned is, so that a
-    checkpoint of the last whole step can be written at once. Several processes cannot abandon what they do together:
-    there it is as one SIGINT.
+    checkpoint of the last whole step can be written at once. Several processes leave what they do together at the next
+    place that all come to (`lens.distributed.stop_together`), and what each does apart anywhere.
     """
 
     def __init__(self):
         self.requested = False
-        self._at_once = False
         self._abandonable = False
 
     def agreed(self) -> bool:
@@ -36,6 +36,7 @@ class StopSignals:
     @contextmanager
     def listening(self) -> Iterator[StopSignals]:
         """Take the signals while this lasts."""
+        TERMINATED.clear()
         before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield self
@@ -51,17 +52,26 @@ class StopSignals:
             StopRequested: SIGTERM has come, before or in the middle of it.
         """
         states = random_states()
-        if world_size() > 1:
-            yield
-            return
         try:
-            self._abandonable = True
-            if self._at_once:
-                raise StopRequested
-            yield
+            stop_together()
+            with self.apart() if world_size() == 1 else nullcontext():
+                yield
         except StopRequested:
             restore_random_states(states)
             raise
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Abandonable work that waits for no other process.
+
+        Raises:
+            StopRequested: SIGTERM has come to this one, before or in the middle of it.
+        """
+        try:
+            self._abandonable = True
+            if TERMINATED.is_set():
+                raise StopRequested
+            yield
         finally:
             self._abandonable = False
 
@@ -69,9 +79,11 @@ class StopSignals:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
-        self._at_once = self._at_once or (number == signal.SIGTERM and world_size() == 1)
-        when = "now, with a checkpoint of the last step" if self._at_once else "after this step, with a checkpoint"
+        if number == signal.SIGTERM:
+            TERMINATED.set()
+        at_once = TERMINATED.is_set()
+        when = "now, with a checkpoint of the last step" if at_once else "after this step, with a checkpoint"
         log.warning("Stopping %s. Ctrl-C again stops at once.", when)
-        if self._at_once and self._abandonable:
+        if at_once and self._abandonable:
             self._abandonable = False
             raise StopRequested

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -154,6 +155,43 @@ def test_two_processes_stop_and_one_goes_on(command, alone, logs, tmp_path, numb
     if number == signal.SIGTERM:
         assert f"Going on from step {len(metrics_without_evaluation(folder, rest))}" in rest.stdout
     assert_same_up_to_rounding(folder, alone)
+
+
+def terminated(running: Command) -> str:
+    """What two processes say of where they stand when torchrun is told to end, and has handed it on."""
+    asked = time.monotonic()
+    os.kill(running.process.pid, signal.SIGTERM)
+    result = running.wait()
+    assert time.monotonic() - asked < 20  # torchrun kills after 30
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("stopped: ")]
+    return line
+
+
+def test_two_processes_that_sample_are_stopped_at_once(command, alone, logs, tmp_path):
+    file, folder = tmp_path / "wait", tmp_path / "run"
+    waiting = ["sampler._target_=faults.WaitingSampler", f"+sampler.while_exists={file}", f"hydra.run.dir={folder}"]
+    running = Command(*command, *waiting, folder=logs, processes=2, env=PATHS)
+    running.wait_until(lambda: steps_in(folder) >= 3)
+    file.touch()
+    running.wait_until(file.with_suffix(".reached").exists)  # no step ends from now on
+    line = terminated(running)
+    assert file.exists()
+    assert f"at step {steps_in(folder)} of {STEPS}" in line
+    assert (folder / "checkpoints" / f"step_{steps_in(folder):06d}").exists()
+
+    file.unlink()
+    rest = run(*command, *waiting, "resume=must", folder=logs, env=PATHS)
+    assert rest.code == 0, rest.stderr
+    assert_same_up_to_rounding(folder, alone)
+
+
+def test_two_processes_that_update_are_stopped_between_micro_batches(command, logs, tmp_path):
+    folder = tmp_path / "run"
+    long = ["trainer.num_generations=256", "trainer.max_tokens_per_microbatch=90"]  # some hundred micro-batches
+    running = Command(*command, *long, f"hydra.run.dir={folder}", folder=logs, processes=2)
+    running.wait_until(lambda: any(folder.glob("rollouts/*.parquet")))  # the update is next
+    assert f"at step 0 of {STEPS}" in terminated(running)
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_000000"]
 
 
 def metrics_without_evaluation(folder: Path, rest: Result) -> list[int]:
