@@ -20,6 +20,7 @@ from lens.reporting.paper import MISSING
 from lens.reporting.statistics import Difference
 
 PAGE = Path(__file__).parent / "page"
+LISTED = 4  # settings that fit into the title and the bar of links
 
 # What a table is called, and the table.
 Captioned = tuple[str, pd.DataFrame]
@@ -63,9 +64,9 @@ def write_page(
     ]
     chunks = [chunk for run in browsed for chunk in run.chunks]
     values = {
-        "title": f"Report: {' | '.join(section.title for section in sections)}",
-        "lead": f"{sum(len(arm.runs) for arm in arms)} finished runs: "
-        + ", ".join(f"{arm.label} ({len(arm.runs)})" for arm in arms),
+        "title": f"Report: {heading(sections, arms)}",
+        "lead": lead(arms),
+        "is_long": len(sections) > LISTED,
         "notes": notes,
         "results": cells_of(results),
         "sections": [
@@ -93,6 +94,22 @@ def write_page(
     with replacing(path) as unfinished:
         unfinished.write_text(template.get_template("page.html.j2").render(values), encoding="utf-8")
     return path
+
+
+def heading(sections: Sequence[Section], arms: Sequence[Arm]) -> str:
+    """The settings, or where there are many of them, the experiments."""
+    if len(sections) <= LISTED:
+        return " | ".join(section.title for section in sections)
+    first, *others = dict.fromkeys(arm.experiment for arm in arms)
+    return f"{first} and {len(others)} other experiments" if others else first
+
+
+def lead(arms: Sequence[Arm]) -> str:
+    """How many runs, and of what; many arms are not listed: the first table does."""
+    runs = f"{sum(len(arm.runs) for arm in arms)} finished runs"
+    if len(arms) > 3 * LISTED:
+        return f"{runs} of {len(arms)} arms."
+    return f"{runs}: " + ", ".join(f"{arm.label} ({len(arm.runs)})" for arm in arms)
 
 
 def embedded(value: Any) -> str:

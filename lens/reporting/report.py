@@ -144,7 +144,8 @@ def spans_cells(mapped: pd.DataFrame) -> bool:
 
 def listed(what: str, folder: Path, names: Iterable[str | Path], kinds: str) -> str:
     """A line that names files as a shell would take them: figures: report/{a,b}.{png,pdf}."""
-    return f"{what + ':':<8} {folder}/{{{','.join(Path(name).stem for name in names)}}}.{{{kinds}}}"
+    stems = ",".join(Path(name).stem for name in names)
+    return f"{what + ':':<8} {folder}/{f'{{{stems}}}' if ',' in stems else stems}.{{{kinds}}}"
 
 
 def check_baseline(settings: Sequence[Sequence[Arm]], baseline: str | None) -> list[str]:

@@ -88,6 +88,24 @@ def test_links_lead_to_places_in_the_page(document):
     assert {"#results", "#setting1", "#paper", "#compute", "#groups"} == set(links)
 
 
+def test_many_settings_are_listed_apart_and_many_notes_folded(tmp_path):
+    for number in range(7):
+        for objective in ("grpo", "lens"):
+            config = {"dataset": {"size": number}}
+            made = {"config": config, "choices": {"experiment": f"sizes{number}"}}
+            make_run(tmp_path / "runs" / f"{objective}-{number}", objective, 0, f"dataset.size={number}", **made)
+    text = report([tmp_path / "runs"], "grpo", tmp_path / "report", completions=0).read_text()
+    document = Document(text)
+    title = next(line for line in document.text.splitlines() if line.startswith("Report: "))
+    assert title == "Report: sizes0 and 6 other experiments"
+    assert "14 finished runs of 14 arms." in document.text
+    bar, rest = text.split("</nav>", 1)
+    assert re.findall(r'href="(#\w+)"', bar) == ["#settings", "#results", "#paper", "#compute"]
+    listed = rest.split("<h2", 2)[1]
+    assert re.findall(r'href="(#\w+)"', listed) == [f"#setting{number}" for number in range(1, 9)]  # the map's is one
+    assert re.search(r"<summary>\d+ notes</summary>\s*<ul class=\"notes\">", rest)
+
+
 def test_what_models_and_folders_say_is_text(document, reported):
     scripts = [attributes for tag, attributes in document.elements if tag == "script"]
     assert len(scripts) == 1 + 4 + 1  # the index, two steps of two runs, the code
