@@ -22,6 +22,7 @@ FREE = (  # they change neither weights nor metrics
     "check_golds",
     "jobs",
     "outputs",
+    "profile",
     "tracking",
     "trainer.checkpoint_every",
     "trainer.keep_checkpoints",

@@ -26,6 +26,7 @@ CONFIG = {
     "seed": 0,
     "resume": "auto",
     "outputs": "outputs",
+    "profile": False,
     "tracking": {"wandb": {"mode": "auto"}},
     "objective": {"alpha": 0.25},
     "trainer": {"max_steps": 4, "lr_scheduler": "constant", "learning_rate": 0.1, "max_tokens_per_microbatch": 90},
@@ -143,7 +144,7 @@ def test_speed_may_differ_with_a_warning(caplog):
     check_config(changed(trainer__max_tokens_per_microbatch=180), changed(), Path("run"))
     assert "trainer.max_tokens_per_microbatch is 180, there 90" in caplog.text
     caplog.clear()
-    check_config(changed(tracking__wandb__mode="online", resume="must"), changed(), Path("run"))
+    check_config(changed(tracking__wandb__mode="online", resume="must", profile=True), changed(), Path("run"))
     assert not caplog.text
 
 

@@ -108,7 +108,8 @@ def draw_map(table: pd.DataFrame, path: Path) -> Path:
     with plt.rc_context(STYLE | {"ytick.labelsize": 6}):
         figure, axes = plt.subplots(figsize=(2 * COLUMN_WIDTH, ROW_HEIGHT * len(table) + 0.9), layout="constrained")
         plot_map(axes, table, column)
-        return finish(figure, [axes], f"difference in {column} (points; in brackets: seeds)", path)
+        label = f"difference in {column} (points; logarithmic beyond {LINEAR}; in brackets: seeds)"
+        return finish(figure, [axes], label, path)
 
 
 def plot_map(axes: plt.Axes, table: pd.DataFrame, column: str) -> None:
