@@ -147,7 +147,7 @@ def test_the_report_has_the_map_as_a_table_a_figure_and_a_section_of_the_page(ru
     assert (tmp_path / "map_of_differences.png").stat().st_size > 5000
     page = (tmp_path / "index.html").read_text()
     assert page.index(">Map</h2>") < page.index("num_generations=16</h2>")
-    assert f"tables:  {tmp_path}/{{map}}.{{csv,md,tex}}" in printed.splitlines()
+    assert f"tables:  {tmp_path}/map.{{csv,md,tex}}" in printed.splitlines()
 
 
 def test_a_section_is_a_baseline_with_what_is_compared_with_it(runs):
