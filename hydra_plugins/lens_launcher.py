@@ -31,7 +31,7 @@ from lens.errors import INTERRUPTED
 JOB_DIR = {"job_dir_key": "hydra.sweep.dir", "job_subdir_key": "hydra.sweep.subdir"}
 GRACE_S = 60.0  # for a job's other processes, once its first has ended
 # Imported once, by a process that every job is a fork of.
-PRELOADED = ["lens.runs"]
+PRELOADED = ["lens.commands.train"]
 
 
 class ProcessLauncher(Launcher):

@@ -2,13 +2,13 @@
 
 from omegaconf import DictConfig
 
-from lens.cli import entry_point
+from lens.cli.entry_point import entry_point
 
 
 @entry_point("audit_grades")
 def main(config: DictConfig) -> None:
-    from lens.audit import audit
-    from lens.stored import as_path
+    from lens.commands.audit_grades import audit
+    from lens.config.checks import as_path
 
     run, target = as_path("run", config.run), as_path("target", config.target)
     audit(run, source=config.source, step=config.step, limit=config.limit, target=target)

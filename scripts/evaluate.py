@@ -5,12 +5,12 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from lens.cli import entry_point
+from lens.cli.entry_point import entry_point
 
 
 @entry_point("evaluate")
 def main(config: DictConfig) -> None:
-    from lens.runs import evaluate
+    from lens.commands.evaluate import evaluate
 
     evaluate(config, Path(HydraConfig.get().runtime.output_dir))
 

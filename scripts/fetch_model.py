@@ -5,13 +5,13 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from lens.cli import entry_point
+from lens.cli.entry_point import entry_point
 from lens.errors import ConfigError
 
 
 @entry_point("fetch_model")
 def main(config: DictConfig) -> None:
-    from lens.pretrained import fetch
+    from lens.models.fetching import fetch
 
     if config.model.fetch is None:
         raise ConfigError("model", HydraConfig.get().runtime.choices.model, "one with a fetch section, as smollm2 has")

@@ -2,12 +2,12 @@
 
 from omegaconf import DictConfig
 
-from lens.cli import entry_point
+from lens.cli.entry_point import entry_point
 
 
 @entry_point("make_tiny")
 def main(config: DictConfig) -> None:
-    from lens.assembly import model_path
+    from lens.commands.assembly import model_path
 
     print(model_path(config))
 

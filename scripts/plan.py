@@ -2,12 +2,12 @@
 
 from omegaconf import DictConfig
 
-from lens.cli import entry_point
+from lens.cli.entry_point import entry_point
 
 
 @entry_point("plan")
 def main(config: DictConfig) -> None:
-    from lens.reporting.plan import show_plan
+    from lens.commands.plan import show_plan
 
     show_plan(config)
 

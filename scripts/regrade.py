@@ -3,13 +3,13 @@
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from lens.cli import entry_point
+from lens.cli.entry_point import entry_point
 
 
 @entry_point("regrade")
 def main(config: DictConfig) -> None:
-    from lens.regrading import make_settings, regrade
-    from lens.stored import as_path
+    from lens.commands.regrade import make_settings, regrade
+    from lens.config.checks import as_path
 
     run, target, settings = as_path("run", config.run), as_path("target", config.target), make_settings(config.settings)
     with instantiate(config.grader) as grader:

@@ -4,14 +4,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from lens.cli import entry_point
+from lens.cli.entry_point import entry_point
 
 
 @entry_point("replay")
 def main(config: DictConfig) -> None:
-    from lens.replay import replay
-    from lens.stored import as_path
-    from lens.validation import check_values
+    from lens.commands.replay import replay
+    from lens.config.checks import as_path, check_values
 
     check_values(config)
     run, target = as_path("run", config.run), as_path("target", config.target)

@@ -4,14 +4,14 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from lens.cli import entry_point
+from lens.cli.entry_point import entry_point
 
 
 @entry_point("theory")
 def main(config: DictConfig) -> None:
-    from lens.reporting.terminal import show_table
-    from lens.reporting.theory_checks import check_theory, w_figure
-    from lens.validation import at_least, check_values, check_writable
+    from lens.commands.theory import check_theory, w_figure
+    from lens.config.checks import at_least, check_values, check_writable
+    from lens.terminal import show_table
 
     check_values(config, {"num_spaces": at_least(1), "num_answers": at_least(4)})
     check_writable("target", Path(config.target))

@@ -6,12 +6,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from lens.cli import entry_point, rank
+from lens.cli.entry_point import entry_point, rank
 
 
 @entry_point("train")
 def main(config: DictConfig) -> None:
-    from lens.runs import train
+    from lens.commands.train import train
 
     hydra = HydraConfig.get()
     train(config, Path(hydra.runtime.output_dir), show_progress=hydra.mode == RunMode.RUN and rank() == 0)

@@ -13,12 +13,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests sta
 
 import pytest
 import torch
-from command_line import make_pupil
 from hypothesis import settings
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lens.policy import load_model
-from lens.tiny import TinyRecipe, make_tiny
+from lens.models.loading import load_model
+from lens.models.tiny import TinyRecipe, make_tiny
+from tests.support.command_line import make_pupil
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs with Ctrl-C ignored
 settings.register_profile("lens", deadline=None)  # how long an example takes says more of the machine than of the code

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from lens.assembly import model_path
-from lens.benchmarking.measuring import machine_state, matrix_peaks
-from lens.benchmarking.parts import PARTS
-from lens.benchmarking.scaling import draw_scaling
+from lens.benchmarking.measuring import (
+    Row,
+    machine_state,
+    matrix_peaks,
+)
+from lens.benchmarking.objective import measure_objective, tabulate_objective
+from lens.benchmarking.sampling import measure_sampling, tabulate_sampling
+from lens.benchmarking.scaling import draw_scaling, measure_scaling, tabulate_scaling
+from lens.benchmarking.step import measure_step, tabulate_step
+from lens.benchmarking.update import measure_update, tabulate_update
 from lens.benchmarking.workload import use_threads
+from lens.commands.assembly import model_path
+from lens.config.checks import check_values
 from lens.errors import ConfigError
-from lens.reporting.terminal import show_table
-from lens.tracking import provenance, write_json
-from lens.validation import check_values
+from lens.files import write_json
+from lens.runs.provenance import provenance
+from lens.terminal import show_table
 
 log = logging.getLogger(__name__)
 
@@ -74,3 +84,20 @@ def check_arms(config: DictConfig) -> None:
         raise ConfigError("arms", arms, f"a list of distinct names, out of {', '.join(known)}")
     if config.part in ("sampling", "objective") and arms[0] == "trl":
         raise ConfigError("arms", arms, "a rollout engine first: part=step alone measures TRL")
+
+
+class Part(NamedTuple):
+    """title of the table; measure(config) -> rows; table(rows, peaks in FLOP/s) -> what is printed."""
+
+    title: str
+    measure: Callable[[DictConfig], list[Row]]
+    table: Callable[[Sequence[Row], dict[str, float]], pd.DataFrame]
+
+
+PARTS = {
+    "sampling": Part("Rollout engines on the same prompts: medians", measure_sampling, tabulate_sampling),
+    "step": Part("One step of GRPO: medians, in seconds", measure_step, tabulate_step),
+    "update": Part("One update: medians", measure_update, tabulate_update),
+    "scaling": Part("A step of other sizes: medians, in seconds", measure_scaling, tabulate_scaling),
+    "objective": Part("What an objective costs: means", measure_objective, tabulate_objective),
+}

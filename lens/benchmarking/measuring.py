@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 
 KIB_PER_GIB = 2**20
 PEAK_ATTEMPTS = 5
-
 Row = dict[str, Any]
 
 
@@ -169,3 +168,8 @@ def training_flops(model: PreTrainedModel, sequences: Iterable[tuple[int, Sequen
 def machine_state() -> Row:
     """What else tells whether times can be trusted: niceness, threads, and the load of the last minute."""
     return {"niceness": os.nice(0), "threads": torch.get_num_threads(), "load_1min": os.getloadavg()[0]}
+
+
+def share(flops_per_s: float, peaks: dict[str, float]) -> str:
+    """In percent of the machine's bfloat16 peak."""
+    return f"{100 * flops_per_s / peaks['bfloat16']:.1f} %"

@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lens.benchmarking.measuring import Meter, Row, medians
 from lens.benchmarking.workload import Batch, Workload, every_answer_teaches, made_up_rollouts
-from lens.experience import Experience
-from lens.policy import DTYPES
+from lens.models.loading import DTYPES
+from lens.problems.prompts import Prompt
 from lens.progress import progress_bar
-from lens.prompts import Prompt
 from lens.reporting.figures import COLORS, COLUMN_WIDTH, MARKERS, STYLE, plt, save
+from lens.training.experience import Experience
 
 AXES = {
     "num_generations": "answers a question",

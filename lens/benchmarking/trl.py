@@ -18,8 +18,8 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from lens.benchmarking.arm import Report, Turn
 from lens.benchmarking.measuring import Meter, training_flops
-from lens.benchmarking.processes import Report, Turn
 from lens.benchmarking.workload import Workload, alternating_rewards, count_tokens
 from lens.errors import ConfigError
 

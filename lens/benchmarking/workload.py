@@ -13,13 +13,16 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lens.benchmarking.measuring import Meter, training_flops
-from lens.experience import Experience, weigh
-from lens.grading import Grader
+from lens.grading.pool import Grader
+from lens.models.layers import check_layers
+from lens.models.loading import load_model
+from lens.models.packing import microbatches
 from lens.objectives import grpo_advantages
-from lens.policy import check_layers, load_model, microbatches
-from lens.prompts import Prompt, PromptFormat, encode_problems
-from lens.sampling.rollouts import Rollouts, Sampler, derive_seed
-from lens.update import Loss, compute_gradient
+from lens.problems.prompts import Prompt, PromptFormat, encode_problems
+from lens.sampling.rollouts import Rollouts, Sampler
+from lens.seeding import derive_seed
+from lens.training.experience import Experience, weigh
+from lens.training.update import Loss, compute_gradient
 
 
 @dataclass(frozen=True)

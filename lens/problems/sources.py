@@ -57,7 +57,7 @@ def load_pool(
     if size is not None and (type(size) is not int or size < 1):
         raise ConfigError(f"{key}.size", size, "must be a positive number of problems, or null for all")
     if source == "arithmetic":
-        from lens.problems.arithmetic import load_arithmetic
+        from lens.problems.worlds.arithmetic import load_arithmetic
 
         if path is not None:
             raise ConfigError(f"{key}.path", path, "must be null: arithmetic problems are made, not read")

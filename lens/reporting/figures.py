@@ -17,9 +17,9 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
 from lens.reporting.arms import Arm
-from lens.reporting.runs import Run
-from lens.reporting.statistics import Estimate
+from lens.reporting.intervals import Estimate
 from lens.reporting.tables import ks_of, reported_parts
+from lens.runs.run import Run
 
 logging.getLogger("fontTools").setLevel(logging.ERROR)  # PDFs without a date make it wonder
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from lens.reporting.arms import NOT_COMPARED, Arm
-from lens.reporting.statistics import Estimate
-from lens.resuming import FREE, ROUNDING, is_among
+from lens.config.keys import FREE, NOT_COMPARED, ROUNDING, is_among
+from lens.reporting.arms import Arm
+from lens.reporting.intervals import Estimate
 
 KS = (1, 2, 4, 8, 16)
 LLAMA, QWEN = "Llama-3.1-8B-Instruct", "Qwen-2.5-3B-Base"

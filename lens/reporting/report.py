@@ -8,13 +8,17 @@ from pathlib import Path
 
 import pandas as pd
 
+from lens.config.checks import check_writable
 from lens.errors import ConfigError
-from lens.reporting.arms import Arm, baseline_of, beside_objective, load_arms, title_of, twin_of
-from lens.reporting.browser import browsed_runs
+from lens.reporting.arms import Arm, title_of
+from lens.reporting.checks import check_baseline
+from lens.reporting.effect_map import MIDDLE, cell_of, draw_map, map_table
+from lens.reporting.export import write_table
 from lens.reporting.figures import draw_figures
-from lens.reporting.formats import write_table
-from lens.reporting.map import MIDDLE, cell_of, draw_map, map_table
-from lens.reporting.page import Captioned, Section, write_page
+from lens.reporting.loading import load_arms
+from lens.reporting.page.browser import browsed_runs
+from lens.reporting.page.page import Captioned, Section, write_page
+from lens.reporting.pairing import by_baseline
 from lens.reporting.paper import TABLES, beside_paper, has_runs
 from lens.reporting.tables import (
     EDGE_STEPS,
@@ -25,8 +29,7 @@ from lens.reporting.tables import (
     results_table,
     signal_table,
 )
-from lens.reporting.terminal import show_table
-from lens.validation import check_writable
+from lens.terminal import show_table
 
 ACCURACY = "Accuracy on held-out problems in % (mean ± 95 % t interval over seeds)"
 SIGNAL = f"Signal of negative groups in %, and cost (start and end: {EDGE_STEPS} steps)"
@@ -146,45 +149,6 @@ def listed(what: str, folder: Path, names: Iterable[str | Path], kinds: str) -> 
     """A line that names files as a shell would take them: figures: report/{a,b}.{png,pdf}."""
     stems = ",".join(Path(name).stem for name in names)
     return f"{what + ':':<8} {folder}/{f'{{{stems}}}' if ',' in stems else stems}.{{{kinds}}}"
-
-
-def check_baseline(settings: Sequence[Sequence[Arm]], baseline: str | None) -> list[str]:
-    """A line for each setting that cannot be compared, and for each arm that differs in more than its objective.
-
-    Raises:
-        ConfigError: no setting of several arms has an arm of that name.
-    """
-    several = [arms for arms in settings if len(arms) > 1]
-    has = [any(baseline_of(arm, arms, baseline) for arm in arms) for arms in several]
-    if baseline is None:
-        return []
-    if several and not any(has):
-        labels = dict.fromkeys(arm.label for arms in settings for arm in arms)
-        raise ConfigError("baseline", baseline, f"one of {', '.join(labels)}; null: no differences")
-    notes = [
-        f"{title_of(arms)}: no arm {baseline} to compare with"
-        for arms, found in zip(several, has, strict=True)
-        if not found
-    ]
-    for arm, base in ((arm, baseline_of(arm, arms, baseline)) for arms in several for arm in arms):
-        if base is None or base.experiment == arm.experiment:
-            continue
-        if differing := beside_objective(base, arm):
-            notes.append(f"{arm.label} of {arm.experiment} and {base.label} of {base.experiment} differ in {differing}")
-    return notes
-
-
-def by_baseline(arms: Sequence[Arm], baseline: str | None) -> list[list[Arm]]:
-    """The arms of one setting, apart where there are several baselines: each with those that are compared with it."""
-    bases = [baseline_of(arm, arms, baseline) for arm in arms]
-    heads = [arm for arm in arms if any(twin_of(other, arms, baseline) is arm for other in arms)]
-    if len(heads) < 2:
-        return [list(arms)]
-    parts = [[head] for head in heads]
-    for arm, base in zip(arms, bases, strict=True):
-        if arm not in heads:
-            parts[heads.index(base) if base in heads else 0].append(arm)
-    return parts
 
 
 def titled(members: Sequence[Arm], arms: Sequence[Arm]) -> str:

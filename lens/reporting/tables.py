@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
-from lens.evaluation import pass_at_ks, slices
-from lens.reporting.arms import Arm, baseline_of
-from lens.reporting.runs import Run
-from lens.reporting.statistics import Difference, Estimate
+from lens.evaluation.scores import pass_at_ks, slices
+from lens.reporting.arms import Arm
+from lens.reporting.intervals import Difference, Estimate
+from lens.reporting.pairing import baseline_of, paired_runs
+from lens.runs.run import Run
 
 EDGE_STEPS = 10
 
@@ -121,12 +122,6 @@ def gain_table(arms: Sequence[Arm]) -> pd.DataFrame:
             counts = {"seeds": len(gains), "problems": len(members[prefix])}
             rows.append({"part": part, "arm": arm.label, **counts, **cells})
     return pd.DataFrame(rows)
-
-
-def paired_runs(arm: Arm, base: Arm) -> list[tuple[Run, Run]]:
-    """The runs of two arms that share a seed, in the order of their seeds."""
-    of_base = {run.seed: run for run in base.runs}
-    return [(run, of_base[run.seed]) for run in arm.runs if run.seed in of_base]
 
 
 def signal_table(arms: Sequence[Arm]) -> pd.DataFrame:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lens.errors import ConfigError
-from lens.prompts import Prompt
+from lens.problems.prompts import Prompt
 
 
 @dataclass(frozen=True)
@@ -91,12 +90,6 @@ class Sampler(Protocol):
 
     def close(self) -> None:
         """Free what the engine holds."""
-
-
-def derive_seed(*parts: int | str) -> int:
-    """A seed of 63 bits that depends on every part, alike on every machine."""
-    digest = hashlib.sha256("|".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from lens.distributed import world_size
+from lens.distributed.collectives import world_size
+from lens.problems.prompts import Prompt
 from lens.progress import progress_bar
-from lens.prompts import Prompt
-from lens.sampling.rollouts import Rollouts, derive_seed, end_token_ids
+from lens.sampling.rollouts import Rollouts, end_token_ids
+from lens.seeding import derive_seed
 
 COMPACT_BELOW = 0.9  # finished rows leave the batch once fewer than this share of it is alive
 

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lens.distributed import world_size
+from lens.distributed.collectives import world_size
 from lens.errors import ConfigError
+from lens.problems.prompts import Prompt
 from lens.progress import progress_bar
-from lens.prompts import Prompt
-from lens.sampling.rollouts import Rollouts, derive_seed, end_token_ids
+from lens.sampling.rollouts import Rollouts, end_token_ids
+from lens.seeding import derive_seed
 
 # vllm reads these when it is imported. The engine lives in this process, so that weights need no file on their way.
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"

@@ -17,11 +17,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_method, get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from lens.cli import CONFIGS, config_hash
+from lens.config.checks import check_objective, check_training, check_values
+from lens.config.keys import config_hash
 from lens.errors import ConfigError
+from lens.files import CONFIGS
+from lens.models.tiny import TinyRecipe
 from lens.problems import load_evaluation_sets
-from lens.tiny import TinyRecipe
-from lens.validation import check_objective, check_training, check_values
 
 LENS = CONFIGS.parent / "lens"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
@@ -272,7 +273,7 @@ def test_no_option_is_without_effect(group):
 
 
 def test_everything_in_a_section_that_is_unpacked_is_taken():
-    from lens.prompts import PromptFormat
+    from lens.problems.prompts import PromptFormat
 
     for option in ("tiny", "hf"):
         prompt = OmegaConf.load(CONFIGS / "model" / f"{option}.yaml").prompt

@@ -108,7 +108,7 @@ def test_a_size_is_a_positive_number(write, math_row, size):
 
 
 def test_arithmetic_has_the_same_form_and_no_file():
-    pytest.importorskip("lens.problems.arithmetic")
+    pytest.importorskip("lens.problems.worlds.arithmetic")
     problems = load_problems("arithmetic", size=10, seed=1)
     assert len(problems) == 10 and problems.features == FEATURES
     with pytest.raises(ConfigError, match=r"dataset\.arithmetic\.path='x\.jsonl'"):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from run_folders import SEEDS, SKILL, make_run
+
+from tests.support.run_folders import SEEDS, SKILL, make_run
 
 
 @pytest.fixture

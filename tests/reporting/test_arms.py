@@ -6,10 +6,13 @@ import json
 
 import pandas as pd
 import pytest
-from run_folders import SKILL, make_run
 
+from lens.config.keys import differing_keys
 from lens.errors import ConfigError
-from lens.reporting.arms import baseline_of, differing_keys, label_of, load_arms, title_of
+from lens.reporting.arms import label_of, title_of
+from lens.reporting.loading import load_arms
+from lens.reporting.pairing import baseline_of
+from tests.support.run_folders import SKILL, make_run
 
 
 def test_an_arm_is_called_by_what_sets_it_apart(tmp_path):

@@ -7,11 +7,11 @@ import re
 from pathlib import Path
 
 import pytest
-from run_folders import make_run
 
-from lens.reporting.arms import load_arms
-from lens.reporting.formats import to_latex, to_markdown
+from lens.reporting.export import to_latex, to_markdown
+from lens.reporting.loading import load_arms
 from lens.reporting.paper import KS, TABLES, beside_paper, has_runs
+from tests.support.run_folders import make_run
 
 BY_NAME = {table.name: table for table in TABLES}
 SHARED = os.environ.get("LENS_SHARED")

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from run_folders import SEEDS, SKILL, make_run
 from scipy import stats
 
 from lens.errors import ConfigError
-from lens.reporting.arms import load_arms
 from lens.reporting.figures import over_seeds
+from lens.reporting.loading import load_arms
 from lens.reporting.report import report
 from lens.reporting.tables import accuracy_table, difference_table, gain_table, reported_parts
-from lens.reporting.terminal import show_table
-from lens.stored import FAILURE
+from lens.runs.run import FAILURE
+from lens.terminal import show_table
+from tests.support.run_folders import SEEDS, SKILL, make_run
 
 
 def accuracies(runs: Path, objective: str, levels: set[int], k: int, step: int = 20) -> np.ndarray:

@@ -1,0 +1,51 @@
+"""The update as one would write it first: padded sequences, logits of every token, each prompt with each completion."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
+
+from lens.losses.ppo_clip import clipped_surrogate
+from lens.models.loading import DTYPES
+from lens.training.experience import Experience
+from lens.training.update import Loss
+
+
+def naive_gradient(model: PreTrainedModel, experience: Experience, loss: Loss, *, sequences: int) -> None:
+    """Leave the gradient of the batch's loss in the parameters' .grad; the same as `lens.update.compute_gradient`'s.
+
+    Without a KL term and importance weights.
+
+    Args:
+        model: the policy.
+        experience: the whole optimizer batch.
+        loss: the surrogate.
+        sequences: of a micro-batch, padded to its longest.
+    """
+    r = experience.rollouts
+    weights, advantages = loss.weights(experience), experience.advantages.flatten()
+    model.zero_grad()
+    for rows in torch.arange(len(r.lengths)).split(sequences):
+        prompts = [torch.tensor(r.prompts[row // r.num_generations].token_ids) for row in rows.tolist()]
+        completions = [r.completion_ids[row, : r.lengths[row]] for row in rows]
+        both = [torch.cat(pair) for pair in zip(prompts, completions, strict=True)]
+        ids = pad_sequence(both, batch_first=True)  # [B, L]
+        real = pad_sequence([torch.ones_like(each) for each in both], batch_first=True)  # [B, L]
+        places = torch.arange(ids.shape[1])
+        starts = torch.tensor([len(prompt) for prompt in prompts])
+        sampled = (places >= starts[:, None]) & (real == 1)  # [B, L]
+        with torch.autocast(ids.device.type, DTYPES[loss.autocast or "bfloat16"], enabled=loss.autocast is not None):
+            logits = model(input_ids=ids, attention_mask=real, use_cache=False).logits[:, :-1]  # [B, L-1, V]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / loss.temperature
+        logprobs = logits.log_softmax(dim=-1).gather(2, ids[:, 1:, None]).squeeze(2)  # [B, L-1]
+        logprobs = logprobs[sampled[:, 1:]]  # [n]
+        losses = clipped_surrogate(
+            logprobs,
+            experience.old_logprobs[rows][r.mask[rows]].to(logprobs),
+            advantages[rows].repeat_interleave(r.lengths[rows]).to(logprobs),
+            epsilon_low=loss.epsilon_low,
+            epsilon_high=loss.epsilon_high,
+            dual_clip=loss.dual_clip,
+        )  # [n]
+        (losses * weights[rows].repeat_interleave(r.lengths[rows]).to(logprobs)).sum().backward()

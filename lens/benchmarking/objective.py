@@ -1,0 +1,89 @@
+"""Measures what LENS costs beyond GRPO."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import pandas as pd
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from lens.benchmarking.measuring import Meter, Row, by_turns, in_order
+from lens.benchmarking.workload import Workload
+from lens.objectives.groups import group_kinds
+from lens.training.experience import weigh
+
+ADVANTAGE_CALLS = 20  # a call takes a millisecond or less
+
+
+def measure_objective(config: DictConfig) -> list[Row]:
+    """Each objective on the same graded answers: what its advantages cost, and what it passes through the model."""
+    work, rows = Workload.load(config), []
+    objectives = {name: instantiate(settings) for name, settings in config.objectives.items()}
+    with instantiate(config.grader) as grader, work.sampler(config.engines[config.arms[0]]) as sampler:
+        for number in range(config.warmup + config.rounds):
+            meter, batch = Meter(), work.batch(number)
+            with meter.phase("sample"):
+                rollouts = work.sample(sampler, batch.prompts, number)
+            with meter.phase("grade"):
+                verdicts = work.grade(grader, rollouts, batch.answers)
+            with meter.phase("logprobs"):
+                recomputed = work.old_logprobs(rollouts)
+            shared = meter.row() | {"shared_s": sum(meter.seconds.values())}
+            for name in by_turns(list(objectives), number):
+                own = Meter()
+                experience = weigh(
+                    rollouts,
+                    [None] * len(batch.prompts),
+                    verdicts,
+                    objectives[name],
+                    trainer_logprobs=recomputed,
+                    old_from=work.settings.old_logprobs,
+                )
+                arguments = experience.correct, experience.confidence
+                options = {"lengths": rollouts.lengths.view_as(experience.correct), "valid": experience.valid}
+                started = time.perf_counter()
+                for _ in range(ADVANTAGE_CALLS):
+                    objectives[name](*arguments, **options)
+                advantages = (time.perf_counter() - started) / ADVANTAGE_CALLS
+                with own.phase("update"):
+                    seen = work.learn(experience)
+                if number < config.warmup:
+                    continue
+                step = shared["shared_s"] + advantages + own.seconds["update"]
+                rows.append(
+                    {"arm": name, "round": number - config.warmup}
+                    | shared
+                    | own.row()
+                    | {
+                        "advantages_s": advantages,
+                        "step_s": step,
+                        "groups_negative": int(group_kinds(*arguments[:1], experience.valid).negative.sum()),
+                        "completions_trained": int(seen["completions/trained"]),
+                        "tokens_trained": int(seen["tokens/trained"]),
+                    }
+                )
+    return in_order(rows, list(objectives))
+
+
+def tabulate_objective(rows: Sequence[Row], peaks: dict[str, float]) -> pd.DataFrame:
+    """Means over rounds, as the passes of a step depend on its answers: advantages, passes, seconds."""
+    mean = pd.DataFrame(rows).groupby("arm", sort=False).mean(numeric_only=True)
+    tokens = [f"{1000 * v.update_s / v.tokens_trained:.2f}" if v.tokens_trained else "-" for _, v in mean.iterrows()]
+    return pd.DataFrame(
+        [
+            {
+                "objective": arm,
+                "advantages ms": f"{1000 * values.advantages_s:.3f}",
+                "of the step": f"{100 * values.advantages_s / values.step_s:.4f} %",
+                "negative groups": f"{values.groups_negative:.1f}",
+                "completions trained": f"{values.completions_trained:.1f}",
+                "tokens trained": f"{values.tokens_trained:.0f}",
+                "update s": f"{values.update_s:.2f}",
+                "step s": f"{values.step_s:.2f}",
+                "update s / 1000 tokens trained": per_token,
+            }
+            for (arm, values), per_token in zip(mean.iterrows(), tokens, strict=True)
+        ]
+    )

@@ -1,0 +1,58 @@
+"""Measures whole steps of GRPO, with each engine and in TRL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import pandas as pd
+from omegaconf import DictConfig
+
+from lens.benchmarking.arm import Arm, serve_lens
+from lens.benchmarking.measuring import (
+    Row,
+    alternate,
+    medians,
+    paired_ratio,
+    share,
+)
+from lens.benchmarking.trl import check_trl, serve_trl
+
+
+def measure_step(config: DictConfig) -> list[Row]:
+    """Whole steps of GRPO, each arm in a process of its own."""
+    if "trl" in config.arms:
+        check_trl(config)
+    with ExitStack() as stack:
+        arms = {}
+        for name in config.arms:
+            served = (serve_trl, config) if name == "trl" else (serve_lens, config, name)
+            arm = Arm(name, *served)
+            stack.callback(arm.close)
+            arm.receive()  # it is ready: others are not started, or measured, beside it
+            arms["trl" if name == "trl" else f"lens, {name}"] = arm
+        return alternate(arms, rounds=config.rounds, warmup=config.warmup)
+
+
+def tabulate_step(rows: Sequence[Row], peaks: dict[str, float]) -> pd.DataFrame:
+    """Seconds of a step and of its phases, and how many of a step TRL's (else the first arm's) takes."""
+    rows = [{**row, "tokens_per_s": row["completion_tokens"] / row["step_s"]} for row in rows]
+    middle = medians(rows)
+    other = "trl" if "trl" in middle.index else middle.index[0]
+    phases = {"sync": "sync_s", "sampling": "sample_s", "grading": "grade_s", "log-probs": "logprobs_s"}
+    return pd.DataFrame(
+        [
+            {
+                "arm": arm,
+                "step s": f"{values.step_s:.2f}",
+                **{name: f"{values[column]:.2f}" for name, column in phases.items()},
+                "update": f"{values.update_s:.2f}",
+                "tokens/s": f"{values.tokens_per_s:.0f}",
+                "tokens": f"{values.completion_tokens:.0f}",
+                "peak GiB": f"{values.peak_gib:.2f}",
+                "update's share of bf16 peak": share(values.update_flops / values.update_s, peaks),
+                f"{other} / arm": paired_ratio(rows, "step_s", other, arm),
+            }
+            for arm, values in middle.iterrows()
+        ]
+    )

@@ -1,0 +1,78 @@
+"""Measures the update beside a naive one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import pandas as pd
+import torch
+from omegaconf import DictConfig
+
+from lens.benchmarking.measuring import (
+    Meter,
+    Row,
+    alternate,
+    medians,
+    paired_ratio,
+    share,
+    training_flops,
+)
+from lens.benchmarking.naive_update import naive_gradient
+from lens.benchmarking.workload import Workload, every_answer_teaches, made_up_rollouts
+from lens.errors import ConfigError
+from lens.models.layers import check_layers
+from lens.training.experience import Experience
+
+log = logging.getLogger(__name__)
+
+
+def measure_update(config: DictConfig) -> list[Row]:
+    """The update of lens, and a naive one, on the same completions; compiled; and where some groups teach nothing."""
+    work = Workload.load(config)
+    batch = every_answer_teaches(made_up_rollouts(work, shortest_share=config.made_up.shortest_share))
+    silent = round(config.made_up.silent_share * len(batch.advantages))
+    quiet = replace(batch, advantages=batch.advantages * (torch.arange(len(batch.advantages)) >= silent)[:, None])
+    naive = partial(naive_gradient, work.model, batch, work.loss, sequences=config.naive.sequences)
+    r = batch.rollouts
+    each = [len(r.prompts[row // r.num_generations].token_ids) for row in range(len(r.lengths))]
+    alone = [(prompt, [length]) for prompt, length in zip(each, r.lengths.tolist(), strict=True)]
+
+    def turn(experience: Experience | None, number: int, **choices: bool) -> Row:
+        meter = Meter()
+        with meter.phase("update"):
+            work.update(naive) if experience is None else work.learn(experience, **choices)
+        flops = training_flops(work.model, alone if experience is None else work.sequences(experience))
+        return meter.row() | {"update_flops": flops}
+
+    arms = {
+        "naive": partial(turn, None),
+        "lens": partial(turn, batch, torch_compile=False),
+        f"lens, {silent} of {len(batch.advantages)} groups with advantage 0": partial(turn, quiet, torch_compile=False),
+    }
+    try:
+        check_layers(work.model, gradient_checkpointing=False, torch_compile=True)
+    except ConfigError as error:
+        log.warning("Left out, lens with torch.compile: %s", error)
+    else:
+        arms["lens, torch.compile"] = partial(turn, batch, torch_compile=True)
+    return alternate(arms, rounds=config.rounds, warmup=config.warmup)
+
+
+def tabulate_update(rows: Sequence[Row], peaks: dict[str, float]) -> pd.DataFrame:
+    """Seconds of an update, and how many of it the naive one takes."""
+    return pd.DataFrame(
+        [
+            {
+                "update": arm,
+                "seconds": f"{values.update_s:.2f}",
+                "naive / this": paired_ratio(rows, "update_s", "naive", arm),
+                "model TFLOP": f"{values.update_flops / 1e12:.3g}",
+                "share of bf16 peak": share(values.update_flops / values.update_s, peaks),
+                "GiB above weights": f"{values.update_gib:.2f}",
+            }
+            for arm, values in medians(rows).iterrows()
+        ]
+    )

@@ -1,0 +1,65 @@
+"""Turns an error in a config into one line that names the key, the value and what would be valid."""
+
+from __future__ import annotations
+
+import difflib
+import re
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from lens.errors import ConfigError
+from lens.files import CONFIGS
+
+BAD_CONFIG = (ConfigError, HydraException, OmegaConfBaseException)
+
+
+def explain(error: BaseException, config_name: str, arguments: list[str]) -> str:
+    """One line for an error in the config: a ConfigError's own, or Hydra's with key, value and what is valid."""
+    cause = error
+    while cause is not None:
+        if isinstance(cause, ConfigError):
+            return str(cause)
+        cause = cause.__cause__
+    message = " ".join(str(error).split())
+    if option := re.search(
+        r"Could not find '([^']+)/([^'/]+)' Available options in '[^']+': (.*?) Config search", message
+    ):
+        return str(ConfigError(option[1], option[2], f"one of {', '.join(option[3].split())}"))
+    if unknown := re.search(r"Could not override '([^']+)'", message):
+        return explain_unknown_key(unknown[1].lstrip("+~"), config_name, arguments)
+    return message
+
+
+def explain_unknown_key(key: str, config_name: str, arguments: list[str]) -> str:
+    """That there is no such key, the nearest that there are, and those beside it."""
+    value = next((a.split("=", 1)[1] for a in arguments if a.lstrip("+~").startswith(f"{key}=")), None)
+    keys = valid_keys(config_name, arguments)
+    nearest = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
+    parent = key.rpartition(".")[0]
+    beside = [other for other in keys if other.rpartition(".")[0] == parent and "._" not in other]
+    hints = [f"did you mean {nearest[0]}?"] if nearest else []
+    hints += [f"valid here: {', '.join(beside)}"] if beside else []
+    return str(ConfigError(key, value, "; ".join(["no such key", *hints])))
+
+
+def valid_keys(config_name: str, arguments: list[str]) -> list[str]:
+    """The dotted keys of the config that the arguments' group choices alone compose."""
+    groups = {str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*") if path.is_dir()}
+    choices = [a for a in arguments if a.split("=")[0] in groups and "," not in a]
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = hydra.compose(config_name, overrides=choices)
+
+    def walk(node: DictConfig, prefix: str) -> list[str]:
+        found = []
+        for key in node:
+            name = f"{prefix}{key}"
+            found.append(name)
+            child = node._get_node(key)
+            if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
+                found += walk(child, f"{name}.")
+        return found
+
+    return walk(config, "")

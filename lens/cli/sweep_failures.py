@@ -1,0 +1,86 @@
+"""Failed jobs of a sweep: each leaves a note and lets the others run, and the sweep's end tells of them all.
+
+A note is a file beside the job's run folder, so that it does not matter which launcher runs the jobs, or where.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from lens.cli.explaining import BAD_CONFIG, explain
+from lens.distributed.processes import rank
+from lens.errors import BAD_INPUT, FAILED
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a job failed: the overrides it was given, one line, and the exit code it would have had alone."""
+
+    overrides: list[str]
+    message: str
+    code: int
+
+
+class FailedJobs(Callback):
+    """Hydra's callback around jobs (where they run) and sweeps (where they were started)."""
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Forget how this job failed the last time."""
+        note_of(config).unlink(missing_ok=True)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Leave a note of a job of a sweep that failed, and hide it from Hydra, which would stop at the first."""
+        if config.hydra.mode == RunMode.RUN or job_return.status != JobStatus.FAILED:
+            return
+        error, overrides = job_return._return_value, list(config.hydra.overrides.task)
+        if isinstance(error, BAD_CONFIG):
+            failure = Failure(overrides, explain(error, config.hydra.job.config_name, overrides), BAD_INPUT)
+        else:
+            log.error("The job has failed", exc_info=error)
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            failure = Failure(overrides, f"{reason} ({config.hydra.runtime.output_dir} holds the log)", FAILED)
+        if rank() == 0:
+            note_of(config).write_text(json.dumps(asdict(failure)) + "\n")
+        job_return.status, job_return.return_value = JobStatus.COMPLETED, None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Notes from now on are this sweep's."""
+        self._started = time.time()
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Where jobs have failed, print a line for each and exit."""
+        failures = take_notes(Path(config.hydra.sweep.dir), since=self._started)
+        for name, failure in failures.items():
+            own = " ".join(override for override in failure.overrides if override not in config.hydra.overrides.task)
+            print(f"error: {name}{own and f' ({own})'}: {failure.message}", file=sys.stderr)
+        if failures:
+            sys.exit(min(failure.code for failure in failures.values()))
+
+
+def note_of(config: DictConfig) -> Path:
+    """The note of the job with this config: its run folder's name with another ending."""
+    folder = Path(config.hydra.runtime.output_dir)
+    return folder.with_name(f"{folder.name}.failed")
+
+
+def take_notes(sweep: Path, since: float) -> dict[str, Failure]:
+    """Read and remove the notes that a sweep's jobs have left since a time (seconds since 1970), by the job's name."""
+    found = {}
+    for note in sorted(sweep.glob("*.failed")):
+        if note.stat().st_mtime >= since:
+            found[note.stem] = Failure(**json.loads(note.read_text()))
+            note.unlink()
+    return found

@@ -1,0 +1,87 @@
+"""One progress bar for a whole sweep, whichever launcher runs its jobs."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from lens.cli.entry_point import fail
+from lens.config.checks import check_values
+from lens.errors import ConfigError
+from lens.progress import progress_bar
+from lens.runs.tracker import STEP_AXIS
+
+POLL_SECONDS = 1.0
+
+
+class SweepProgress(Callback):
+    """Watches the run folders of a sweep, and shows the steps that are done and the time left."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Launchers send callbacks along with each job; the watcher stays here."""
+        return {}
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Start watching; the sweep's jobs do not know of it. Exits where the number of jobs cannot be."""
+        try:
+            check_values(OmegaConf.masked_copy(config, "jobs"))
+        except ConfigError as error:  # which Hydra would only warn of
+            fail(str(error))
+        self._over = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, args=(config, time.time()), daemon=True)
+        self._watcher.start()
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Stop watching, with the bar at its end."""
+        self._over.set()
+        self._watcher.join()
+
+    def _watch(self, config: DictConfig, started: float) -> None:
+        jobs, steps = plan_of(config)
+        with progress_bar(steps, desc=f"{jobs} runs") as bar:
+            over = False
+            while not over:
+                over = self._over.wait(POLL_SECONDS)
+                bar.update(steps_done(Path(config.hydra.sweep.dir), since=started) - bar.n)
+
+
+def plan_of(config: DictConfig) -> tuple[int, int | None]:
+    """How many jobs a sweep's overrides expand to, those of hydra.sweeper.params included, and steps of all jobs."""
+    parser = OverridesParser.create()
+    given = {}
+    for key, values in (config.hydra.sweeper.get("params") or {}).items():
+        given[key] = parser.parse_override(f"{key}={values}")
+    for override in parser.parse_overrides(list(config.hydra.overrides.task)):
+        given[override.key_or_group] = override
+    values = {key: list(o.sweep_iterator()) if o.is_sweep_override() else [o.value()] for key, o in given.items()}
+    jobs = math.prod(map(len, values.values()))
+    lengths = values.get("trainer.max_steps", [config.trainer.max_steps])
+    if not all(isinstance(steps, int) for steps in lengths):
+        return jobs, None  # which the jobs will refuse
+    return jobs, jobs * sum(lengths) // len(lengths)
+
+
+def steps_done(folder: Path, since: float) -> int:
+    """Steps in the metrics of all run folders whose config was written at or after a time (seconds since 1970)."""
+    total = 0
+    for config in folder.glob("*/.hydra/config.yaml"):
+        metrics = config.parent.parent / "metrics.jsonl"
+        if config.stat().st_mtime >= since and metrics.exists():
+            total += last_step(metrics)
+    return total
+
+
+def last_step(metrics: Path) -> int:
+    """The step of the last whole line of a metrics.jsonl."""
+    with metrics.open("rb") as file:
+        file.seek(max(0, metrics.stat().st_size - 65536))
+        lines = file.read().split(b"\n")[:-1]
+    return json.loads(lines[-1])[STEP_AXIS] if lines else 0

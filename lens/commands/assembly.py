@@ -1,0 +1,127 @@
+"""The parts of a run, each made from a composed config."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from datasets import Dataset
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lens.distributed.collectives import Apart, is_first, world_size
+from lens.errors import ConfigError
+from lens.evaluation.evaluator import EvaluationSet, Evaluator
+from lens.grading.golds import check_golds
+from lens.grading.pool import Grader
+from lens.models.tiny import make_tiny
+from lens.problems.prompts import Prompt, PromptFormat, encode_problems
+from lens.sampling.rollouts import Sampler
+from lens.sampling.shared import SharedSampler
+
+log = logging.getLogger(__name__)
+
+
+def check_fetched(config: DictConfig) -> None:
+    """Raises ConfigError where the config's model is to be fetched, and is not there."""
+    name = config.model.name_or_path
+    if config.model.fetch is not None and not Path(name).exists():
+        command = f"python scripts/fetch_model.py model={HydraConfig.get().runtime.choices.model}"
+        raise ConfigError("model.name_or_path", name, f"a folder; `{command}` makes it")
+
+
+def loading(config: DictConfig) -> dict[str, str | None]:
+    """How a config's model is loaded."""
+    return {"dtype": config.model.dtype, "attention": config.model.attention}
+
+
+def model_path(config: DictConfig) -> str:
+    """The name or folder of the config's model; the tiny one is made first where it is not there yet."""
+    if config.model.name_or_path is not None:
+        return config.model.name_or_path
+    if config.model.recipe is None:
+        raise ConfigError("model.name_or_path", None, "a Hugging Face name or folder")
+    return str(make_tiny(instantiate(config.model.recipe), Path(config.outputs) / "models"))
+
+
+def make_evaluator(config: DictConfig, raw_sets: dict[str, Dataset], tokenizer: PreTrainedTokenizerBase) -> Evaluator:
+    """The evaluation of a config, its prompts encoded; ``model.prompt`` says how.
+
+    Raises:
+        ConfigError: levels are asked of a set that has none.
+    """
+    settings, sets = config.evaluation, []
+    for name, problems in raw_sets.items():
+        if settings.by_level and not any(level is not None for level in problems["level"]):
+            raise ConfigError("evaluation.by_level", True, f"false, as the set {name!r} has no levels")
+        fitting, prompts, too_long = encode_problems(problems, tokenizer, PromptFormat(**config.model.prompt))
+        if too_long:
+            log.warning("%s: %d problems over model.prompt.max_length are left out", name, too_long)
+        sets.append(EvaluationSet(name, fitting, prompts, too_long))
+    return Evaluator(
+        sets,
+        num_samples=settings.num_samples,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        max_completion_length=settings.max_completion_length,
+        by_level=settings.by_level,
+    )
+
+
+def longest_sequence(model: PreTrainedModel, prompts: Sequence[Prompt], max_completion_length: int) -> int:
+    """Tokens of the longest prompt with the longest answer it may get.
+
+    Raises:
+        ConfigError: more than the model has positions for.
+    """
+    longest = max(prompts, key=lambda prompt: len(prompt.token_ids))
+    needed, limit = len(longest.token_ids) + max_completion_length, model.config.max_position_embeddings
+    if needed > limit:
+        valid = (
+            f"at most {limit - len(longest.token_ids)}: the model's limit is {limit} tokens, and the longest prompt, "
+            f"{longest.problem_id}, has {len(longest.token_ids)}; or a smaller model.prompt.max_length"
+        )
+        raise ConfigError("max_completion_length", max_completion_length, valid)
+    return needed
+
+
+def evaluator_needs(model: PreTrainedModel, evaluator: Evaluator) -> int:
+    """The `longest_sequence` of an evaluation."""
+    return max(longest_sequence(model, s.prompts, evaluator.max_completion_length) for s in evaluator.sets)
+
+
+@contextmanager
+def make_sampler(
+    config: DictConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    longest: int,
+    apart: Apart = nullcontext,
+) -> Iterator[Sampler]:
+    """The config's rollout engine, closed in the end; an engine that reserves room is told how long sequences get."""
+    reserved = {"max_model_len": longest} if config.sampler.get("max_model_len", longest) is None else {}
+    sampler = instantiate(config.sampler, model=model, tokenizer=tokenizer, **reserved)
+    try:
+        per_engine = config.sampler.get("tensor_parallel_size", 1)
+        yield sampler if world_size() == 1 else SharedSampler(sampler, per_engine, apart)
+    finally:
+        sampler.close()
+
+
+def failing_golds(config: DictConfig, grader: Grader, sets: Mapping[str, Dataset]) -> dict[str, list[dict[str, str]]]:
+    """What `lens.audit.check_golds` finds, in the first process; nothing in others, or where it is not asked for."""
+    return check_golds(grader, sets) if config.check_golds and is_first() else {}
+
+
+def problems_of(evaluator: Evaluator) -> dict[str, Dataset]:
+    """The problems that are evaluated on, by the name of their set."""
+    return {evaluation_set.name: evaluation_set.problems for evaluation_set in evaluator.sets}
+
+
+def too_long_of(evaluator: Evaluator) -> dict[str, int]:
+    """How many problems of each set were left out because of their length."""
+    return {evaluation_set.name: evaluation_set.too_long for evaluation_set in evaluator.sets}

@@ -1,0 +1,96 @@
+"""Lists the most confident answers that the grader called wrong, beside a second opinion.
+
+LENS gives its largest penalty to a wrong answer that the model was sure of. If that answer was right after all, the
+penalty falls on what the model should learn. So the surest answers graded wrong are the ones to read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from lens.config.checks import check_writable
+from lens.errors import ConfigError
+from lens.grading.judge import WRONG
+from lens.grading.second_opinion import second_opinion
+from lens.problems.math import last_boxed
+from lens.runs.answers import read_answers, stored_answers
+from lens.terminal import show_table
+
+ID = {"rollouts": "problem_id", "evaluations": "id"}  # what the column is called
+SAME = ["problem", "gold", "answer", "verdict"]  # answers that agree in these are one row of an audit
+COLUMNS = ["problem", "level", "confidence", "times", "gold", "answer", "second opinion", "verdict", "step", "sample"]
+PRINTED_CHARACTERS = 80  # of an answer; the CSV file has all of it
+
+
+def audit(run: Path, *, source: str, step: int | None, limit: int, target: Path) -> pd.DataFrame:
+    """List a run's most confident answers that were graded wrong, beside a second opinion.
+
+    Prints two tables, the surest of all and the surest whose second opinion is that they are right, and writes all of
+    them to a CSV file: equal answers to a problem in one row, with the confidence of the surest.
+
+    Args:
+        run: a run folder, or the folder of one evaluation.
+        source: rollouts, evaluations, or auto: rollouts where there are any.
+        step: the answers of one step; None takes all that are stored.
+        limit: rows that are printed, of each table.
+        target: the CSV file.
+
+    Raises:
+        ConfigError: an unknown source, a limit below 1, a folder without such answers, or a target that cannot be.
+    """
+    if source not in ("auto", "rollouts", "evaluations"):
+        raise ConfigError("source", source, "one of auto, rollouts, evaluations")
+    if type(limit) is not int or limit < 1:
+        raise ConfigError("limit", limit, "an integer >= 1")
+    if source == "auto":
+        source = "rollouts" if any((run / "rollouts").glob("step_*.parquet")) else "evaluations"
+    files = stored_answers(run, source, step)
+    if target.is_dir():
+        raise ConfigError("target", str(target), "a file, not a folder")
+    check_writable("target", target.parent)
+    parts, graded = [], 0
+    for at, file in files.items():
+        answers = read_answers(file, ["sample", "level", "text", "answer", "verdict", "confidence", ID[source]])
+        parts.append(graded_wrong(answers.rename(columns={ID[source]: "problem"})).assign(step=at))
+        graded += len(answers)
+    wrong = pd.concat(parts, ignore_index=True)
+    listed = distinct(wrong[wrong["answer"] != ""])
+    doubted = listed[listed["second opinion"] == "correct"]
+
+    compared, disputed = listed["times"].sum(), doubted["times"].sum()
+    print(f"{graded:,} answers of {source}: {len(wrong):,} graded wrong, {compared:,} of them with an answer in a box.")
+    print(f"Second opinion on those: {disputed:,} are correct, {100 * disputed / max(compared, 1):.1f} %.")
+    for title, rows in (
+        ("The most confident answers graded wrong", listed),
+        ("The most confident of those that are correct by the second opinion", doubted),
+    ):
+        if len(rows):
+            show_table(title, rows.head(limit)[COLUMNS].map(shortened))
+    listed.to_csv(target, index=False)
+    print(f"all {len(listed):,} different ones: {target}")
+    return listed
+
+
+def graded_wrong(answers: pd.DataFrame) -> pd.DataFrame:
+    """The rows graded wrong; the gold answer is called ``gold``, and ``answer`` is what the last box holds, or ""."""
+    wrong = answers[answers["verdict"].isin(WRONG)].rename(columns={"answer": "gold"})
+    return wrong.assign(answer=[last_boxed(text) for text in wrong["text"]]).drop(columns="text")
+
+
+def distinct(wrong: pd.DataFrame) -> pd.DataFrame:
+    """A row per problem and answer with ``times`` it was given and a ``second opinion``, the most confident first."""
+    ranked = wrong.sort_values("confidence", ascending=False, kind="stable")
+    ranked = ranked.assign(times=ranked.groupby(SAME)["sample"].transform("size")).drop_duplicates(SAME)
+    agrees = [second_opinion(gold, answer) for gold, answer in zip(ranked["gold"], ranked["answer"], strict=True)]
+    ranked["second opinion"] = ["correct" if same else "incorrect" for same in agrees]
+    return ranked[COLUMNS]
+
+
+def shortened(value: object) -> str:
+    """A value in one line of a table."""
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    text = " ".join(str(value).split())
+    return text if len(text) <= PRINTED_CHARACTERS else f"{text[: PRINTED_CHARACTERS - 2]} …"

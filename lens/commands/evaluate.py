@@ -1,0 +1,91 @@
+"""Evaluates a checkpoint or any model with the code that training evaluates with."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import pandas as pd
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from lens.commands.assembly import (
+    evaluator_needs,
+    failing_golds,
+    loading,
+    make_evaluator,
+    make_sampler,
+    problems_of,
+    too_long_of,
+)
+from lens.config.checks import check_values
+from lens.distributed.collectives import is_first
+from lens.errors import ConfigError
+from lens.evaluation.scores import metrics_of, table_of
+from lens.files import write_json, write_parquet
+from lens.grading.golds import count_all
+from lens.grading.shared import SharedGrader
+from lens.models.loading import load_model
+from lens.models.sharding import named_weights
+from lens.problems import load_evaluation_sets
+from lens.runs import checkpoints
+from lens.runs.run import SUMMARY
+from lens.seeding import derive_seed
+from lens.terminal import show_table
+
+
+def evaluate(config: DictConfig, folder: Path) -> pd.DataFrame:
+    """Evaluate a run's latest checkpoint, a checkpoint or any model, with the code that training evaluates with.
+
+    Prints pass@k by level with intervals, and leaves the rows and every answer in the folder.
+
+    Raises:
+        ConfigError: a value that cannot work.
+    """
+    run, checkpoint = locate(config.checkpoint)
+    if run is not None:
+        trained = OmegaConf.load(run / ".hydra" / "config.yaml")
+        config.model.prompt = trained.model.prompt
+        config.trainer.max_completion_length = trained.trainer.max_completion_length
+    check_values(config)
+    if config.trainer.num_threads:
+        torch.set_num_threads(config.trainer.num_threads)
+    raw_sets = load_evaluation_sets(config.evaluation.sets)
+    model, tokenizer = load_model(checkpoint, **loading(config), key="checkpoint")
+    evaluator = make_evaluator(config, raw_sets, tokenizer)
+    with ExitStack() as stack:
+        grader = stack.enter_context(instantiate(config.grader))
+        failing = failing_golds(config, grader, problems_of(evaluator))
+        sampler = stack.enter_context(make_sampler(config, model, tokenizer, evaluator_needs(model, evaluator)))
+        sampler.sync(named_weights(model))
+        seed = derive_seed(config.seed, "evaluation")
+        per_problem, answers = evaluator.evaluate(sampler, SharedGrader(grader), seed, show_progress=is_first())
+    if not is_first():
+        return per_problem
+    write_parquet(folder / "evaluation.parquet", per_problem)
+    write_parquet(folder / "completions.parquet", answers)
+    metrics = metrics_of(per_problem, by_level=evaluator.by_level)
+    write_json(folder / "failing_golds.json", failing)
+    counts = {"failing_golds": count_all(failing), "prompts_too_long": too_long_of(evaluator)}
+    write_json(folder / SUMMARY, {"checkpoint": checkpoint, "metrics": metrics, **counts})
+    table = table_of(per_problem, by_level=evaluator.by_level)
+    show_table(f"{checkpoint}: pass@k in %, 95 % bootstrap interval over problems", table)
+    print(f"rows and answers: {folder}")
+    return per_problem
+
+
+def locate(checkpoint: str) -> tuple[Path | None, str]:
+    """The run folder that a checkpoint belongs to, if any, and the model's name or folder.
+
+    Raises:
+        ConfigError: a run folder without a checkpoint.
+    """
+    path = Path(checkpoint)
+    if (path / ".hydra").is_dir():
+        found = checkpoints.all_checkpoints(path / "checkpoints")
+        if not found:
+            raise ConfigError("checkpoint", checkpoint, "a run folder with a checkpoint")
+        return path, str(found[-1])
+    in_run = path.parent.name == "checkpoints" and (path.parent.parent / ".hydra").is_dir()
+    return (path.parent.parent if in_run else None), checkpoint

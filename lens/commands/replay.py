@@ -1,0 +1,59 @@
+"""Shows what another objective would have done with a run's stored rollouts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from lens.config.checks import check_objective, check_writable
+from lens.files import write_parquet
+from lens.losses.aggregation import token_weights
+from lens.runs.answers import read_answers, stored_answers
+from lens.terminal import show_table
+from lens.training.stored_experience import STORED, compared, weigh_again
+
+
+def replay(run: Path, objective: Callable[..., Tensor], *, name: str, step: int | None, target: Path) -> pd.DataFrame:
+    """Weigh a run's stored rollouts under an objective; prints what changes, and writes step_*.parquet.
+
+    Each file has a row per answer: what was stored, with the run's own advantage as ``advantage_trained``, and the
+    objective's ``calibrated_reward`` and ``advantage``.
+
+    Args:
+        run: a run folder.
+        objective: as in a training run.
+        name: what the objective is called.
+        step: the rollouts of one step; None takes all that are stored.
+        target: the folder to write to.
+
+    Returns:
+        The printed table: a row per step (see `compared`).
+
+    Raises:
+        ConfigError: an objective that cannot work, no such rollouts, or a target that cannot be written to.
+    """
+    check_objective(objective)
+    trainer = (
+        OmegaConf.load(run / ".hydra" / "config.yaml").trainer if (run / ".hydra" / "config.yaml").exists() else {}
+    )
+    mode, longest = trainer.get("loss_agg_mode", "seq-mean-token-mean"), trainer.get("max_completion_length", 1)
+    files = stored_answers(run, "rollouts", step)
+    check_writable("target", target)
+    rows = []
+    for at, file in files.items():
+        stored = read_answers(file, STORED)
+        again = weigh_again(stored, objective)
+        before = stored.rename(columns={"advantage": "advantage_trained"}).drop(columns="calibrated_reward")
+        write_parquet(target / file.name, before.join(again))
+        weights = token_weights(torch.tensor(stored["length"] * stored["valid"]), mode, max_completion_length=longest)
+        rows.append({"step": at} | compared(stored, again["advantage"], weights.numpy() * stored["length"].to_numpy()))
+    table = pd.DataFrame(rows)
+    printed = table.map(lambda value: f"{value:.3g}" if isinstance(value, float) else value)
+    show_table(f"{run}: as trained -> under {name}, in %", printed)
+    print(f"answers: {target}")
+    return table

@@ -1,0 +1,239 @@
+"""Configs that cannot work are refused before anything is made: one table of rules, and the rules between keys."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from transformers import SchedulerType
+
+from lens.config.keys import KEYWORDS
+from lens.errors import ConfigError
+from lens.evaluation.scores import ks_up_to
+
+
+def as_path(key: str, value: Any) -> Path:
+    """A config value as a path.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if not isinstance(value, str):
+        raise ConfigError(key, value, "a file or folder")
+    return Path(value)
+
+
+Rule = tuple[type | tuple[type, ...], Callable[[Any], bool], str]
+NUMBER = (int, float)
+LOSS_AGG_MODES = ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
+
+
+def at_least(least: int) -> Rule:
+    return int, lambda v: v >= least, f"an integer >= {least}"
+
+
+def number(holds: Callable[[float], bool], valid: str) -> Rule:
+    return NUMBER, lambda v: math.isfinite(v) and holds(v), valid
+
+
+def one_of(*options: str) -> Rule:
+    return str, lambda v: v in options, f"one of {', '.join(options)}"
+
+
+def are_layers(value: str | ListConfig) -> bool:
+    if isinstance(value, str):
+        return value == "all-linear"
+    return len(value) > 0 and all(isinstance(name, str) and name for name in value)
+
+
+NOT_NEGATIVE = number(lambda v: v >= 0, "a number >= 0")
+POSITIVE = number(lambda v: v > 0, "a number > 0")
+LORA = {"r", "alpha", "target_modules"}
+RHO = "a number gamma in (0, 1] for gamma^length, policy, or null for the length-normalised form"
+RULES: dict[str, Rule] = {
+    "seed": at_least(0),
+    "resume": (str, lambda v: v in KEYWORDS or Path(v).is_dir(), "auto, never, must, or a run folder or checkpoint"),
+    "jobs": (int, lambda v: v == -1 or v >= 1, "an integer >= 1, or -1 for all cores"),
+    "check_golds": (bool, lambda v: True, "true or false"),
+    "profile": (bool, lambda v: True, "true or false"),
+    "trainer.max_steps": at_least(1),
+    "trainer.num_prompts_per_rollout": at_least(1),
+    "trainer.num_prompts_per_step": at_least(1),
+    "trainer.num_generations": (int, lambda v: v >= 2, "an integer >= 2: an answer is weighed against its group"),
+    "trainer.max_completion_length": at_least(1),
+    "trainer.temperature": POSITIVE,
+    "trainer.top_p": number(lambda v: v == 1, "1: below it the sampled log-probabilities would not be the policy's"),
+    "trainer.truncated": one_of("grade", "mask"),
+    "trainer.old_logprobs": one_of("sampler", "trainer", "current"),
+    "trainer.confidence": one_of("sampler", "trainer"),
+    "trainer.importance_sampling": one_of("none", "token_truncate", "token_mask", "sequence_mask"),
+    "trainer.importance_cap": number(lambda v: v > 1, "a number > 1"),
+    "trainer.autocast": one_of("bfloat16"),
+    "trainer.epsilon_low": number(lambda v: 0 < v < 1, "a number between 0 and 1"),
+    "trainer.epsilon_high": POSITIVE,
+    "trainer.dual_clip": number(lambda v: v > 1, "a number > 1, or null for none"),
+    "trainer.loss_agg_mode": one_of(*LOSS_AGG_MODES),
+    "trainer.beta": NOT_NEGATIVE,
+    "trainer.entropy_coef": NOT_NEGATIVE,
+    "trainer.learning_rate": NOT_NEGATIVE,
+    "trainer.adam_eps": POSITIVE,
+    "trainer.weight_decay": NOT_NEGATIVE,
+    "trainer.max_grad_norm": POSITIVE,
+    "trainer.lr_scheduler": one_of(*(kind.value for kind in SchedulerType)),
+    "trainer.warmup_steps": at_least(0),
+    "trainer.max_tokens_per_microbatch": at_least(1),
+    "trainer.logits_chunk_size": at_least(1),
+    "trainer.gradient_checkpointing": (bool, lambda v: True, "true or false"),
+    "trainer.torch_compile": (bool, lambda v: True, "true or false"),
+    "trainer.grad_share_every": at_least(0),
+    "trainer.checkpoint_every": at_least(1),
+    "trainer.keep_checkpoints": at_least(1),
+    "trainer.keep_best": (str, lambda v: re.fullmatch(r"pass@\d+", v), "pass@1, pass@2, pass@4, ..., or null"),
+    "trainer.non_finite": one_of("stop", "skip"),
+    "trainer.max_entropy": number(lambda v: v > 0, "a number > 0 (nats), or null for no limit"),
+    "trainer.rollouts_every": at_least(0),
+    "trainer.num_threads": at_least(1),
+    "evaluation.every": at_least(0),
+    "evaluation.num_samples": at_least(1),
+    "evaluation.temperature": NOT_NEGATIVE,
+    "evaluation.top_p": number(lambda v: 0 < v <= 1, "a number in (0, 1]"),
+    "evaluation.max_completion_length": at_least(1),
+    "evaluation.by_level": (bool, lambda v: True, "true or false"),
+    "objective.alpha": number(lambda v: v >= 0, "a number >= 0: negative groups are never rewarded for confidence"),
+    "objective.eps": POSITIVE,
+    "objective.groups": one_of("all", "mixed", "negative"),
+    "objective.difficulty": one_of("length_normalized", "sequence"),
+    "objective.scale_mixed": number(lambda v: v > 0, "a number > 0, or null for 1/G"),
+    "objective.scale_negative": number(lambda v: v > 0, "a number > 0, or null for 1/G"),
+    "objective.rho": ((str, *NUMBER), lambda v: v == "policy" if isinstance(v, str) else 0 < v <= 1, RHO),
+    "objective.scale_by_std": (bool, lambda v: True, "true or false"),
+    "sampler.max_num_seqs": at_least(1),
+    "sampler.dtype": one_of("float32", "bfloat16", "float16"),
+    "sampler.max_model_len": at_least(2),
+    "sampler.kv_cache_space": POSITIVE,
+    "sampler.gpu_memory_utilization": number(lambda v: 0 < v <= 1, "a share of the GPU's memory in (0, 1]"),
+    "sampler.tensor_parallel_size": at_least(1),
+    "sampler.enforce_eager": (bool, lambda v: True, "true or false"),
+    "sampler.sleep": (bool, lambda v: True, "true or false"),
+    "sampler.parity_every": at_least(0),
+    "sampler.max_logp_difference": POSITIVE,
+    "part": one_of("sampling", "step", "update", "scaling", "objective"),
+    "rounds": at_least(1),
+    "warmup": at_least(0),
+    "peak_size": at_least(1),
+    "naive.sequences": at_least(1),
+    "made_up.shortest_share": number(lambda v: 0 < v <= 1, "a share in (0, 1]"),
+    "made_up.silent_share": number(lambda v: 0 <= v <= 1, "a share in [0, 1]"),
+    "scaling.sampled": (bool, lambda v: True, "true or false"),
+    "trl.per_device_train_batch_size": at_least(1),
+    "trl.gradient_checkpointing": (bool, lambda v: True, "true or false"),
+    "model.attention": one_of("sdpa", "eager", "flash_attention_2", "flash_attention_3"),
+    "model.lora": (DictConfig, lambda v: set(v) == LORA, f"null, or {', '.join(sorted(LORA))}: model/lora=default"),
+    "model.lora.r": at_least(1),
+    "model.lora.alpha": POSITIVE,
+    "model.lora.target_modules": ((str, ListConfig), are_layers, "all-linear, or a list of names of layers"),
+    "model.prompt.template": one_of("chat", "plain"),
+    "model.prompt.max_length": at_least(1),
+}
+NULLABLE = {
+    *("trainer.autocast", "trainer.dual_clip", "trainer.num_threads", "trainer.keep_best", "trainer.max_entropy"),
+    *("objective.scale_mixed", "objective.scale_negative", "objective.rho"),
+    *("sampler.max_model_len", "sampler.kv_cache_space", "model.attention", "model.lora"),
+}
+
+
+def check_values(config: DictConfig, rules: Mapping[str, Rule] = RULES) -> None:
+    """Hold every key that the config has against its rule.
+
+    Raises:
+        ConfigError: for the first that fails, with key, value and what would be valid.
+    """
+    absent = object()
+    for key, (kind, holds, valid) in rules.items():
+        value = OmegaConf.select(config, key, default=absent)
+        if value is absent or (value is None and key in NULLABLE):
+            continue
+        right_kind = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        if not (right_kind and holds(value)):
+            raise ConfigError(key, value, valid)
+
+
+def check_training(config: DictConfig, num_processes: int = 1) -> None:
+    """The rules between the keys of a training run, and the number of processes that share it.
+
+    Raises:
+        ConfigError: a combination that cannot work, with the numbers.
+    """
+    trainer = config.trainer
+    if trainer.num_prompts_per_rollout % trainer.num_prompts_per_step:
+        valid = f"a divisor of trainer.num_prompts_per_rollout={trainer.num_prompts_per_rollout}"
+        raise ConfigError("trainer.num_prompts_per_step", trainer.num_prompts_per_step, valid)
+    if trainer.num_prompts_per_step % num_processes:
+        valid = f"a multiple of {num_processes}, the number of processes"
+        raise ConfigError("trainer.num_prompts_per_step", trainer.num_prompts_per_step, valid)
+    longest = config.model.prompt.max_length + trainer.max_completion_length
+    if trainer.max_tokens_per_microbatch < longest:
+        valid = (
+            f"at least {longest}, one prompt and answer of the largest size "
+            f"(model.prompt.max_length + trainer.max_completion_length)"
+        )
+        raise ConfigError("trainer.max_tokens_per_microbatch", trainer.max_tokens_per_microbatch, valid)
+    if OmegaConf.select(config, "objective.rho") is not None and config.objective.difficulty != "length_normalized":
+        valid = f"length_normalized, as objective.rho={config.objective.rho} says what the difficulty is estimated from"
+        raise ConfigError("objective.difficulty", config.objective.difficulty, valid)
+    if trainer.old_logprobs == "current" and trainer.num_prompts_per_step != trainer.num_prompts_per_rollout:
+        valid = (
+            f"trainer or sampler, as a round of {trainer.num_prompts_per_rollout} questions is several updates of "
+            f"{trainer.num_prompts_per_step}"
+        )
+        raise ConfigError("trainer.old_logprobs", "current", valid)
+    if trainer.importance_sampling != "none" and trainer.old_logprobs != "trainer":
+        valid = "none, or trainer.old_logprobs=trainer: its weights are ratios of those to the engine's"
+        raise ConfigError("trainer.importance_sampling", trainer.importance_sampling, valid)
+    measured = [f"pass@{k}" for k in ks_up_to(config.evaluation.num_samples)]
+    if trainer.keep_best is not None and trainer.keep_best not in measured:
+        valid = f"one of {', '.join(measured)}, as evaluation.num_samples={config.evaluation.num_samples}, or null"
+        raise ConfigError("trainer.keep_best", trainer.keep_best, valid)
+    betas = list(trainer.adam_betas)
+    if len(betas) != 2 or not all(isinstance(b, NUMBER) and 0 <= b < 1 for b in betas):
+        raise ConfigError("trainer.adam_betas", betas, "two numbers in [0, 1)")
+
+
+def check_objective(objective: Callable[..., torch.Tensor]) -> None:
+    """Call the objective on a group of two, as the loop will.
+
+    Raises:
+        ConfigError: a keyword it does not take, or advantages of another shape.
+    """
+    example = torch.tensor([[True, False], [False, False]])
+    confidence, lengths = torch.tensor([[0.9, 0.8], [0.7, 0.6]]), torch.tensor([[3, 4], [5, 6]])
+    function = getattr(objective, "func", objective)
+    try:
+        inspect.signature(objective).bind(example, confidence, lengths=lengths, valid=example)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            "objective._target_", function.__qualname__, f"a function of that signature: {error}"
+        ) from error
+    states = torch.get_rng_state()
+    advantages = objective(example, confidence, lengths=lengths, valid=torch.ones_like(example))
+    torch.set_rng_state(states)
+    if advantages.shape != example.shape or not advantages.dtype.is_floating_point:
+        returned = f"{advantages.dtype} {list(advantages.shape)}"
+        raise ConfigError("objective._target_", function.__qualname__, f"floating advantages [Q, G], not {returned}")
+
+
+def check_writable(key: str, folder: Path) -> None:
+    """Raises ConfigError where nothing can be written below the folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(key, str(folder), f"a folder that can be written to ({error.strerror})") from error

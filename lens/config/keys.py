@@ -1,0 +1,80 @@
+"""Says once which config keys decide a run's results, and compares configs by them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+# Keys that do not change what a run computes.
+NOT_HASHED = ("check_golds", "jobs", "outputs", "profile", "resume", "tracking")
+
+
+def config_hash(*, _root_: DictConfig) -> str:
+    """A short hash of all that decides a run's results; Hydra's own settings are not part of it."""
+    decisive = [key for key in _root_ if key not in ("hydra", *NOT_HASHED)]
+    values = {key: _root_[key] for key in decisive}  # values, as some of them refer to keys that are not among them
+    values = {k: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for k, v in values.items()}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+KEYWORDS = ("auto", "never", "must")
+# What may differ between a checkpoint's config and the one that goes on from it: keys, or whole sections.
+FREE = (  # they change neither weights nor metrics
+    "resume",
+    "check_golds",
+    "jobs",
+    "outputs",
+    "profile",
+    "tracking",
+    "trainer.checkpoint_every",
+    "trainer.keep_checkpoints",
+    "trainer.keep_best",
+    "trainer.rollouts_every",
+    "trainer.non_finite",
+    "trainer.max_entropy",
+    "grader.num_workers",
+)
+ROUNDING = (  # they change speed and memory, and the order in which numbers are added up
+    "model.attention",
+    "trainer.max_tokens_per_microbatch",
+    "trainer.logits_chunk_size",
+    "trainer.gradient_checkpointing",
+    "trainer.torch_compile",
+    "trainer.num_threads",
+    "sampler.max_num_seqs",
+)
+LENGTHLESS = ("constant", "constant_with_warmup")  # learning rate schedules that do not depend on max_steps
+
+
+def is_among(key: str, names: tuple[str, ...]) -> bool:
+    """Whether a dotted key is one of the names, or in a section that is."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys and their values."""
+    found = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        found |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return found
+
+
+NOT_COMPARED = ("seed", *NOT_HASHED)
+
+
+def differing_keys(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[str]:
+    """The dotted keys in which two configs differ, but for those that do not change results."""
+    found = []
+    for key in sorted(set(a) | set(b)):
+        if not prefix and key in NOT_COMPARED:
+            continue
+        x, y = a.get(key), b.get(key)
+        if isinstance(x, dict) and isinstance(y, dict):
+            found += differing_keys(x, y, f"{prefix}{key}.")
+        elif x != y:
+            found.append(f"{prefix}{key}")
+    return found

@@ -1,0 +1,115 @@
+"""Scores of an evaluation: pass@k overall, by level and by subject, with intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from lens.grading.judge import UNJUDGED
+
+HARD_LEVELS = (4, 5)
+COUNTED = ("no_answer", *UNJUDGED)  # verdicts on answers that nothing was compared for; wrong in pass@k
+BOOTSTRAP_SAMPLES = 1000
+
+
+def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
+    """The unbiased estimate of the chance that one of k answers is right: 1 - C(n - c, k) / C(n, k).
+
+    Source: Chen et al. (2021), "Evaluating Large Language Models Trained on Code", eq. 1.
+
+    Args:
+        num_samples: n answers were sampled.
+        num_correct: c of them were right.
+        k: between 1 and n.
+
+    Raises:
+        ValueError: k or c out of range.
+    """
+    if not 1 <= k <= num_samples:
+        raise ValueError(f"k={k}: between 1 and num_samples={num_samples}")
+    if not 0 <= num_correct <= num_samples:
+        raise ValueError(f"num_correct={num_correct}: between 0 and num_samples={num_samples}")
+    return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
+
+
+def ks_up_to(num_samples: int) -> list[int]:
+    """1, 2, 4, 8, ... up to the number of samples."""
+    return [2**power for power in range(num_samples.bit_length()) if 2**power <= num_samples]
+
+
+def tally(answers: pd.DataFrame) -> pd.DataFrame:
+    """Graded answers, a row each, become a row per problem, in the same order: set, id, level, subject and counts.
+
+    The counts are ``n`` answers, of which ``correct``, ``truncated`` (cut by the token limit, and graded all the
+    same), and ``no_answer``, ``timeout`` and ``error``, which are wrong in pass@k.
+    """
+    counted = {name: answers["verdict"] == name for name in ("correct", *COUNTED)}
+    counted["truncated"] = answers["finish_reason"] == "length"
+    groups = answers.assign(**counted).groupby(["set", "id"], sort=False, as_index=False)
+    sums = {name: (name, "sum") for name in ("correct", "truncated", *COUNTED)}
+    return groups.agg(level=("level", "first"), subject=("subject", "first"), n=("sample", "size"), **sums)
+
+
+def slices(per_problem: pd.DataFrame, by_level: bool = True) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The parts that are reported: all ("" first), each level, Levels 4-5, each subject."""
+    yield "", per_problem
+    if by_level:
+        for level in sorted(per_problem["level"].dropna().unique()):
+            yield f"level_{level}", per_problem[per_problem["level"] == level]
+        hard = per_problem[per_problem["level"].isin(HARD_LEVELS)]
+        if len(hard):
+            yield "levels_{}-{}".format(*HARD_LEVELS), hard
+    for subject in sorted(per_problem["subject"].dropna().unique()):
+        yield f"subject_{subject}", per_problem[per_problem["subject"] == subject]
+
+
+def pass_at_ks(per_problem: pd.DataFrame) -> pd.DataFrame:
+    """pass@k of every problem: a row per problem, a column per k in 1, 2, 4, ... up to n."""
+    table = {}
+    for k in ks_up_to(int(per_problem["n"].min())):
+        pairs = zip(per_problem["n"], per_problem["correct"], strict=True)
+        table[k] = [pass_at_k(int(n), int(c), k) for n, c in pairs]
+    return pd.DataFrame(table, index=per_problem.index)
+
+
+def metrics_of(per_problem: pd.DataFrame, *, by_level: bool = True) -> dict[str, float]:
+    """eval/<set>/pass@k, eval/<set>/level_<n>/pass@k, ...: means over problems, in [0, 1]."""
+    metrics = {}
+    for name, of_set in per_problem.groupby("set", sort=False):
+        values = pass_at_ks(of_set)
+        for part, members in slices(of_set, by_level):
+            prefix = "/".join(filter(None, ["eval", str(name), part]))
+            for k, mean in values.loc[members.index].mean().items():
+                metrics[f"{prefix}/pass@{k}"] = float(mean)
+        answers = int(of_set["n"].sum())
+        for count in ("truncated", *COUNTED):
+            metrics[f"eval/{name}/{count}_rate"] = int(of_set[count].sum()) / answers
+    return metrics
+
+
+def table_of(per_problem: pd.DataFrame, *, by_level: bool = True, seed: int = 0) -> pd.DataFrame:
+    """The printed table of one evaluation: a row per set and part, pass@k in percent with its 95 % interval.
+
+    The interval is a percentile bootstrap over problems (BOOTSTRAP_SAMPLES resamples). Beside it stand the numbers of
+    problems, of samples a problem, and of answers that were cut, held no answer, or could not be judged.
+    """
+    rng = np.random.default_rng(seed)
+    rows = []
+    for name, of_set in per_problem.groupby("set", sort=False):
+        values = pass_at_ks(of_set)
+        for part, members in slices(of_set, by_level):
+            chosen = 100 * values.loc[members.index].to_numpy()  # [problems, ks]
+            picks = rng.integers(len(chosen), size=(BOOTSTRAP_SAMPLES, len(chosen)))
+            low, high = np.percentile(chosen[picks].mean(axis=1), [2.5, 97.5], axis=0)
+            row = {"set": name, "part": part or "all", "problems": len(members), "samples": int(members["n"].iloc[0])}
+            for column, k in enumerate(values.columns):
+                mean = chosen[:, column].mean()
+                row[f"pass@{k}"] = f"{mean:.1f} [{low[column]:.1f}, {high[column]:.1f}]"
+            row["truncated"] = int(members["truncated"].sum())
+            row["no answer"] = int(members["no_answer"].sum())
+            row["unjudged"] = int(members[list(UNJUDGED)].sum().sum())
+            rows.append(row)
+    return pd.DataFrame(rows)

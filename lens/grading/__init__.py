@@ -1,0 +1,5 @@
+"""Grading: completions and gold answers become verdicts."""
+
+from lens.grading.pool import Grade, Grader
+
+__all__ = ["Grade", "Grader"]

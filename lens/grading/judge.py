@@ -1,0 +1,126 @@
+"""Compares one completion with one gold answer, by math-verify.
+
+Judging is computer algebra on text that a model wrote, and such text can ask for anything: ``9^{9^{9^9}}`` never
+finishes, and no signal handler runs meanwhile. So this runs in worker processes (lens/grading/worker.py) that the pool
+watches and may kill. Importing this module loads neither sympy nor math-verify.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from itertools import product
+from types import ModuleType
+from typing import Any, Literal, get_args
+
+Verdict = Literal["correct", "incorrect", "no_answer", "timeout", "error"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+JUDGED: tuple[Verdict, ...] = ("correct", "incorrect", "no_answer")  # the grader could judge: these may teach
+WRONG: tuple[Verdict, ...] = ("incorrect", "no_answer")  # judged, and not correct
+UNJUDGED: tuple[Verdict, ...] = ("timeout", "error")  # wrong in pass@k, and counted beside it
+
+
+@dataclass(frozen=True)
+class Settings:
+    r"""How two texts are compared. The defaults are the reward's, chosen to be hard to game.
+
+    Args:
+        boxed_only: the prediction is the content of the last ``\boxed{}`` and nothing else: no number at the end, no
+            formula after "the answer is", no earlier box. (math-verify alone joins neighbouring boxes into a set, so
+            that guesses can be collected.) The gold is put into a box too, and then text, numbers and LaTeX are all
+            parsed in one way. False hands both texts to math-verify as they are.
+        latex: look for LaTeX.
+        expr: look for plain numbers and expressions, which only matter outside a box.
+        boxed_match_priority: the rank of boxes among math-verify's patterns; 0 is the first.
+        float_rounding: decimals that have to agree where one side is a decimal fraction (math-verify's default).
+        strict: variables have to agree by name, and a tuple is not a set (math-verify's default).
+        allow_set_relation_comp: accept ``x < 2`` where the gold is an interval (math-verify's default: no).
+    """
+
+    boxed_only: bool = True
+    latex: bool = True
+    expr: bool = False
+    boxed_match_priority: int = 0
+    float_rounding: int = 6
+    strict: bool = True
+    allow_set_relation_comp: bool = False
+
+
+REWARD_SETTINGS = Settings()
+
+
+def last_boxed(completion: str) -> str | None:
+    r"""Return what the last ``\boxed{}`` holds; None if there is none, or if it is empty or never closed.
+
+    One pass over the text after that box, whatever it is. As in TeX, ``\{`` and ``\}`` are no braces.
+    """
+    _, _, tail = completion.rpartition(r"\boxed")
+    tail = tail.lstrip() if len(tail) < len(completion) else ""
+    depth = 0
+    for token in re.finditer(r"\\.|[{}]", tail, re.DOTALL) if tail.startswith("{") else ():
+        depth += {"{": 1, "}": -1}.get(token[0], 0)
+        if depth == 0:
+            return tail[1 : token.start()].strip() or None
+    return None
+
+
+def judge(gold: str, prediction: str, settings: Settings = REWARD_SETTINGS) -> Verdict:
+    """Compare a prediction with a gold answer by math-verify, in this process and for as long as it takes.
+
+    math-verify reads a text as a formula, as a string or as both, and one match of any two readings is enough. Its own
+    time limits are off: they would turn an answer that takes too long into a wrong one.
+
+    Args:
+        gold: the right answer, without a box; it comes first, for the comparison is not symmetric.
+        prediction: the content of the box, or all of the completion if not ``settings.boxed_only``.
+        settings: how to compare.
+
+    Returns:
+        ``correct`` or ``incorrect``; ``no_answer`` if nothing can be read from the prediction; ``error`` if nothing can
+        be read from the gold, or if math-verify fails on some readings and the others do not match.
+    """
+    rules = {name: getattr(settings, name) for name in ("float_rounding", "strict", "allow_set_relation_comp")}
+    math_verify = _math_verify()
+    failed = False
+    # Computer algebra on model output fails in ways nobody can list: here, and only here, a failure becomes a verdict.
+    try:
+        if not (predictions := _parse(prediction, settings)):
+            return "no_answer"
+        golds = _parse(gold, settings)
+    except Exception:
+        return "error"
+    for readings in product(golds, predictions):
+        try:
+            if math_verify.verify(*readings, **rules, timeout_seconds=None, raise_on_error=True):
+                return "correct"
+        except Exception:
+            failed = True
+    return "error" if failed or not golds else "incorrect"
+
+
+@lru_cache(maxsize=4096)
+def _parse(text: str, settings: Settings) -> list[Any]:
+    """Return math-verify's readings of a text; cached, so that a gold is parsed once for all its predictions."""
+    math_verify = _math_verify()
+    anywhere = not settings.boxed_only
+    latex = math_verify.LatexExtractionConfig(anywhere, boxed_match_priority=settings.boxed_match_priority)
+    expr = math_verify.ExprExtractionConfig(anywhere)
+    targets = [target for target, wanted in ((latex, settings.latex), (expr, settings.expr)) if wanted]
+    text = text if anywhere else rf"\boxed{{{text}}}"
+    return math_verify.parse(text, targets, parsing_timeout=None, raise_on_error=True)
+
+
+@cache
+def _math_verify() -> ModuleType:
+    """Import math-verify, which only workers need, and mend its reading of percentages.
+
+    Its converter (latex2sympy2_extended 1.11) asks each atom for FUNC_GAMMA before it looks for a percentage, and the
+    grammar for ANTLR 4.9, the version that Hydra ties us to, has no such thing on atoms: every ``25\\%`` fails.
+    """
+    import math_verify
+    from latex2sympy2_extended.antlr_parser import PSParser
+
+    if not hasattr(PSParser.AtomContext, "FUNC_GAMMA"):
+        PSParser.AtomContext.FUNC_GAMMA = lambda atom: None
+    return math_verify

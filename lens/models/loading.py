@@ -1,0 +1,53 @@
+"""Loads a causal language model and its tokenizer from the hub or a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from lens.distributed.collectives import world_size
+from lens.errors import ConfigError
+from lens.models.shared_prompts import SHARED_PROMPTS
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+def load_model(
+    name_or_path: str, *, dtype: str = "float32", attention: str | None = None, key: str = "model.name_or_path"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model and its tokenizer, by Hugging Face name or folder; safetensors only, no remote code.
+
+    The model is on the GPU where there is one; where several processes share it, that is left to `shard`. Dropout is
+    off: the probabilities that are trained are those that were sampled from. ``attention`` is transformers' name of an
+    implementation, None its choice; ``key`` is where the model's name stands in the config, for error messages.
+
+    Raises:
+        ConfigError: no such model, a folder without tokenizer or whole weights, an unknown dtype, no end token.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError("model.dtype", dtype, f"one of {', '.join(DTYPES)}")
+    folder = Path(name_or_path)
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise ConfigError(key, name_or_path, "a folder in Hugging Face format (it has no config.json)")
+    if folder.exists() and not list(folder.glob("*.safetensors")):
+        raise ConfigError(key, name_or_path, "a folder with weights (it has no *.safetensors)")
+    transformers_logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        chosen = {"dtype": DTYPES[dtype], "attn_implementation": attention}
+        model = AutoModelForCausalLM.from_pretrained(name_or_path, use_safetensors=True, **chosen)
+        if model.config._attn_implementation == "sdpa":
+            model.set_attn_implementation(SHARED_PROMPTS)
+    except ImportError as error:
+        valid = f"an attention that runs here ({str(error).strip().splitlines()[0]})"
+        raise ConfigError("model.attention", attention, valid) from error
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(key, name_or_path, f"a causal language model by name or folder ({reason})") from error
+    if tokenizer.eos_token_id is None and model.generation_config.eos_token_id is None:
+        raise ConfigError(key, name_or_path, "a tokenizer with an end-of-sequence token")
+    return model.eval().to("cuda" if torch.cuda.is_available() and world_size() == 1 else "cpu"), tokenizer

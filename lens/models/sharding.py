@@ -1,0 +1,58 @@
+"""Shards a model's weights over the processes with FSDP2, and gathers them again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from transformers import PreTrainedModel
+
+from lens.distributed.collectives import whole, world_size
+from lens.models.lora import plain_weights
+
+
+def shard(model: PreTrainedModel) -> None:
+    """Spread a model's weights over the processes: layer by layer, and what is left (embeddings, head) in one piece.
+
+    A layer's weights are gathered while it computes. `call` is the way in.
+    """
+    if world_size() == 1:
+        return
+    mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (world_size(),))
+    for module in model.modules():
+        if type(module).__name__ in (model._no_split_modules or ()):
+            fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    model.call = MethodType(lambda model, function, *arguments: function(model, *arguments), model)
+    register_fsdp_forward_method(model, "call")
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            # Gradients add up: the loss has the denominator of the whole batch.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+
+
+def call(model: PreTrainedModel, function: Callable[..., Any], *arguments: Any) -> Any:
+    """``function(model, *arguments)`` with the weights that it needs gathered."""
+    if not isinstance(model, FSDPModule):
+        return function(model, *arguments)
+    result = model.call(function, *arguments)
+    if not torch.is_grad_enabled():
+        model.reshard()  # after a backward pass it happens by itself
+    return result
+
+
+def named_weights(model: nn.Module, *, remove_duplicate: bool = False) -> Iterator[tuple[str, Tensor]]:
+    """Names and whole weights, gathered one after the other, as those of a model without adapters.
+
+    Args:
+        model: sharded or not, with adapters or without.
+        remove_duplicate: name tied weights once, not under each of their names.
+    """
+    for name, weight in plain_weights(model, remove_duplicate=remove_duplicate):
+        yield name, whole(weight)

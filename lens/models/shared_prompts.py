@@ -1,0 +1,173 @@
+"""Attention in which completions share one pass over their prompt.
+
+Prompts and completions stand in one row of tokens without padding, each prompt once, so that every linear layer sees
+each token once. For the attention alone each completion has the prompt before it to itself, in a batch of its own,
+where it is plain causal attention: no mask, and no work for completions that must not see each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from lens.models.group_attention import Group, GroupAttention, Scratch
+
+SHARED_PROMPTS = "sdpa_shared_prompts"  # among transformers' names of attentions
+
+
+@dataclass
+class Sharing:
+    """Where the T tokens of a row stand in a batch of N completions with their prompts, at most S tokens each.
+
+    Attributes:
+        places: int64 [N, S], the token of the row at each place; 0 beyond a completion's end, where nobody looks.
+        home: int64 [T], the place (n * S + s) that a token's output is taken from; a prompt's is that of its first
+            completion.
+        prompts: of each pack, the prompt's first token in the row, its length, its first completion, and how many.
+        is_used: whether an attention has met it.
+        scratch: memory that layers use one after the other.
+    """
+
+    places: Tensor
+    home: Tensor
+    prompts: list[tuple[int, int, int, int]]
+    is_used: bool = field(default=False, compare=False)
+    scratch: Scratch = field(default_factory=Scratch, compare=False)
+
+    @classmethod
+    def of(cls, prompts: Sequence[int], completions: Sequence[Sequence[int]]) -> Sharing:
+        """Packs one after the other, each a prompt of so many tokens and behind it completions of so many."""
+        longest = max(prompt + max(lengths) for prompt, lengths in zip(prompts, completions, strict=True))
+        places = torch.zeros(sum(map(len, completions)), longest, dtype=torch.long)
+        home = torch.empty(sum(prompts) + sum(map(sum, completions)), dtype=torch.long)
+        start, row, found = 0, 0, []
+        for prompt, lengths in zip(prompts, completions, strict=True):
+            found.append((start, prompt, row, len(lengths)))
+            places[row : row + len(lengths), :prompt] = torch.arange(start, start + prompt)
+            home[start : start + prompt] = row * longest + torch.arange(prompt)
+            start += prompt
+            for length in lengths:
+                places[row, prompt : prompt + length] = torch.arange(start, start + length)
+                home[start : start + length] = row * longest + torch.arange(prompt, prompt + length)
+                start, row = start + length, row + 1
+        return cls(places, home, found)
+
+    def to(self, device: torch.device) -> Sharing:
+        """The same on a device."""
+        return Sharing(self.places.to(device), self.home.to(device), self.prompts)
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """Each prompt, and its completions, as `GroupAttention` has them."""
+        size, found = self.places.shape[1], []
+        ends = [start for start, *_ in self.prompts[1:]] + [len(self.home)]
+        for (start, prompt, first, count), end in zip(self.prompts, ends, strict=True):
+            found.append(Group(start, 0, torch.arange(start, start + prompt)[None]))
+            own = self.home[start + prompt : end]  # of completions
+            longest = int((own % size).max()) + 1 - prompt
+            held = (own // size - first) * longest + own % size - prompt
+            tokens = self.places[first : first + count, : prompt + longest]
+            found.append(Group(start + prompt, prompt, tokens, held if len(held) < count * longest else None))
+        return found
+
+
+class Spread(Function):
+    """Values of the row [T, C] -> of the batch [N, S, C]."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, sharing: Sharing) -> Tensor:
+        ctx.sharing = sharing
+        return values.index_select(0, sharing.places.flatten()).view(*sharing.places.shape, -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        sharing = ctx.sharing
+        of_row = gradient.flatten(0, 1).index_select(0, sharing.home)
+        for start, length, first, count in sharing.prompts:
+            if count > 1:
+                of_row[start : start + length] = gradient[first : first + count, :length].sum(dim=0)
+        return of_row, None
+
+
+class Collect(Function):
+    """Values of the batch [N, S, C] -> of the row [T, C]."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, sharing: Sharing) -> Tensor:
+        ctx.sharing = sharing
+        return values.flatten(0, 1).index_select(0, sharing.home)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        sharing, channels = ctx.sharing, gradient.shape[1]
+        of_batch = gradient.new_zeros(sharing.places.numel(), channels)
+        of_batch[sharing.home] = gradient  # each place once
+        return of_batch.view(*sharing.places.shape, channels), None
+
+
+@torch.compiler.disable  # its loops and shapes are those of a single micro-batch
+def shared_prompts_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    sharing: Sharing | None = None,
+    sliding_window: int | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention by scaled_dot_product_attention; with ``sharing``, of a row as this module has it.
+
+    Args:
+        module: the attention layer.
+        query, key, value: [B, heads, L, D]; [1, heads, T, D] with sharing.
+        attention_mask: as transformers makes it; not looked at with sharing.
+        sharing: what the model's forward was given under that name.
+        sliding_window: how many tokens a token sees, itself included; None: all before it.
+        options: of transformers' own function.
+
+    Returns:
+        [B, L, heads, D], or [1, T, heads, D], and None.
+    """
+    if sharing is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    sharing.is_used = True
+    band = window(sharing.places.shape[1], sliding_window, query.device)
+    is_plain = band is None and not options.get("dropout") and query.shape[3] == value.shape[3]
+    if is_plain and query.device.type == "cpu" and {query.dtype, key.dtype, value.dtype} == {torch.bfloat16}:
+        scaling = options.get("scaling") or query.shape[3] ** -0.5
+        row = (values.squeeze(0).transpose(0, 1) for values in (query, key, value))  # [T, heads, D]
+        return GroupAttention.apply(*row, sharing.groups, scaling, sharing.scratch)[None], None
+
+    def spread(values: Tensor) -> Tensor:  # [1, heads, T, D] -> [N, heads, S, D]
+        flat = values.squeeze(0).transpose(0, 1).flatten(1)  # [T, heads * D]
+        return Spread.apply(flat, sharing).unflatten(2, (-1, values.shape[3])).transpose(1, 2)
+
+    output, _ = sdpa_attention_forward(
+        module, spread(query), spread(key), spread(value), band, **{**options, "is_causal": band is None}
+    )  # [N, S, heads, D]
+    return Collect.apply(output.flatten(2), sharing).view(1, len(sharing.home), *output.shape[2:]), None
+
+
+def window(length: int, size: int | None, device: torch.device) -> Tensor | None:
+    """bool [1, 1, length, length], who sees whom where a token sees ``size``; None where it sees all before it."""
+    if size is None or length <= size:
+        return None
+    sees = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    return (sees & ~sees.tril(-size))[None, None]
+
+
+AttentionInterface.register(SHARED_PROMPTS, shared_prompts_attention)
+AttentionMaskInterface.register(SHARED_PROMPTS, sdpa_mask)

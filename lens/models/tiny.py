@@ -1,0 +1,155 @@
+"""The embedded model: a small Llama with a word-level tokenizer, warm-started on the imperfect teacher.
+
+It is a plain Hugging Face folder, so that every engine loads it as it would load any other model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import random
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from lens.problems.worlds import arithmetic
+from lens.progress import progress_bar
+
+log = logging.getLogger(__name__)
+
+SPECIAL_TOKENS = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
+SEPARATOR = "<sep>"
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %} {{ message['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %} " + SEPARATOR + "{% endif %}"
+)
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class TinyRecipe:
+    """Everything that decides the tiny model: its size and its warm start (configs/model/tiny.yaml explains each)."""
+
+    hidden_size: int = 128
+    intermediate_size: int = 256
+    num_layers: int = 3
+    num_heads: int = 4
+    max_position_embeddings: int = 256
+    steps: int = 600
+    batch_size: int = 128
+    learning_rate: float = 3e-3
+    seed: int = 0
+
+    def key(self) -> str:
+        """A short hash of the recipe and of all that the teacher teaches: one folder for one model."""
+        teacher = (
+            arithmetic.TEMPLATES,
+            arithmetic.TEACHER_SKILL,
+            arithmetic.MISCONCEPTION_SHARES,
+            arithmetic.SLIP_RATE,
+        )
+        return hashlib.sha256(repr((self, *teacher)).encode()).hexdigest()[:10]
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """A word-level tokenizer over the arithmetic vocabulary; its chat template puts the separator before the answer."""
+    words = [*SPECIAL_TOKENS.values(), SEPARATOR, *arithmetic.vocabulary()]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL_TOKENS["unk_token"]))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        **SPECIAL_TOKENS,
+        additional_special_tokens=[SEPARATOR],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def make_model(recipe: TinyRecipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """An untrained Llama of the recipe's size; heads of 32 are what vLLM's CPU attention serves fastest."""
+    torch.manual_seed(recipe.seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.hidden_size,
+        intermediate_size=recipe.intermediate_size,
+        num_hidden_layers=recipe.num_layers,
+        num_attention_heads=recipe.num_heads,
+        num_key_value_heads=recipe.num_heads,
+        max_position_embeddings=recipe.max_position_embeddings,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+def lessons(tokenizer: PreTrainedTokenizerFast, rng: random.Random, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch of the teacher's lessons: token ids [count, longest] and labels, IGNORED on prompts and padding."""
+    ids, labels = [], []
+    for _ in range(count):
+        problem, solution = arithmetic.teach(rng)
+        prompt = tokenizer.convert_tokens_to_ids([tokenizer.bos_token, *problem.split(), SEPARATOR])
+        answer = tokenizer.convert_tokens_to_ids([*solution.split(), tokenizer.eos_token])
+        ids.append(torch.tensor(prompt + answer))
+        labels.append(torch.tensor([IGNORED] * len(prompt) + answer))
+    pad = torch.nn.utils.rnn.pad_sequence
+    return pad(ids, True, tokenizer.pad_token_id), pad(labels, True, IGNORED)
+
+
+def warm_start(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, recipe: TinyRecipe) -> float | None:
+    """Supervised learning on the imperfect teacher (AdamW, warm-up then cosine); returns the last loss, if any."""
+    rng = random.Random(f"lessons {recipe.seed}")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
+    warmup = max(1, recipe.steps // 20)
+
+    def schedule(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, recipe.steps - warmup)))
+
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+    loss = None
+    bar = progress_bar(recipe.steps, desc="warm start of the tiny model")
+    for _ in range(recipe.steps):
+        ids, labels = lessons(tokenizer, rng, recipe.batch_size)
+        hidden = model.model(ids[:, :-1]).last_hidden_state  # [B, T-1, H]; right padding needs no mask
+        taught = labels[:, 1:] != IGNORED  # [B, T-1]
+        loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[taught]), labels[:, 1:][taught])
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        bar.update()
+        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+    bar.close()
+    return None if loss is None else loss.item()
+
+
+def make_tiny(recipe: TinyRecipe, folder: Path) -> Path:
+    """The folder of the recipe's model below ``folder``, made there first if it is not yet.
+
+    Several processes may ask at once: one makes the model, the others wait for it.
+    """
+    target = folder / f"tiny-{recipe.key()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if target.exists():
+            return target
+        tokenizer = make_tokenizer()
+        model = make_model(recipe, tokenizer)
+        log.info("Making the tiny model (%d parameters) in %s", model.num_parameters(), target)
+        loss = warm_start(model, tokenizer, recipe)
+        unfinished = target.with_name(f"{target.name}.unfinished")
+        model.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+        (unfinished / "recipe.json").write_text(json.dumps({**asdict(recipe), "final_loss": loss}, indent=2) + "\n")
+        unfinished.rename(target)
+    return target

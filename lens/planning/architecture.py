@@ -1,0 +1,106 @@
+"""The sizes of a model, counted on the model itself, built on the meta device, which holds shapes and no numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+
+from lens.errors import ConfigError
+from lens.models.lora import add_adapters, check_adapters
+from lens.models.tiny import make_model, make_tokenizer
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a plan needs to know of a model.
+
+    Attributes:
+        parameters: of the whole model, tied ones once.
+        embedding: those of the input embedding, which no matrix product reads unless it is the head too.
+        layer: those of one block.
+        layers, hidden, intermediate, kv_width, vocabulary: sizes; kv_width is key heads x their width.
+        tied: whether embedding and head are one.
+        adapters: parameters of low-rank adapters beside them, which are then all that is trained.
+    """
+
+    parameters: int
+    embedding: int
+    layer: int
+    layers: int
+    hidden: int
+    intermediate: int
+    kv_width: int
+    vocabulary: int
+    tied: bool
+    adapters: int = 0
+
+    @property
+    def trained(self) -> int:
+        """Parameters that have a gradient."""
+        return self.adapters or self.parameters
+
+    @property
+    def flops_per_token(self) -> int:
+        """Of a forward pass, without attention to other tokens: a multiplication and an addition a parameter."""
+        return 2 * (self.parameters - (0 if self.tied else self.embedding))
+
+    def attention_flops(self, context: float) -> float:
+        """What attention to ``context`` tokens adds for one of them: scores and their mix of values."""
+        return 4 * self.layers * self.hidden * context
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig, lora: DictConfig | None = None) -> Architecture:
+        """Counted on the model, built on the meta device; ``lora`` is a config's model.lora.
+
+        Raises:
+            ConfigError: adapters that the model cannot have.
+        """
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        embedding = model.get_input_embeddings().weight.numel()
+        tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+        blocks = max((m for m in model.modules() if isinstance(m, torch.nn.ModuleList)), key=len)
+        counted = cls(
+            parameters=model.num_parameters(),
+            embedding=embedding,
+            layer=sum(p.numel() for p in blocks[0].parameters()),
+            layers=config.num_hidden_layers,
+            hidden=config.hidden_size,
+            intermediate=config.intermediate_size,
+            kv_width=heads * width,
+            vocabulary=config.vocab_size,
+            tied=tied,
+        )
+        if lora is None:
+            return counted
+        check_adapters(model, lora)
+        with torch.device("meta"):
+            add_adapters(model, lora, seed=0)
+        return replace(counted, adapters=model.num_parameters(only_trainable=True))
+
+
+def architecture_of(config: DictConfig) -> Architecture:
+    """The model's architecture: the numbers in its config, those of the recipe, or those that its name leads to.
+
+    Raises:
+        ConfigError: no such model, or adapters that it cannot have.
+    """
+    model = config.model
+    if (numbers := OmegaConf.select(model, "architecture")) is not None:
+        numbers = OmegaConf.to_container(numbers)
+        architecture = AutoConfig.for_model(numbers.pop("model_type"), **numbers)
+    elif model.name_or_path is None:
+        architecture = make_model(instantiate(model.recipe), make_tokenizer()).config
+    else:
+        try:
+            architecture = AutoConfig.from_pretrained(model.name_or_path)
+        except (OSError, ValueError) as error:
+            valid = f"a model by name or folder, or its numbers in model.architecture ({str(error).splitlines()[0]})"
+            raise ConfigError("model.name_or_path", model.name_or_path, valid) from error
+    return Architecture.of(architecture, model.lora)

@@ -1,0 +1,278 @@
+"""What a run would take: batches, memory of a GPU, tokens and GPU-hours, from the config and the model's architecture.
+
+Parameters are counted on the model itself, built on the meta device, which holds shapes and no numbers. Memory is that
+of the two phases a GPU alternates between, sampling and update; hours are a roofline: floating-point operations for
+log-probabilities and updates, memory traffic for decoding, each at the share of the peak that the config assumes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from lens.config.checks import POSITIVE, at_least, check_training, check_values, number
+from lens.errors import ConfigError
+from lens.models.loading import DTYPES
+from lens.planning.architecture import Architecture, architecture_of
+
+GIB = 2**30
+ROWS = {"math/train": 7_500, "math/test": 5_000, "math500/test": 500, "dapo/train": 17_917, "numina/train": 896_000}
+SHARE = number(lambda v: 0 < v <= 1, "a share in (0, 1]")
+RULES = {
+    "num_gpus": at_least(1),
+    "gpu_memory_gib": POSITIVE,
+    "usable_memory": SHARE,
+    "gpu_tflops": POSITIVE,
+    "gpu_bandwidth_gbs": POSITIVE,
+    "training_utilization": SHARE,
+    "generation_utilization": SHARE,
+    "mean_prompt_length": at_least(1),
+    "mean_completion_length": at_least(1),
+    "trained_share": SHARE,
+}
+
+
+def num_problems(sources: DictConfig) -> int:
+    """How many problems the sources of a dataset or of evaluation sets give at most, by what upstream has."""
+    total = 0
+    for node in sources.values():
+        if not OmegaConf.is_dict(node):
+            continue
+        if node.source == "arithmetic":
+            from lens.problems import load_problems
+
+            total += len(load_problems(**node)) if node.size is None else node.size
+        else:
+            rows = ROWS.get(f"{node.source}/{node.split}")
+            if rows is None:
+                known = ", ".join(sorted(key.replace("/", " ") for key in ROWS))
+                raise ConfigError("dataset", f"{node.source} {node.split}", f"one of {known}, arithmetic")
+            total += rows if node.size is None else min(node.size, rows)
+    return total
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run's sizes; every number of the tables is a property or a method here.
+
+    Attributes:
+        config: the composed config.
+        model: its architecture.
+        problems, evaluated: problems to train and to be evaluated on.
+    """
+
+    config: DictConfig
+    model: Architecture
+    problems: int
+    evaluated: int
+
+    @property
+    def answers_a_round(self) -> int:
+        return self.config.trainer.num_prompts_per_rollout * self.config.trainer.num_generations
+
+    @property
+    def updates_a_round(self) -> int:
+        return self.config.trainer.num_prompts_per_rollout // self.config.trainer.num_prompts_per_step
+
+    @property
+    def rounds(self) -> int:
+        return math.ceil(self.config.trainer.max_steps / self.updates_a_round)
+
+    @property
+    def steps_an_epoch(self) -> int:
+        return self.problems // self.config.trainer.num_prompts_per_rollout * self.updates_a_round
+
+    @property
+    def evaluations(self) -> int:
+        """Before the first update, every so many, and after the last."""
+        every, steps = self.config.evaluation.every, self.config.trainer.max_steps
+        return 2 + ((steps - 1) // every if every else 0)
+
+    @property
+    def answers_evaluated(self) -> int:
+        return self.evaluations * self.evaluated * self.config.evaluation.num_samples
+
+    # --- memory of a GPU, in bytes -------------------------------------------------------------------------------
+
+    @property
+    def separate_engine(self) -> bool:
+        """Whether the engine has weights of its own (vLLM), or is the policy's module."""
+        return "dtype" in self.config.sampler
+
+    @property
+    def weight_bytes(self) -> int:
+        return DTYPES[self.config.model.dtype].itemsize
+
+    @property
+    def compute_bytes(self) -> int:
+        return DTYPES[self.config.trainer.autocast or self.config.model.dtype].itemsize
+
+    @property
+    def engine_bytes(self) -> int:
+        return getattr(torch, self.config.sampler.dtype).itemsize if self.separate_engine else self.weight_bytes
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt with the longest answer."""
+        return self.config.model.prompt.max_length + self.config.trainer.max_completion_length
+
+    @property
+    def cache_a_sequence(self) -> int:
+        """Keys and values of the longest sequence."""
+        return 2 * self.model.layers * self.model.kv_width * self.engine_bytes * self.longest
+
+    def states(self) -> dict[str, float]:
+        """What is there in both phases."""
+        shard = self.model.parameters * self.weight_bytes / self.config.num_gpus
+        trained = self.model.trained * self.weight_bytes / self.config.num_gpus
+        states = {"weights": shard, "optimizer state (AdamW)": 2 * trained}
+        if self.model.adapters:
+            states["adapters"] = trained
+        if self.config.trainer.beta > 0:
+            states["reference model"] = shard
+        return states
+
+    def sampling(self) -> dict[str, float]:
+        """What sampling adds, but for the cache: the engine's whole copy, or the gathered weights of the policy."""
+        if self.separate_engine:
+            engine = self.model.parameters * self.engine_bytes / self.config.sampler.tensor_parallel_size
+            return {"engine's weights": engine}
+        gathered = self.model.parameters * self.weight_bytes if self.config.num_gpus > 1 else 0
+        return {"engine's weights": gathered}
+
+    def update(self) -> dict[str, float]:
+        """What the update adds."""
+        model, trainer = self.model, self.config.trainer
+        tokens = trainer.max_tokens_per_microbatch
+        # Kept of a layer, a token: its input, two normalised inputs, queries, attention's output, keys and values,
+        # attention's own copies of those four, and the gate, its activation, the other projection and their product.
+        inside = tokens * (7 * model.hidden + 4 * model.kv_width + 4 * model.intermediate) * self.compute_bytes
+        inputs = tokens * model.hidden * self.compute_bytes * model.layers
+        activations = inputs + inside if trainer.gradient_checkpointing else inside * model.layers
+        chunk = min(trainer.logits_chunk_size, tokens)
+        copies = 1 if model.adapters else 2  # a frozen block has no gradient
+        block = model.parameters - (model.layers - 1) * model.layer  # all but the layers that wait for their turn
+        gathered = copies * block * self.weight_bytes if self.config.num_gpus > 1 else 0
+        needs = {
+            "gradients": model.trained * self.weight_bytes / self.config.num_gpus,
+            "embeddings, head and a layer, gathered, with gradients": gathered,
+            "activations": activations,
+            f"logits ({chunk:,} x {model.vocabulary:,}, three in float32)": 3 * chunk * model.vocabulary * 4,
+        }
+        if self.separate_engine and not self.config.sampler.sleep:
+            needs["engine's weights and cache, which do not sleep"] = self.engine_share
+        return needs
+
+    @property
+    def engine_share(self) -> float:
+        return self.config.sampler.gpu_memory_utilization * self.config.gpu_memory_gib * GIB
+
+    @property
+    def usable(self) -> float:
+        return self.config.usable_memory * self.config.gpu_memory_gib * GIB
+
+    @property
+    def room_for_cache(self) -> float:
+        """What is left for keys and values while sampling."""
+        left = self.usable - sum(self.states().values()) - sum(self.sampling().values())
+        return min(left, self.engine_share - sum(self.sampling().values())) if self.separate_engine else left
+
+    @property
+    def sequences_wanted(self) -> int:
+        """Sequences that a GPU would decode at once."""
+        return min(self.config.sampler.max_num_seqs, math.ceil(self.answers_a_round / self.config.num_gpus))
+
+    def check(self) -> None:
+        """Refuse a plan that cannot work.
+
+        Raises:
+            ConfigError: with the numbers.
+        """
+        config = self.config
+        if config.trainer.num_prompts_per_step % config.num_gpus:
+            valid = f"a divisor of trainer.num_prompts_per_step={config.trainer.num_prompts_per_step}"
+            raise ConfigError("num_gpus", config.num_gpus, f"{valid}, so that each has whole groups")
+        if self.problems < config.trainer.num_prompts_per_rollout:
+            valid = f"at most {self.problems}, the training problems there are"
+            raise ConfigError("trainer.num_prompts_per_rollout", config.trainer.num_prompts_per_rollout, valid)
+        have = f"{self.usable / GIB:.1f} GiB of {config.gpu_memory_gib} can be used"
+        needed = sum(self.states().values()) + sum(self.update().values())
+        if needed > self.usable:
+            largest, size = max((self.states() | self.update()).items(), key=lambda item: item[1])
+            valid = f"the update needs {needed / GIB:.1f} GiB a GPU, {size / GIB:.1f} of it for {largest}; {have}"
+            raise ConfigError("num_gpus", config.num_gpus, valid)
+        engine = sum(self.sampling().values())
+        cache = self.cache_a_sequence / GIB
+        if self.room_for_cache < self.cache_a_sequence:
+            fixed = sum(self.states().values()) + engine
+            valid = (
+                f"sampling needs {fixed / GIB:.1f} GiB a GPU, {engine / GIB:.1f} of it for the engine's weights, and "
+            )
+            valid += f"{cache:.2f} for the cache of one sequence of {self.longest:,} tokens; "
+            if self.separate_engine and self.engine_share < engine + self.cache_a_sequence:
+                share = config.sampler.gpu_memory_utilization
+                valid += f"the engine may take {self.engine_share / GIB:.1f}"
+                raise ConfigError("sampler.gpu_memory_utilization", share, valid)
+            raise ConfigError("num_gpus", config.num_gpus, valid + have)
+        fit = int(self.room_for_cache // self.cache_a_sequence)
+        if not self.separate_engine and fit < self.sequences_wanted:
+            valid = f"at most {fit}: each of {self.sequences_wanted} sequences takes {cache:.2f} GiB of cache at its "
+            valid += f"longest, and {self.room_for_cache / GIB:.1f} are left"
+            raise ConfigError("sampler.max_num_seqs", config.sampler.max_num_seqs, valid)
+
+    # --- tokens and hours ----------------------------------------------------------------------------------------
+
+    @property
+    def tokens_an_answer(self) -> int:
+        return min(self.config.mean_completion_length, self.config.trainer.max_completion_length)
+
+    def hours(self) -> dict[str, tuple[float, float]]:
+        """Tokens and GPU-hours of each part, at the mean lengths."""
+        config, model = self.config, self.model
+        prompt, answer = min(config.mean_prompt_length, config.model.prompt.max_length), self.tokens_an_answer
+        whole = prompt + answer
+        flop_rate = config.gpu_tflops * 1e12 * config.training_utilization
+        forward = model.flops_per_token + model.attention_flops(whole / 2)  # of a token in the middle of its sequence
+        traffic_rate = config.gpu_bandwidth_gbs * 1e9 * config.generation_utilization
+        token_cache = self.cache_a_sequence / self.longest
+        at_once = min(self.sequences_wanted, int(self.room_for_cache // (token_cache * whole)))
+        # Each decoding step reads the weights once and the cache of every running sequence, half full on the mean.
+        read = model.parameters * self.engine_bytes + at_once * token_cache * (prompt + answer / 2)
+        seconds_a_token = read / at_once / traffic_rate
+
+        sampled = self.rounds * self.answers_a_round
+        trained = config.trainer.max_steps * config.trainer.num_prompts_per_step * config.trainer.num_generations
+        # Forward, the gradients of activations, those of weights, and layers computed again, a forward pass each.
+        backward = (2 + (not model.adapters) + config.trainer.gradient_checkpointing) * forward
+        passes = (config.trainer.old_logprobs == "trainer") + (config.trainer.beta > 0)
+        parts = {
+            "generation for training": (sampled * answer, sampled * answer * seconds_a_token),
+            "generation for evaluation": (
+                self.answers_evaluated * answer,
+                self.answers_evaluated * answer * seconds_a_token,
+            ),
+            "log-probabilities": (passes * sampled * whole, passes * sampled * whole * forward / flop_rate),
+            "updates": (
+                trained * config.trained_share * whole,
+                trained * config.trained_share * whole * backward / flop_rate,
+            ),
+        }
+        return {name: (tokens, seconds / 3600) for name, (tokens, seconds) in parts.items()}
+
+
+def make_plan(config: DictConfig) -> Plan:
+    """The plan of a composed config.
+
+    Raises:
+        ConfigError: a value that cannot work, or a plan that cannot.
+    """
+    check_values(config)
+    check_values(config, RULES)
+    check_training(config)
+    evaluated = num_problems(config.evaluation.sets)
+    made = Plan(config, architecture_of(config), num_problems(config.dataset), evaluated)
+    made.check()
+    return made

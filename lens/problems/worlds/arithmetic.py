@@ -1,0 +1,304 @@
+"""The embedded dataset: short problems in MATH's form, each with one right procedure and four misconceptions.
+
+Every template says how a problem reads and how five *procedures* work on its three operands a, b, c. A procedure is a
+chain of steps such as ``("b*c", "a+_")``, where ``_`` is the last result and ``_1``, ``_2`` the earlier ones. The
+first procedure is right; the others are mistakes that pupils make (left-to-right precedence, an off-by-one, stopping
+a step early), the most common first. An imperfect teacher follows the right one with a probability that falls with
+the level, so that a student of that teacher starts like a language model on MATH: confident, and often wrong.
+
+Problems and solutions are words separated by single spaces, all numbers lie in 0..99, and a problem on which a
+misconception gives the right answer by luck is left out. The operand triple decides the split, for all templates
+alike: no triple of the test split occurs in training.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import operator
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from datasets import Dataset
+
+from lens.errors import ConfigError
+
+LEVELS = (1, 2, 3, 4, 5)
+LARGEST = 99
+SPLIT_SHARES = {"train": 0.7, "validation": 0.15, "test": 0.15}
+MISCONCEPTION_SHARES = (0.7, 0.15, 0.1, 0.05)
+TEACHER_SKILL = {1: 0.9, 2: 0.6, 3: 0.2, 4: 0.03, 5: 0.005}
+SLIP_RATE = 0.02
+OPERATORS: dict[str, tuple[str, Callable[[int, int], int]]] = {
+    "+": ("+", operator.add),
+    "-": ("-", operator.sub),
+    "*": (r"\cdot", operator.mul),
+    "%": (r"\bmod", operator.mod),
+}
+
+
+@dataclass(frozen=True)
+class Template:
+    """One kind of problem: its text with {a}, {b}, {c} to fill in, and its procedures, the right one first."""
+
+    level: int
+    subject: str
+    text: str
+    operands: tuple[range, range, range]
+    procedures: tuple[tuple[str, ...], ...]
+
+
+SMALL, MEDIUM, LARGE = range(2, 13), range(2, 20), range(10, 30)
+TEMPLATES = (
+    Template(
+        1,
+        "Prealgebra",
+        r"Compute $ {a} + {b} - {c} $ .",
+        (LARGE, LARGE, SMALL),
+        (("a+b", "_-c"), ("a+b", "_+c"), ("a+b",), ("a-c",), ("b-c",)),
+    ),
+    Template(
+        1,
+        "Prealgebra",
+        r"Compute $ {a} \cdot {b} + {c} $ .",
+        (SMALL, SMALL, MEDIUM),
+        (("a*b", "_+c"), ("a+b", "_+c"), ("a*b", "_-c"), ("a*b",), ("b+c", "_*a")),
+    ),
+    Template(
+        1,
+        "Geometry",
+        r"A triangle has sides of length $ {a} $ , $ {b} $ and $ {c} $ . What is its perimeter ?",
+        (MEDIUM, MEDIUM, MEDIUM),
+        (("a+b", "_+c"), ("a+b",), ("a+b", "_-c"), ("b+c",), ("a+c",)),
+    ),
+    Template(
+        2,
+        "Prealgebra",
+        r"Compute $ {a} + {b} \cdot {c} $ .",
+        (MEDIUM, SMALL, SMALL),
+        (("b*c", "a+_"), ("a+b", "_*c"), ("a+b", "_+c"), ("b*c",), ("b+c", "a+_")),
+    ),
+    Template(
+        2,
+        "Algebra",
+        r"Expand and compute $ {a} ( {b} + {c} ) $ .",
+        (SMALL, MEDIUM, SMALL),
+        (("b+c", "a*_"), ("a*b", "_+c"), ("a+b", "_+c"), ("b+c",), ("a*c", "_+b")),
+    ),
+    Template(
+        2,
+        "Geometry",
+        r"A square of area $ {c} $ is cut from a rectangle with sides $ {a} $ and $ {b} $ . What area remains ?",
+        (MEDIUM, SMALL, range(2, 17)),
+        (("a*b", "_-c"), ("a+b", "_-c"), ("a*b", "_+c"), ("a*b",), ("a+b", "_+c")),
+    ),
+    Template(
+        3,
+        "Algebra",
+        r"If $ f ( x ) = {b} x + {c} $ , what is $ f ( {a} ) $ ?",
+        (SMALL, SMALL, MEDIUM),
+        (("b*a", "_+c"), ("b+a", "_+c"), ("a+c", "b*_"), ("b*a",), ("b+c", "_+a")),
+    ),
+    Template(
+        3,
+        "Number Theory",
+        r"What is the remainder when $ {a} + {b} $ is divided by $ {c} $ ?",
+        (LARGE, LARGE, range(3, 13)),
+        (("a+b", r"_%c"), (r"b%c", "a+_"), (r"a%c", "b+_"), ("a+b",), ("a+b", "_-c")),
+    ),
+    Template(
+        3,
+        "Counting & Probability",
+        r"You own $ {a} $ shirts and $ {b} $ hats , and $ {c} $ pairs clash . How many outfits are left ?",
+        (MEDIUM, SMALL, SMALL),
+        (("a*b", "_-c"), ("a+b", "_-c"), ("a-c", "_*b"), ("a*b",), ("a+b",)),
+    ),
+    Template(
+        4,
+        "Algebra",
+        r"Solve $ x - {a} = {b} \cdot {c} $ for $ x $ .",
+        (MEDIUM, SMALL, SMALL),
+        (("b*c", "_+a"), ("b*c", "_-a"), ("b+c", "_+a"), ("b*c",), ("b+a", "_*c")),
+    ),
+    Template(
+        4,
+        "Intermediate Algebra",
+        r"Solve $ \frac { x } { {a} } = {b} + {c} $ for $ x $ .",
+        (SMALL, SMALL, SMALL),
+        (("b+c", "_*a"), ("b+c", "_-a"), ("b*a", "_+c"), ("b+c",), ("b+c", "_+a")),
+    ),
+    Template(
+        4,
+        "Precalculus",
+        r"Find the dot product of the vectors $ ( {a} , {b} ) $ and $ ( {b} , {c} ) $ .",
+        (SMALL, SMALL, SMALL),
+        (("a*b", "b*c", "_1+_"), ("a+b", "b+c", "_1+_"), ("a*c", "b*b", "_1+_"), ("a*b", "_+c"), ("a*b",)),
+    ),
+    Template(
+        5,
+        "Intermediate Algebra",
+        r"A sequence starts at $ {a} $ and grows by $ {b} $ . What is term number $ {c} $ ?",
+        (MEDIUM, SMALL, range(3, 12)),
+        (("c-1", "_*b", "a+_"), ("c*b", "a+_"), ("a+b", "_*c"), ("c-1", "_*b"), ("a+b", "_+c")),
+    ),
+    Template(
+        5,
+        "Counting & Probability",
+        r"How many marbles fill boxes number $ {a} $ to $ {b} $ with $ {c} $ in each ?",
+        (MEDIUM, range(12, 30), range(2, 6)),
+        (("b-a", "_+1", "_*c"), ("b-a", "_*c"), ("b-a", "_-1", "_*c"), ("b-a", "_+1"), ("b-a", "_+c")),
+    ),
+    Template(
+        5,
+        "Number Theory",
+        r"What is the units digit of $ {a} \cdot {b} + {c} $ ?",
+        (MEDIUM, SMALL, MEDIUM),
+        (("a*b", "_+c", "_%10"), ("a*b", "_%10", "_+c"), ("a+b", "_+c", "_%10"), ("a*b", "_+c"), ("a*b", "_%10")),
+    ),
+)
+
+
+def steps_of(procedure: tuple[str, ...], operands: tuple[int, int, int]) -> list[tuple[int, str, int, int]] | None:
+    """The steps (left, operator, right, result) of a procedure, or None where a value leaves 0..99."""
+    values = dict(zip("abc", operands, strict=True))
+    steps = []
+    for number, step in enumerate(procedure, start=1):
+        left, sign, right = re.fullmatch(r"(\w+)([-+*%])(\w+)", step).groups()
+        x, y = (values[name] if name in values else int(name) for name in (left, right))
+        result = OPERATORS[sign][1](x, y)
+        if not 0 <= result <= LARGEST:
+            return None
+        values["_"] = values[f"_{number}"] = result
+        steps.append((x, sign, y, result))
+    return steps
+
+
+def write_solution(steps: list[tuple[int, str, int, int]]) -> str:
+    """A chain of thought such as ``4 \\cdot 5 = 20 , 20 + 3 = 23 , \\boxed{ 23 }``."""
+    thoughts = [f"{x} {OPERATORS[sign][0]} {y} = {result} ," for x, sign, y, result in steps]
+    return " ".join([*thoughts, rf"\boxed{{ {steps[-1][-1]} }}"])
+
+
+def split_of(operands: tuple[int, int, int]) -> str:
+    """The split that a triple of operands belongs to: the same for every template, seed and size."""
+    digest = hashlib.sha256("-".join(map(str, operands)).encode()).digest()
+    place = int.from_bytes(digest[:8], "big") / 2**64
+    for split, share in SPLIT_SHARES.items():
+        if place < share:
+            return split
+        place -= share
+    return split
+
+
+@functools.cache
+def operand_pool(template: Template, split: str) -> tuple[tuple[int, int, int], ...]:
+    """All triples of a split on which every procedure stays in 0..99 and no misconception is right by luck."""
+    pool = []
+    for operands in itertools.product(*template.operands):
+        if split_of(operands) != split:
+            continue
+        chains = [steps_of(procedure, operands) for procedure in template.procedures]
+        if all(chains) and all(chain[-1][-1] != chains[0][-1][-1] for chain in chains[1:]):
+            pool.append(operands)
+    return tuple(pool)
+
+
+@functools.cache
+def level_pool(level: int, split: str) -> tuple[tuple[Template, tuple[int, int, int]], ...]:
+    """The problems of one level and split, its templates taken in turn (as far as the shortest pool reaches)."""
+    templates = [template for template in TEMPLATES if template.level == level]
+    pools = []
+    for template in templates:
+        pool = list(operand_pool(template, split))
+        random.Random(template.text).shuffle(pool)
+        pools.append([(template, operands) for operands in pool])
+    return tuple(itertools.chain.from_iterable(zip(*pools, strict=False)))
+
+
+def fill_in(template: Template, operands: tuple[int, int, int]) -> str:
+    """The template's text with its operands."""
+    values = dict(zip("abc", operands, strict=True))
+    return re.sub(r"\{([abc])\}", lambda match: str(values[match[1]]), template.text)
+
+
+def make_problem(template: Template, operands: tuple[int, int, int]) -> dict:
+    """A row of the problem schema (problem, answer, level, subject, id, source) with the right answer."""
+    return {
+        "problem": fill_in(template, operands),
+        "answer": str(steps_of(template.procedures[0], operands)[-1][-1]),
+        "level": template.level,
+        "subject": template.subject,
+        "id": f"arithmetic/{TEMPLATES.index(template)}/" + "-".join(map(str, operands)),
+        "source": "arithmetic",
+    }
+
+
+def load_arithmetic(
+    split: str = "train",
+    *,
+    size: int | None = None,
+    levels: Sequence[int] = LEVELS,
+    seed: int = 0,
+    key: str = "arithmetic",
+) -> Dataset:
+    """Problems of one split, as many of each level, in an order drawn from the seed.
+
+    Args:
+        split: train, validation or test; they share no operand triple.
+        size: number of problems; None takes all that the levels can give in equal parts.
+        levels: the levels to draw from, each with the same number of problems.
+        seed: decides which problems are drawn, and their order.
+        key: where the source stands in the config, for error messages.
+
+    Returns:
+        A ``datasets.Dataset`` with the columns problem, answer, level, subject, id, source.
+
+    Raises:
+        ConfigError: an unknown split or level, or a size that is no multiple of the levels or beyond the supply.
+    """
+    if split not in SPLIT_SHARES:
+        raise ConfigError(f"{key}.split", split, f"one of {', '.join(SPLIT_SHARES)}")
+    if not levels or not set(levels) <= set(LEVELS) or len(set(levels)) != len(levels):
+        raise ConfigError(f"{key}.levels", list(levels), "different levels out of 1..5")
+    supply = min(len(level_pool(level, split)) for level in levels)
+    per_level = supply if size is None else size // len(levels)
+    if size is not None and (size < len(levels) or size % len(levels) or per_level > supply):
+        valid = f"a multiple of {len(levels)} from {len(levels)} to {supply * len(levels)} for split {split}"
+        raise ConfigError(f"{key}.size", size, valid)
+    rng = random.Random(f"problems {seed}")
+    drawn = [pick for level in levels for pick in rng.sample(level_pool(level, split), per_level)]
+    rng.shuffle(drawn)
+    return Dataset.from_list([make_problem(*pick) for pick in drawn])
+
+
+def teach(rng: random.Random, skill: dict[int, float] | None = None, slip_rate: float = SLIP_RATE) -> tuple[str, str]:
+    """One lesson of the imperfect teacher on a training problem: (problem, solution), often a wrong one.
+
+    Args:
+        rng: the source of chance.
+        skill: probability of the right procedure by level (default TEACHER_SKILL).
+        slip_rate: probability that one step's result is off by one, with what follows computed from the slip.
+    """
+    skill = TEACHER_SKILL if skill is None else skill
+    template = rng.choice(TEMPLATES)
+    operands = rng.choice(operand_pool(template, "train"))
+    procedure = template.procedures[0]
+    if rng.random() >= skill[template.level]:
+        procedure = rng.choices(template.procedures[1:], MISCONCEPTION_SHARES)[0]
+    steps = steps_of(procedure, operands)
+    if rng.random() < slip_rate:
+        x, sign, y, result = steps[-1]
+        steps[-1] = (x, sign, y, min(max(result + rng.choice((-1, 1)), 0), LARGEST))
+    return fill_in(template, operands), write_solution(steps)
+
+
+def vocabulary() -> list[str]:
+    """Every word that a problem or a solution can hold, in a fixed order: the numbers 0..99 first."""
+    texts = [re.sub(r"\{[abc]\}", "0", template.text) for template in TEMPLATES]
+    signs = [sign for sign, _ in OPERATORS.values()]
+    words = {word for text in texts for word in text.split()} | {*signs, "=", ",", r"\boxed{", "}"}
+    numbers = [str(number) for number in range(LARGEST + 1)]
+    return numbers + sorted(words - set(numbers))

@@ -1,0 +1,151 @@
+"""Arms of many settings -> a map: where an objective helps, a row for each cell that was changed in one factor."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from lens.config.keys import NOT_COMPARED
+from lens.reporting.arms import Arm, label_of, natural
+from lens.reporting.figures import COLUMN_WIDTH, STYLE, finish, line_look, plt
+from lens.reporting.intervals import Difference
+from lens.reporting.pairing import paired_runs, twin_of
+from lens.reporting.tables import ks_of, members_of, reported_parts, signal_table
+
+MIDDLE = "(middle)"  # the cell in which nothing is changed
+LINEAR = 5  # points within which the figure's axis is linear; beyond, a collapse of 60 points leaves room for the rest
+TICKS = (-50, -20, -10, -5, -2, 0, 2, 5, 10, 20, 50)
+ROW_HEIGHT = 0.17  # inches
+
+
+def map_table(arms: Sequence[Arm], baseline: str | None) -> pd.DataFrame:
+    """A row for each comparison: cell, arm, against what, the paired difference, and the signal behind it.
+
+    The difference is of the smallest and of the largest k of pass@k over all problems of the first evaluation set.
+    Negative groups at the start, their share of the gradient's norm, and the entropy at the end are those of the arm;
+    the last column is the entropy at the end of what it is held against.
+    """
+    rows = []
+    for ours, other in comparisons(arms, baseline):
+        if not (runs := paired_runs(ours, other)):
+            continue
+        prefix = next(iter(reported_parts(ours).values()))
+        index, ks = members_of(runs[0][0])[prefix], ks_of(ours, prefix)
+        cells = {
+            f"pass@{k}": Difference.paired(
+                np.stack([(a.pass_at_ks[k] - b.pass_at_ks[k])[index].to_numpy() for a, b in runs])
+            )
+            for k in dict.fromkeys((ks[0], ks[-1]))
+        }
+        signal, of_other = signal_table([ours, other]).to_dict("records")
+        cell = cell_of(ours, arms)
+        rows.append(
+            {
+                "cell": cell,
+                "arm": objective_of(ours),
+                "against": objective_of(other) if cell_of(other, arms) == cell else other.variant,
+                "seeds": len(runs),
+                **cells,
+                **{name: signal[name] for name in ("negative at start", "share of gradient", "entropy")},
+                "entropy against": of_other["entropy"],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def comparisons(arms: Sequence[Arm], baseline: str | None) -> Iterator[tuple[Arm, Arm]]:
+    """Who is held against whom, cell by cell, the middle first.
+
+    Each arm against the baseline's that differs in nothing but the objective; and the middle's plain LENS arms against
+    each control: an arm of another objective, or of the baseline with something changed that nobody else has changed.
+    """
+    twins = {id(arm): twin_of(arm, arms, baseline) for arm in arms}
+    shared = {id(twin) for twin in twins.values()}
+    for arm in sorted(arms, key=lambda a: (cell_of(a, arms) != MIDDLE, natural(cell_of(a, arms)))):
+        if twin := twins[id(arm)]:
+            yield arm, twin
+    plain = [a for a in arms if is_lens(a) and cell_of(a, arms) == MIDDLE and objective_of(a) == a.runs[0].objective]
+    for control in (a for a in arms if not is_lens(a) and id(a) not in shared):
+        for ours in (a for a in plain if a.setting == control.setting):
+            if alpha_of(control) in (None, alpha_of(ours)):
+                yield ours, control
+
+
+def cell_of(arm: Arm, arms: Sequence[Arm]) -> str:
+    """What is changed in an arm besides its objective, as it was typed: num_generations=16."""
+    common = set.intersection(*(set(a.runs[0].overrides) for a in arms))
+    skipped = ("objective", "experiment", "hydra", *NOT_COMPARED)
+    changed = [o for o in arm.runs[0].overrides if o not in common and head_of(o) not in skipped]
+    return " ".join(re.sub(r"^\+?(trainer|dataset|model)\.", "", o) for o in changed) or MIDDLE
+
+
+def objective_of(arm: Arm) -> str:
+    """An arm's objective with what was changed in it: lens alpha=16."""
+    return label_of(arm.runs[0].objective, [o for o in arm.runs[0].overrides if o.startswith("objective.")])
+
+
+def head_of(override: str) -> str:
+    """The first part of an override's key."""
+    return override.lstrip("+~").partition("=")[0].split(".")[0]
+
+
+def is_lens(arm: Arm) -> bool:
+    """Whether an arm's advantages are LENS's own, whatever its settings."""
+    return arm.runs[0].config.get("objective", {}).get("_target_") == "lens.objectives.lens_advantages"
+
+
+def alpha_of(arm: Arm) -> float | None:
+    """Its objective's alpha, if that has one."""
+    return arm.runs[0].config.get("objective", {}).get("alpha")
+
+
+def draw_map(table: pd.DataFrame, path: Path) -> Path:
+    """The figure of a map's first difference, as PNG and PDF; returns the PNG's path."""
+    column = next(name for name in table.columns if name.startswith("pass@"))
+    with plt.rc_context(STYLE | {"ytick.labelsize": 6}):
+        figure, axes = plt.subplots(figsize=(2 * COLUMN_WIDTH, ROW_HEIGHT * len(table) + 0.9), layout="constrained")
+        plot_map(axes, table, column)
+        label = f"difference in {column} (points; logarithmic beyond {LINEAR}; in brackets: seeds)"
+        return finish(figure, [axes], label, path)
+
+
+def plot_map(axes: plt.Axes, table: pd.DataFrame, column: str) -> None:
+    """A forest plot of a map's differences: a point a row, its t interval thick, the bootstrap's thin.
+
+    Filled points are decided, by both intervals; the axis is linear between -LINEAR and LINEAR points and logarithmic
+    beyond.
+
+    Args:
+        axes: where it is drawn.
+        table: what `map_table` gave.
+        column: the differences, such as ``pass@1``.
+    """
+    names = list(dict.fromkeys(zip(table["arm"], table["against"], strict=True)))
+    for place, row in enumerate(table.to_dict("records")):
+        cell, number = row[column], names.index((row["arm"], row["against"]))
+        color, _, marker = line_look(number)
+        axes.plot((cell.low, cell.high), (place, place), color=color, linewidth=0.7)
+        axes.errorbar(
+            cell.mean,
+            place,
+            xerr=cell.half_width,
+            color=color,
+            marker=marker,
+            markersize=4,
+            markerfacecolor="white" if cell.verdict == "undecided" else color,
+            elinewidth=1.8,
+        )
+    labels = [f"{r['cell']}: {r['arm']} − {r['against']} ({r['seeds']})" for r in table.to_dict("records")]
+    axes.axvline(0, color="#555555", linewidth=0.8)
+    axes.set_yticks(range(len(table)), labels)
+    axes.invert_yaxis()
+    axes.set_xscale("symlog", linthresh=LINEAR)
+    axes.xaxis.set_major_locator(FixedLocator(TICKS))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:+g}" if value else "0")
+    axes.grid(axis="y", visible=False)

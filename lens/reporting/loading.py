@@ -1,0 +1,78 @@
+"""Finds the finished runs below some folders, and groups them into arms."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from lens.errors import ConfigError
+from lens.reporting.arms import Arm, arms_of
+from lens.reporting.checks import apart, check_arm, check_evaluations, check_problems, missing_seeds, other_experiments
+from lens.runs.run import load_run, unfinished
+
+NOT_RUNS = ("report", "wandb")  # folders beside runs that this package and W&B make
+
+
+def walk(folder: Path, seen: set[str]) -> Iterator[Path | str]:
+    """The run folders below a folder, and a line for each that is empty; links are followed, but no folder twice."""
+    if (real := os.path.realpath(folder)) in seen or not folder.is_dir():
+        return
+    seen.add(real)
+    if (folder / ".hydra").is_dir():
+        yield folder
+        return
+    entries = sorted(folder.iterdir())
+    if not entries:
+        yield f"{folder}: empty"
+    for entry in entries:
+        if entry.is_dir() and entry.name not in NOT_RUNS and not entry.name.startswith("."):
+            yield from walk(entry, seen)
+
+
+def load_arms(folders: Sequence[Path]) -> tuple[list[Arm], list[str]]:
+    """The arms of all finished runs below some folders, and a line for each thing there that is odd.
+
+    Arms of one setting stand together; the setting with the most runs is the first.
+
+    Raises:
+        ConfigError: no finished run; in one arm two configs or a seed twice; in one setting different problems; in one
+            experiment different evaluations.
+    """
+    runs, oddities = [], []
+    where = ", ".join(map(str, folders))
+    for folder in folders:
+        if not folder.is_dir():
+            oddities.append(f"{folder}: no such folder")
+        for found in walk(folder, set()):
+            if isinstance(found, str):
+                oddities.append(found)
+            elif (found / "evaluation.parquet").exists():  # left by scripts/evaluate.py
+                continue
+            elif (reason := unfinished(found)) is not None:
+                oddities.append(f"{found}: {reason}, left out")
+            else:
+                try:
+                    runs.append(load_run(found))
+                except (OSError, ValueError, KeyError, IndexError, YAMLError, OmegaConfBaseException) as error:
+                    told = " ".join(str(error).split())[:200]
+                    oddities.append(f"{found}: cannot be read ({type(error).__name__}: {told}), left out")
+    if not runs:
+        seen = f"; found: {'; '.join(oddities)}" if oddities else ""
+        raise ConfigError("runs", where, f"a folder with finished runs (each has a summary.json){seen}")
+    check_evaluations(runs, where)
+    settings = Counter(run.setting for run in runs)
+    arms = [arm for setting, _ in settings.most_common() for arm in arms_of([r for r in runs if r.setting == setting])]
+    for arm in arms:
+        check_arm(arm)
+    for setting in settings:
+        members = [arm for arm in arms if arm.setting == setting]
+        check_problems(members, where)
+        oddities += other_experiments(members) + missing_seeds(members)
+    if len(settings) > 1:
+        oddities += [apart(arms, setting) for setting, _ in settings.most_common()[1:]]
+    return arms, oddities

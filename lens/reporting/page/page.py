@@ -1,0 +1,160 @@
+"""Tables, figures and stored answers -> one HTML page that needs nothing beside it, no network among it."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from lens.files import replacing
+from lens.reporting.arms import Arm
+from lens.reporting.export import TEXT_COLUMNS
+from lens.reporting.intervals import Difference
+from lens.reporting.page.browser import FIELDS, Browsed
+from lens.reporting.paper import MISSING
+
+PAGE = Path(__file__).parent
+LISTED = 4  # settings that fit into the title and the bar of links
+# What a table is called, and the table.
+Captioned = tuple[str, pd.DataFrame]
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page says of one setting.
+
+    Attributes:
+        title: experiment, model and training set.
+        tables: those that are open.
+        accuracy: by level; folded. None: no such table.
+        figures: what each shows -> its PNG.
+        is_wide: whether they are two columns wide.
+    """
+
+    title: str
+    tables: Sequence[Captioned]
+    accuracy: Captioned | None
+    figures: dict[str, Path]
+    is_wide: bool = False
+
+
+def write_page(
+    path: Path,
+    *,
+    notes: Sequence[str],
+    results: pd.DataFrame,
+    sections: Sequence[Section],
+    paper: Sequence[Captioned],
+    paper_runs: bool,
+    compute: Sequence[Captioned],
+    arms: Sequence[Arm],
+    browsed: Sequence[Browsed],
+) -> Path:
+    """Write the page. Whatever comes from a run, a model's answers above all, is escaped or read as JSON only."""
+    runs = [
+        {"label": run.label, "seed": run.seed, "steps": [{"key": c.key, "step": c.step} for c in run.chunks]}
+        for run in browsed
+    ]
+    chunks = [chunk for run in browsed for chunk in run.chunks]
+    values = {
+        "title": f"Report: {heading(sections, arms)}",
+        "lead": lead(arms),
+        "is_long": len(sections) > LISTED,
+        "notes": notes,
+        "results": cells_of(results),
+        "sections": [
+            {
+                "title": section.title,
+                "tables": [(caption, cells_of(table)) for caption, table in section.tables],
+                "accuracy": section.accuracy and (section.accuracy[0], cells_of(section.accuracy[1])),
+                "is_wide": section.is_wide,
+                "figures": [(title, base64.b64encode(p.read_bytes()).decode()) for title, p in section.figures.items()],
+            }
+            for section in sections
+        ],
+        "paper": [(caption, cells_of(table)) for caption, table in paper],
+        "paper_runs": paper_runs,
+        "compute": [(caption, cells_of(table)) for caption, table in compute],
+        "machines": machines(arms),
+        "runs": runs,
+        "answers": f"{sum(len(group['answers']) for chunk in chunks for group in chunk.groups):,}",
+        "index": embedded({"fields": FIELDS, "runs": runs}),
+        "chunks": [(chunk.key, embedded(chunk.groups)) for chunk in chunks],
+        "css": (PAGE / "page.css").read_text(),
+        "scripts": (PAGE / "latex.js").read_text() + (PAGE / "browser.js").read_text(),
+    }
+    template = Environment(loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined)
+    with replacing(path) as unfinished:
+        unfinished.write_text(template.get_template("page.html.j2").render(values), encoding="utf-8")
+    return path
+
+
+def heading(sections: Sequence[Section], arms: Sequence[Arm]) -> str:
+    """The settings, or where there are many of them, the experiments."""
+    if len(sections) <= LISTED:
+        return " | ".join(section.title for section in sections)
+    first, *others = dict.fromkeys(arm.experiment for arm in arms)
+    return f"{first} and {len(others)} other experiments" if others else first
+
+
+def lead(arms: Sequence[Arm]) -> str:
+    """How many runs, and of what; many arms are not listed: the first table does."""
+    runs = f"{sum(len(arm.runs) for arm in arms)} finished runs"
+    if len(arms) > 3 * LISTED:
+        return f"{runs} of {len(arms)} arms."
+    return f"{runs}: " + ", ".join(f"{arm.label} ({len(arm.runs)})" for arm in arms)
+
+
+def embedded(value: Any) -> str:
+    """JSON for a script element: no ``<`` of a text can end it."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
+def cells_of(table: pd.DataFrame) -> dict[str, Any]:
+    """A table as the template takes it: what the first column repeats is shown once, a difference in small lines."""
+    words = [name in TEXT_COLUMNS for name in table.columns]
+    rows, previous = [], None
+    for values in table.itertuples(index=False):
+        first, *others = values
+        cells = [{"text": "" if first == previous else str(first), "look": look_of(first, words[0]), "small": []}]
+        for value, is_words in zip(others, words[1:], strict=True):
+            text, *small = value.lines if isinstance(value, Difference) else [str(value)]
+            cells.append({"text": text, "look": look_of(value, is_words), "small": small})
+        rows.append({"cells": cells, "first": first != previous})
+        previous = first
+    return {"head": [{"text": n, "words": w} for n, w in zip(table.columns, words, strict=True)], "rows": rows}
+
+
+def look_of(value: object, is_words: bool) -> str:
+    """The CSS classes of a cell."""
+    looks = ["words"] if is_words else []
+    if isinstance(value, Difference):
+        looks.append(value.verdict)
+    if str(value) == MISSING:
+        looks.append(MISSING)
+    return " ".join(looks)
+
+
+def machines(arms: Sequence[Arm]) -> list[str]:
+    """Where the runs ran and from what source, each once."""
+    lines = []
+    for run in (run for arm in arms for run in arm.runs):
+        file = run.folder / "provenance.json"
+        try:
+            told = json.loads(file.read_text())
+        except (OSError, ValueError):  # a run from before there was one, or a damaged one
+            continue
+        machine, git = told["machine"], told["git"]
+        source = (
+            f"commit {git['commit'][:10]}{' with changes' if git['dirty'] else ''}" if git["commit"] else "no commit"
+        )
+        gpus = ", ".join(machine["gpus"]) or "no GPU"
+        packages = ", ".join(f"{name} {told['packages'][name]}" for name in ("torch", "transformers"))
+        lines.append(f"{machine['platform']}, {machine['cpus']} cores, {gpus}; {packages}; {source}")
+    return list(dict.fromkeys(lines))

@@ -1,0 +1,238 @@
+"""Checkpoints: everything a run needs to go on exactly, written beside and renamed, so that each is whole or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import re
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lens.distributed.collectives import barrier, is_first, whole, world_size
+from lens.errors import ConfigError, RunFailed
+from lens.models.lora import adapter_weights, has_adapters, save_adapters
+from lens.models.sharding import named_weights
+from lens.seeding import random_states
+
+ADAPTER_FOLDER = "adapter"  # transformers would take them for its own beside the model
+OPTIMIZER_FOLDER = "optimizer"
+STATE_FILE = "training_state.pt"
+CHECKSUMS_FILE = "checksums.json"
+UNFINISHED = ".unfinished"
+REPLACED = f".replaced{UNFINISHED}"
+NEEDED = {"step", "config", "random", "param_groups"}  # of a training state, whatever else it holds
+
+
+def save(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    *,
+    keep: int,
+    best: int | None = None,
+) -> Path:
+    """Write checkpoints/step_*/ (Hugging Face format, plus the training state) and drop those that are not to stay.
+
+    Several processes call it together; each writes its shard of the optimizer's state, the first all else.
+
+    Args:
+        folder: the run's checkpoints folder.
+        model, tokenizer: saved as any Hugging Face model, safetensors. Adapters are part of its weights there, and lie
+            in a folder of their own besides.
+        optimizer: its tensors are saved by the names of the model's parameters, for any number of processes to load.
+        state: plain values and tensors; ``state["step"]`` names the checkpoint.
+        keep: how many checkpoints stay, the latest up to this one.
+        best: the step of one more that stays.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        RunFailed: it could not be written, as on a full disk; the checkpoints before it are as they were.
+    """
+    target = folder / f"step_{state['step']:06d}"
+    unfinished = target.with_name(target.name + UNFINISHED)
+    try:
+        if is_first():
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+        barrier()
+        if tensors := optimizer_tensors(model, optimizer):
+            writer = HuggingFaceStorageWriter(str(unfinished / OPTIMIZER_FOLDER), save_distributed=True)
+            with quiet():
+                dcp.save(tensors, storage_writer=writer, no_dist=world_size() == 1)
+        weights = whole_state(model)
+        adapters = {name: whole(parameter.detach()) for name, parameter in adapter_weights(model)}
+        if is_first():
+            model.save_pretrained(unfinished, state_dict=weights)
+            if adapters:
+                save_adapters(unfinished / ADAPTER_FOLDER, model, adapters)
+            tokenizer.save_pretrained(unfinished)
+            groups = optimizer.state_dict()["param_groups"]
+            torch.save({**state, "param_groups": groups, "random": random_states()}, unfinished / STATE_FILE)
+            sums = {str(path.relative_to(unfinished)): checksum(path) for path in files_of(unfinished)}
+            (unfinished / CHECKSUMS_FILE).write_text(json.dumps(sums, indent=2) + "\n")
+            for path in unfinished.rglob("*"):
+                flush_to_disk(path)
+    except (OSError, RuntimeError, SafetensorError, CheckpointException) as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        last = max(all_checkpoints(folder), key=step_of, default=None)
+        left = f"the last whole one is {last.name}" if last else "there is none before it"
+        raise RunFailed(f"the checkpoint {target} could not be written ({one_line(error)}); {left}") from error
+    if is_first():
+        if target.exists():  # of a step that was saved before its evaluation
+            target.rename(target.with_name(target.name + REPLACED))
+        unfinished.rename(target)
+        flush_to_disk(folder)
+        prune(folder, state["step"], keep=keep, best=best)
+    barrier()
+    return target
+
+
+def optimizer_tensors(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The tensors of an optimizer's state, as "PARAMETER:NAME"; those of a sharded model are shards."""
+    parameters = model.named_parameters()
+    return {f"{name}:{key}": value for name, p in parameters for key, value in optimizer.state.get(p, {}).items()}
+
+
+def restore_optimizer(
+    checkpoint: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]]
+) -> None:
+    """Load AdamW's state, whichever number of processes has saved it.
+
+    Args:
+        checkpoint: its folder.
+        model, optimizer: as they were saved, sharded or not.
+        groups: the training state's param_groups.
+    """
+    for group, saved in zip(optimizer.param_groups, groups, strict=True):
+        group.update({key: value for key, value in saved.items() if key != "params"})
+    if not (checkpoint / OPTIMIZER_FOLDER).exists():  # it was saved before the first update
+        return
+    for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+        moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[parameter] = {"step": torch.zeros((), dtype=torch.float32), **moments}
+    reader = HuggingFaceStorageReader(str(checkpoint / OPTIMIZER_FOLDER))
+    with quiet():
+        dcp.load(optimizer_tensors(model, optimizer), storage_reader=reader, no_dist=world_size() == 1)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warning that one process is assumed where there is one."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+        yield
+
+
+def whole_state(model: PreTrainedModel) -> dict[str, Tensor] | None:
+    """The weights on the first process, as `named_weights`; None where a single one can save them as they are."""
+    if world_size() == 1 and not has_adapters(model):
+        return None
+    weights = {}
+    for name, tensor in named_weights(model, remove_duplicate=True):
+        if is_first():
+            weights[name] = tensor.cpu()
+    return weights
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The files below a folder, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def prune(folder: Path, step: int, *, keep: int, best: int | None) -> None:
+    """Drop checkpoints that are not to stay, of those up to a step, and what a kill has left of others; see `save`."""
+    for leftover in folder.glob(f"*{UNFINISHED}"):
+        shutil.rmtree(leftover)
+    for old in [c for c in all_checkpoints(folder) if step_of(c) <= step][:-keep]:
+        if step_of(old) != best:
+            drop(old)
+
+
+def drop(checkpoint: Path) -> None:
+    """Remove a checkpoint so that a kill in the middle of it leaves no half of one."""
+    shutil.rmtree(checkpoint.rename(checkpoint.with_name(f"{checkpoint.name}.dropped{UNFINISHED}")))
+
+
+def take_back(folder: Path) -> None:
+    """Give a checkpoint its name again that a kill has left without, while another was to take its place."""
+    for former in folder.glob(f"step_*{REPLACED}"):
+        target = former.with_name(former.name.removesuffix(REPLACED))
+        if not target.exists():
+            former.rename(target)
+
+
+def all_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, oldest first; each was whole when it got its name."""
+    found = folder.glob("step_*") if folder.is_dir() else []
+    return sorted((path for path in found if re.fullmatch(r"step_\d+", path.name)), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step at which a checkpoint was written."""
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def load_state(checkpoint: Path) -> dict[str, Any]:
+    """The training state of a checkpoint whose files are all as they were written.
+
+    Raises:
+        ConfigError: it is no checkpoint of a run, or a file is missing or differs from its checksum.
+    """
+    try:
+        sums = json.loads((checkpoint / CHECKSUMS_FILE).read_text())
+        if STATE_FILE not in sums:
+            raise ValueError(f"{CHECKSUMS_FILE} says nothing of {STATE_FILE}")
+        damaged = [name for name, value in sums.items() if checksum(checkpoint / name) != value]
+    except (OSError, ValueError, AttributeError) as error:
+        valid = f"a whole checkpoint of a run, or the run's folder ({one_line(error)})"
+        raise ConfigError("resume", str(checkpoint), valid) from error
+    if damaged:
+        raise ConfigError("resume", str(checkpoint), f"a whole checkpoint (damaged: {', '.join(damaged)})")
+    try:
+        state = torch.load(checkpoint / STATE_FILE, weights_only=True)
+        missing = NEEDED - state.keys()
+    except (OSError, RuntimeError, pickle.UnpicklingError, AttributeError) as error:
+        valid = f"a checkpoint of this program ({STATE_FILE}: {one_line(error)})"
+        raise ConfigError("resume", str(checkpoint), valid) from error
+    if missing:
+        valid = f"a checkpoint of this version of the program ({STATE_FILE} has no {', '.join(sorted(missing))})"
+        raise ConfigError("resume", str(checkpoint), valid)
+    return state
+
+
+def one_line(error: Exception) -> str:
+    """What an error says first."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,105 @@
+"""Finds the checkpoint that a run resumes from, and refuses one of another config."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lens.config.keys import FREE, KEYWORDS, LENGTHLESS, ROUNDING, flat, is_among
+from lens.distributed.collectives import barrier, is_first
+from lens.errors import ConfigError
+from lens.runs.checkpoints import all_checkpoints, load_state, take_back
+from lens.runs.run import PROVENANCE, SUMMARY
+
+log = logging.getLogger(__name__)
+
+
+def finished_summary(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
+    """The summary of a run that has reached max_steps.
+
+    Raises:
+        ConfigError: it was another config's.
+    """
+    if config["resume"] == "never" or not (folder / SUMMARY).exists():
+        return None
+    summary = json.loads((folder / SUMMARY).read_text())
+    if summary["step"] < config["trainer"]["max_steps"]:
+        return None
+    if known := json.loads((folder / PROVENANCE).read_text()).get("config"):  # runs of older versions have none
+        check_config(config, known, folder)
+    return summary
+
+
+def find_state(folder: Path, config: dict[str, Any]) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint that a run goes on from, and its training state; None is a start.
+
+    A damaged checkpoint is passed over, with a warning, for the one before it, unless ``resume`` is "must".
+
+    Args:
+        folder: the run folder.
+        config: the run's, resolved. ``resume`` is "auto", "never", "must", or a run folder or checkpoint that a folder
+            without one starts from.
+
+    Raises:
+        ConfigError: "never" and there is one, "must" and there is none, none that can be used, or another config's.
+    """
+    if is_first():
+        take_back(folder / "checkpoints")
+    barrier()
+    resume, candidates = config["resume"], all_checkpoints(folder / "checkpoints")
+    if resume == "never" and candidates:
+        raise ConfigError("resume", resume, f"auto, or another run folder: {folder} holds {candidates[-1].name}")
+    if resume == "must" and not candidates:
+        raise ConfigError("resume", resume, f"auto: {folder} holds no checkpoint (name it with hydra.run.dir=...)")
+    if not candidates and resume not in KEYWORDS:
+        candidates = all_checkpoints(Path(resume) / "checkpoints") or [Path(resume)]
+    for place, checkpoint in reversed(list(enumerate(candidates))):
+        try:
+            state = load_state(checkpoint)
+        except ConfigError as damage:
+            if resume == "must" or place == 0:
+                raise
+            log.warning("%s; trying %s", damage, candidates[place - 1].name)
+            continue
+        check_config(config, state["config"], checkpoint)
+        if (max_steps := config["trainer"]["max_steps"]) < state["step"]:
+            raise ConfigError("trainer.max_steps", max_steps, f"at least {state['step']}, where {checkpoint} stands")
+        return checkpoint, state
+    return None
+
+
+def check_config(config: dict[str, Any], of_checkpoint: dict[str, Any], where: Path) -> None:
+    """Hold a config against the one that a run was started with.
+
+    Args:
+        config, of_checkpoint: resolved configs.
+        where: the run folder or checkpoint, for the message.
+
+    Raises:
+        ConfigError: they differ in more than what may differ, with the keys and both values.
+    """
+    here, there = flat(config), flat(of_checkpoint)
+    keys = [key for key in {**there, **here} if here.get(key) != there.get(key) and not is_among(key, FREE)]
+    if here["trainer.lr_scheduler"] in LENGTHLESS:
+        keys = [key for key in keys if key != "trainer.max_steps"]
+    said = {key: f"{key} is {here.get(key)!r}, there {there.get(key)!r}" for key in keys}
+    rounding = [said.pop(key) for key in keys if is_among(key, ROUNDING)]
+    if said:
+        valid = f"a run goes on with its own config alone, that of {where}: {'; '.join(said.values())}"
+        raise ConfigError("resume", config["resume"], valid)
+    if rounding:
+        log.warning("Equal up to rounding from here on, no more bit for bit: %s", "; ".join(rounding))
+
+
+def copy_history(source: Path, folder: Path, step: int) -> None:
+    """Copy what a run folder has measured up to a step to the one that goes on from there: one whole curve."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if (source / "metrics.jsonl").is_file():
+        shutil.copy(source / "metrics.jsonl", folder)
+    for file in source.glob("evaluations/step_*.parquet"):
+        if int(file.stem.split("_")[1]) <= step:
+            (folder / "evaluations").mkdir(exist_ok=True)
+            shutil.copy(file, folder / "evaluations")

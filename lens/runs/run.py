@@ -1,0 +1,110 @@
+"""A run folder: the names of its files, and the finished run that is read from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from omegaconf import OmegaConf
+
+from lens.evaluation.scores import pass_at_ks
+
+SUMMARY, PROVENANCE = "summary.json", "provenance.json"
+FAILURE = "failure.txt"  # in the folder of a run that ended itself: why
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run folder; ``choices`` are the options of the config groups, ``evaluation`` has no references."""
+
+    folder: Path
+    choices: dict[str, str | None]
+    overrides: Sequence[str]
+    seed: int
+    config: dict[str, Any]
+    evaluation: dict[str, Any]
+
+    @property
+    def objective(self) -> str:
+        """Its option of the config group."""
+        return self.choices["objective"]
+
+    @property
+    def experiment(self) -> str:
+        """Its option of the config group, or that there is none."""
+        return self.choices.get("experiment") or "no experiment"
+
+    @cached_property
+    def setting(self) -> str:
+        """What was asked, of which model, and how it was measured: runs that agree in it can be compared."""
+        parts = [self.config.get("model"), self.config.get("dataset"), without_rhythm(self.evaluation)]
+        return json.dumps(parts, sort_keys=True)
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """metrics.jsonl: a row per line, indexed by step; a step with an evaluation has two."""
+        return pd.read_json(self.folder / "metrics.jsonl", lines=True).set_index("train/global_step").sort_index()
+
+    @cached_property
+    def evaluations(self) -> pd.DataFrame:
+        """The rows of metrics that hold an evaluation, eval/ columns alone."""
+        columns = [name for name in self.metrics.columns if name.startswith("eval/")]
+        return self.metrics[columns].dropna(how="all")
+
+    @cached_property
+    def problems(self) -> pd.DataFrame:
+        """The last evaluation: a row per problem, ordered by set and id."""
+        return self.evaluated_at(self.evaluations.index[-1])
+
+    @cached_property
+    def pass_at_ks(self) -> pd.DataFrame:
+        """pass@k in percent of each row of `problems`, a column per k."""
+        return 100 * pass_at_ks(self.problems)
+
+    def evaluated_at(self, step: int) -> pd.DataFrame:
+        """One evaluation: a row per problem, ordered by set and id."""
+        rows = pd.read_parquet(self.folder / "evaluations" / f"step_{step:06d}.parquet")
+        return rows.sort_values(["set", "id"], ignore_index=True)
+
+    def answers(self) -> pd.DataFrame:
+        """Verdict and confidence of each answer of the last evaluation."""
+        file = self.folder / "evaluations" / f"step_{self.evaluations.index[-1]:06d}_completions.parquet"
+        return pd.read_parquet(file, columns=["verdict", "confidence"]) if file.exists() else pd.DataFrame()
+
+
+def unfinished(folder: Path) -> str | None:
+    """Why a run folder is left out, or None."""
+    if not (folder / "summary.json").exists():
+        failure = folder / FAILURE
+        return f"not finished ({failure.read_text().strip()})" if failure.exists() else "not finished"
+    for name in ("metrics.jsonl", ".hydra/config.yaml", ".hydra/hydra.yaml"):
+        if not (folder / name).exists():
+            return f"not whole (no {name})"
+    return None
+
+
+def load_run(folder: Path) -> Run:
+    """One finished run; what reports read of it is read, so that one that cannot be read fails here.
+
+    Raises:
+        OSError, ValueError, KeyError, IndexError, yaml.YAMLError, OmegaConfBaseException: a file is damaged.
+    """
+    config = OmegaConf.load(folder / ".hydra" / "config.yaml")
+    hydra = OmegaConf.load(folder / ".hydra" / "hydra.yaml").hydra
+    plain = OmegaConf.to_container(config, resolve=False)
+    evaluation = OmegaConf.to_container(config.evaluation, resolve=True)
+    choices = OmegaConf.to_container(hydra.runtime.choices)
+    run = Run(folder, choices, list(hydra.overrides.task), plain["seed"], plain, evaluation)
+    run.evaluated_at(run.evaluations.index[0])
+    run.problems, run.answers()
+    return run
+
+
+def without_rhythm(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """The evaluation's config without how often there is one."""
+    return {key: value for key, value in evaluation.items() if key != "every"}

@@ -1,0 +1,78 @@
+"""All processes sample as one: each takes a share of the prompts, and all get every completion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from lens.distributed.collectives import Apart, from_each, rank, world_size
+from lens.problems.prompts import Prompt
+from lens.sampling.rollouts import Rollouts, Sampler
+
+T = TypeVar("T")
+
+
+class SharedSampler:
+    """An engine in each process, or in each few that split its weights, as one.
+
+    Args:
+        sampler: this process's engine.
+        processes_per_engine: how many neighbours form one engine, and so sample the same.
+        apart: around what an engine does that has a process to itself.
+    """
+
+    def __init__(self, sampler: Sampler, processes_per_engine: int = 1, apart: Apart = nullcontext):
+        self.sampler, self.per_engine = sampler, processes_per_engine
+        self.apart = apart if processes_per_engine == 1 else nullcontext
+        self.parity_every, self.max_logp_difference = sampler.parity_every, sampler.max_logp_difference
+
+    def sample(self, prompts: Sequence[Prompt], num_generations: int, seed: int, **options: Any) -> Rollouts:
+        """See `lens.sampling.rollouts.Sampler`: the completions do not depend on how many engines there are."""
+        engines = world_size() // self.per_engine
+        own = prompts[rank() // self.per_engine :: engines]
+
+        def work() -> Rollouts | None:
+            return self.sampler.sample(own, num_generations, seed, **options) if own else None
+
+        parts = from_each(work, self.apart)[:: self.per_engine]
+        return interleave(prompts, [part for part in parts if part is not None])
+
+    def sync(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Every engine takes over the weights, gathered one after the other."""
+        self.sampler.sync(named_tensors)
+
+    def close(self) -> None:
+        """Free what the engine holds."""
+        self.sampler.close()
+
+
+def interleave(prompts: Sequence[Prompt], parts: Sequence[Rollouts]) -> Rollouts:
+    """The rollouts of all prompts, of which part i has every len(parts)th from i on."""
+    generations, longest = parts[0].num_generations, max(part.completion_ids.shape[1] for part in parts)
+    asked = [place for first in range(len(parts)) for place in range(first, len(prompts), len(parts))]
+    order = torch.argsort(torch.tensor(asked))
+    rows = (order[:, None] * generations + torch.arange(generations)).flatten()
+
+    def padded(name: str) -> Tensor:
+        pad = torch.nn.functional.pad
+        tensors = [getattr(part, name) for part in parts]
+        return torch.cat([pad(tensor, (0, longest - tensor.shape[1])) for tensor in tensors])[rows]
+
+    def in_order(name: str) -> list[str]:
+        values = [value for part in parts for value in getattr(part, name)]
+        return [values[row] for row in rows.tolist()]
+
+    return replace(
+        parts[0],
+        prompts=prompts,
+        completion_ids=padded("completion_ids"),
+        logprobs=padded("logprobs"),
+        lengths=torch.cat([part.lengths for part in parts])[rows],
+        finish_reasons=in_order("finish_reasons"),
+        texts=in_order("texts"),
+    )

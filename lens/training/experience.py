@@ -1,0 +1,227 @@
+"""What the update learns from: rollouts with their verdicts and advantages, and what they say about their groups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from lens.grading.judge import JUDGED
+from lens.losses.importance import ImportanceSampling, importance_weights
+from lens.objectives import calibrated_rewards
+from lens.objectives.groups import group_kinds
+from lens.problems.prompts import Prompt
+from lens.sampling.rollouts import Rollouts, geometric_mean_probability
+
+
+@dataclass(frozen=True)
+class Experience:
+    """Rollouts of Q questions x G completions, graded and weighed.
+
+    Attributes:
+        rollouts: the completions, row q * G + g.
+        levels: Q levels, None where the source has none.
+        verdicts: Q*G verdicts of the grader.
+        correct: bool [Q, G].
+        valid: bool [Q, G], answers that may teach (judged, and not masked for being cut).
+        confidence: float32 [Q, G], geometric-mean token probability.
+        calibrated: float32 [Q, G], the paper's calibrated reward, whatever the objective.
+        advantages: float32 [Q, G], the objective's.
+        old_logprobs: float32 [Q*G, T], log-probabilities that the surrogate's ratio is taken against, or None for those
+            of the policy at the update itself.
+        trainer_logprobs: float32 [Q*G, T] under the policy itself, or None where nothing recomputed them.
+        reference_logprobs: float32 [Q*G, T] under the reference model, or None where beta is 0.
+        importance: float32 [Q*G, T], the importance-sampling weight of each token, or None for 1.
+        entropies: float32 [Q*G, T] of the policy at each token, or None where nothing recomputed them.
+    """
+
+    rollouts: Rollouts
+    levels: Sequence[int | None]
+    verdicts: Sequence[str]
+    correct: Tensor
+    valid: Tensor
+    confidence: Tensor
+    calibrated: Tensor
+    advantages: Tensor
+    old_logprobs: Tensor | None = None
+    trainer_logprobs: Tensor | None = None
+    reference_logprobs: Tensor | None = None
+    importance: Tensor | None = None
+    entropies: Tensor | None = None
+
+    def split(self, num_prompts: int) -> list[Experience]:
+        """Disjoint parts of num_prompts questions each, whole groups together, in order."""
+        return [self._questions(slice(start, start + num_prompts)) for start in range(0, len(self.levels), num_prompts)]
+
+    def _questions(self, part: slice) -> Experience:
+        generations = self.rollouts.num_generations
+        rows = slice(part.start * generations, part.stop * generations)
+        by_question = {"levels", "correct", "valid", "confidence", "calibrated", "advantages"}
+        pieces = {
+            f.name: value[part if f.name in by_question else rows]
+            for f in fields(self)
+            if f.name != "rollouts" and (value := getattr(self, f.name)) is not None
+        }
+        rollouts = replace(
+            self.rollouts,
+            prompts=self.rollouts.prompts[part],
+            **{
+                name: getattr(self.rollouts, name)[rows]
+                for name in ("completion_ids", "logprobs", "lengths", "finish_reasons", "texts")
+            },
+        )
+        return replace(self, rollouts=rollouts, **pieces)
+
+    def state(self) -> dict[str, Any]:
+        """Plain lists, numbers and tensors, which torch loads with weights_only."""
+        flat = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "rollouts"}
+        rollouts = {f.name: getattr(self.rollouts, f.name) for f in fields(self.rollouts) if f.name != "prompts"}
+        prompts = [[prompt.problem_id, list(prompt.token_ids)] for prompt in self.rollouts.prompts]
+        return {**flat, "rollouts": {**rollouts, "prompts": prompts}}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Experience:
+        """The inverse of `state`."""
+        prompts = [Prompt(problem_id, tuple(ids)) for problem_id, ids in state["rollouts"]["prompts"]]
+        return cls(**{**state, "rollouts": Rollouts(**{**state["rollouts"], "prompts": prompts})})
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row per completion, as stored in a run folder's rollouts/step_*.parquet."""
+        r, generations = self.rollouts, self.rollouts.num_generations
+        lengths = r.lengths.tolist()
+        return pd.DataFrame(
+            {
+                "problem_id": [prompt.problem_id for prompt in r.prompts for _ in range(generations)],
+                "level": pd.array([level for level in self.levels for _ in range(generations)], dtype="Int64"),
+                "sample": list(range(generations)) * len(r.prompts),
+                "prompt_ids": [list(prompt.token_ids) for prompt in r.prompts for _ in range(generations)],
+                "completion_ids": [row[:n].tolist() for row, n in zip(r.completion_ids, lengths, strict=True)],
+                "logprobs": [row[:n].numpy() for row, n in zip(r.logprobs, lengths, strict=True)],
+                "length": lengths,
+                "finish_reason": r.finish_reasons,
+                "text": r.texts,
+                "verdict": self.verdicts,
+                "valid": self.valid.flatten().numpy(),
+                "confidence": self.confidence.flatten().numpy(),
+                "calibrated_reward": self.calibrated.flatten().numpy(),
+                "advantage": self.advantages.flatten().numpy(),
+            }
+        )
+
+    def metrics(self, token_weights: Tensor) -> dict[str, float]:
+        """What these groups say, in the field's names (docs/metrics.md).
+
+        Args:
+            token_weights: [Q*G], the weight of each completion's tokens in the loss.
+        """
+        r, kinds = self.rollouts, group_kinds(self.correct, self.valid)
+        metrics = {
+            "reward": self.correct.float().mean().item(),
+            "reward/calibrated": mean_where(self.calibrated, self.valid),
+            "confidence/correct_mean": mean_where(self.confidence, self.valid & self.correct),
+            "confidence/incorrect_mean": mean_where(self.confidence, self.valid & ~self.correct),
+            "completions/mean_length": r.lengths.float().mean().item(),
+            "completions/clipped_ratio": r.truncated.float().mean().item(),
+            "completions/valid_ratio": self.valid.float().mean().item(),
+            "entropy": mean_where(-r.logprobs if self.entropies is None else self.entropies, r.mask),
+            "groups/advantage_share_negative": self._advantage_share_negative(token_weights, kinds.negative),
+        }
+        if self.trainer_logprobs is not None:
+            metrics |= logp_difference(self.trainer_logprobs, r.logprobs, r.mask)
+        if self.importance is not None:
+            ratios = (self.trainer_logprobs - r.logprobs)[r.mask].double().exp()
+            metrics |= {
+                "sampling/importance_ratio_mean": ratios.mean().item(),
+                "sampling/importance_ratio_min": ratios.min().item(),
+                "sampling/importance_ratio_max": ratios.max().item(),
+                "sampling/importance_weight_mean": mean_where(self.importance, r.mask),
+            }
+        for verdict in ("no_answer", "error", "timeout"):
+            metrics[f"grading/{verdict}_rate"] = sum(v == verdict for v in self.verdicts) / len(self.verdicts)
+        buckets = {"": torch.ones(len(self.levels), dtype=torch.bool)}
+        for level in sorted(set(self.levels), key=lambda level: (level is None, level)):
+            name = "/unlevelled" if level is None else f"/level_{level}"
+            buckets[name] = torch.tensor([other == level for other in self.levels])
+        for bucket, members in buckets.items():
+            for kind, is_kind in kinds._asdict().items():
+                metrics[f"groups/frac_{kind}{bucket}"] = is_kind[members].float().mean().item()
+        return metrics
+
+    def _advantage_share_negative(self, token_weights: Tensor, negative: Tensor) -> float:
+        pull = self.advantages.abs().double() * (token_weights * self.rollouts.lengths).view_as(self.advantages)
+        total = pull.sum().item()
+        return (pull * negative).sum().item() / total if total > 0 else 0.0
+
+
+def mean_where(values: Tensor, where: Tensor) -> float:
+    """The mean of the values where the condition holds; nan where it holds nowhere."""
+    return values[where].double().mean().item()
+
+
+def logp_difference(trainer_logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor) -> dict[str, float]:
+    """How far engine and trainer are apart on the same tokens: mean and max of |difference|, [N, T] each."""
+    difference = (trainer_logprobs - sampler_logprobs)[mask].abs().double()
+    return {
+        "sampling/logp_difference_mean": difference.mean().item(),
+        "sampling/logp_difference_max": difference.max().item(),
+    }
+
+
+def weigh(
+    rollouts: Rollouts,
+    levels: Sequence[int | None],
+    verdicts: Sequence[str],
+    objective: Callable[..., Tensor],
+    *,
+    trainer_logprobs: Tensor | None = None,
+    reference_logprobs: Tensor | None = None,
+    entropies: Tensor | None = None,
+    old_from: Literal["sampler", "trainer", "current"] = "sampler",
+    confidence_from: Literal["sampler", "trainer"] = "sampler",
+    mask_truncated: bool = False,
+    importance_sampling: ImportanceSampling = "none",
+    importance_cap: float = 2.0,
+) -> Experience:
+    """Verdicts and confidences become advantages: the one place where objectives differ.
+
+    Args:
+        rollouts, levels, verdicts: Q questions x G completions, judged.
+        objective: ``objective(correct, confidence, lengths=, valid=) -> advantages``, all [Q, G].
+        trainer_logprobs: [Q*G, T], the policy's own log-probabilities; needed where one of the two below is "trainer",
+            and for importance sampling.
+        reference_logprobs, entropies: see `Experience`.
+        old_from: whose log-probabilities the surrogate's ratio is taken against; "current": the update's own.
+        confidence_from: whose define the confidence.
+        mask_truncated: answers cut by the token limit do not teach.
+        importance_sampling, importance_cap: see `importance_weights`; "none" weighs every token alike.
+    """
+    shape = (len(levels), rollouts.num_generations)
+    correct = torch.tensor([verdict == "correct" for verdict in verdicts]).view(shape)  # [Q, G]
+    valid = torch.tensor([verdict in JUDGED for verdict in verdicts]).view(shape)  # [Q, G]
+    if mask_truncated:
+        valid &= ~rollouts.truncated.view(shape)
+    by_source = {"sampler": rollouts.logprobs, "trainer": trainer_logprobs}  # [Q*G, T] each
+    confidence = geometric_mean_probability(by_source[confidence_from], rollouts.mask).view(shape)  # [Q, G]
+    return Experience(
+        rollouts=rollouts,
+        levels=levels,
+        verdicts=verdicts,
+        correct=correct,
+        valid=valid,
+        confidence=confidence,
+        calibrated=calibrated_rewards(correct, confidence, valid=valid),
+        advantages=objective(correct, confidence, lengths=rollouts.lengths.view(shape), valid=valid),
+        old_logprobs=by_source.get(old_from),
+        trainer_logprobs=trainer_logprobs,
+        reference_logprobs=reference_logprobs,
+        importance=None
+        if importance_sampling == "none"
+        else importance_weights(
+            trainer_logprobs, rollouts.logprobs, rollouts.mask, importance_sampling, cap=importance_cap
+        ),
+        entropies=entropies,
+    )

@@ -1,0 +1,102 @@
+"""Weighs stored rollouts under another objective, without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from lens.errors import ConfigError
+from lens.objectives import calibrated_rewards
+from lens.objectives.groups import group_kinds
+
+GRADED = ["problem_id", "level", "sample", "verdict", "valid", "confidence", "length"]  # what weighing needs
+STORED = [*GRADED, "calibrated_reward", "advantage"]
+
+
+def weigh_again(answers: pd.DataFrame, objective: Callable[..., Tensor]) -> pd.DataFrame:
+    """Calibrated rewards and advantages of stored answers, in their order.
+
+    The calibrated reward is the objective's own where it has one (its ``scale_mixed``, ``scale_negative``,
+    ``difficulty`` and ``rho``), else the paper's. What an objective draws at random is drawn from seed 0.
+
+    Args:
+        answers: whole groups, one after the other, with the columns GRADED.
+        objective: ``objective(correct, confidence, lengths=, valid=) -> advantages``, all [Q, G].
+
+    Returns:
+        The columns calibrated_reward and advantage, float32.
+    """
+    size = group_size(answers)
+    correct, valid, confidence, lengths = (
+        torch.tensor(values.to_numpy()).view(-1, size)  # [Q, G]
+        for values in (answers["verdict"] == "correct", answers["valid"], answers["confidence"], answers["length"])
+    )
+    own = getattr(objective, "keywords", {})
+    options = {name: own[name] for name in ("difficulty", "rho", "scale_mixed", "scale_negative") if name in own}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        advantages = objective(correct, confidence, lengths=lengths, valid=valid)
+    rewards = calibrated_rewards(correct, confidence, lengths=lengths, valid=valid, **options)
+    weighed = {"calibrated_reward": rewards.flatten().numpy(), "advantage": advantages.float().flatten().numpy()}
+    return pd.DataFrame(weighed, index=answers.index)
+
+
+def group_size(answers: pd.DataFrame) -> int:
+    """G of stored answers.
+
+    Raises:
+        ConfigError: they are no whole groups of one size, one after the other.
+    """
+    size = int(answers["sample"].max()) + 1
+    whole = len(answers) % size == 0 and (answers["sample"].to_numpy() == np.arange(len(answers)) % size).all()
+    if not (whole and (answers["problem_id"].to_numpy().reshape(-1, size)[:, :1] == group_ids(answers, size)).all()):
+        raise ConfigError("run", "rollouts", "stored rollouts of whole groups, one after the other")
+    return size
+
+
+def group_ids(answers: pd.DataFrame, size: int) -> np.ndarray:
+    """Problem ids [Q, G]."""
+    return answers["problem_id"].to_numpy().reshape(-1, size)
+
+
+def kinds_of(answers: pd.DataFrame) -> list[str]:
+    """The kind of each group: negative, mixed, positive, or unjudged where nothing in it may teach."""
+    size = group_size(answers)
+    correct, valid = (
+        torch.tensor(values.to_numpy()).view(-1, size) for values in (answers["verdict"] == "correct", answers["valid"])
+    )
+    kinds = group_kinds(correct, valid)
+    names = np.full(len(correct), "unjudged", dtype=object)
+    for name, members in kinds._asdict().items():
+        names[members.flatten().numpy()] = name
+    return list(names)
+
+
+def compared(stored: pd.DataFrame, advantages: pd.Series, weights: np.ndarray) -> dict[str, float | str]:
+    """What an objective changes in one file of rollouts, in percent.
+
+    ``negative groups`` of all groups; ``share of |A|`` that lies in negative groups, weighed as in the loss, and
+    ``trained`` answers (with an advantage), as trained and replayed; ``sign changed``: answers of which one objective
+    raises what the other lowers.
+    """
+    negative = np.repeat(np.array(kinds_of(stored)) == "negative", group_size(stored))
+    trained = stored["advantage"]
+
+    def share(a: pd.Series) -> float:
+        pull = a.abs().to_numpy(dtype=float) * weights
+        return 100 * pull[negative].sum() / pull.sum() if pull.sum() > 0 else 0.0
+
+    def both(measure: Callable[[pd.Series], float]) -> str:
+        return f"{measure(trained):.3g} -> {measure(advantages):.3g}"
+
+    return {
+        "groups": len(stored) // group_size(stored),
+        "negative groups": 100 * float(negative.mean()),
+        "share of |A|": both(share),
+        "trained": both(lambda a: 100 * float((a != 0).mean())),
+        "sign changed": 100 * float((trained * advantages < 0).mean()),
+    }

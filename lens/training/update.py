@@ -1,0 +1,234 @@
+"""One optimizer update on one batch: micro-batches that add up to the gradient of the whole, whatever their size."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lens.distributed.collectives import local, total, turns, whole
+from lens.losses.aggregation import LossAggMode, token_weights
+from lens.losses.ppo_clip import clipped_surrogate, kl_to_reference
+from lens.models.logprobs import TokenValues, recompute, token_values
+from lens.models.packing import microbatches
+from lens.objectives.groups import group_kinds
+from lens.sampling.rollouts import Rollouts
+from lens.training.experience import Experience
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The surrogate's choices (configs/trainer explains each) and how much of it is computed at once."""
+
+    epsilon_low: float
+    epsilon_high: float
+    dual_clip: float | None
+    loss_agg_mode: LossAggMode
+    beta: float
+    entropy_coef: float
+    temperature: float
+    max_completion_length: int
+    max_tokens_per_microbatch: int
+    logits_chunk_size: int
+    autocast: str | None = None
+    gradient_checkpointing: bool = False
+    torch_compile: bool = False
+
+    def weights(self, experience: Experience) -> Tensor:
+        """float64 [Q*G], the weight of each completion's tokens, over the whole optimizer batch."""
+        lengths = experience.rollouts.lengths * experience.valid.flatten()
+        return token_weights(lengths, self.loss_agg_mode, max_completion_length=self.max_completion_length)
+
+    def teaches(self, experience: Experience) -> Tensor:
+        """bool [Q*G], the completions that have a gradient."""
+        every = self.beta > 0 or self.entropy_coef > 0
+        return (self.weights(experience) > 0) & ((experience.advantages.flatten() != 0) | every)
+
+    def recompute(self, model: PreTrainedModel, rollouts: Rollouts) -> TokenValues:
+        """The log-probability and entropy of every sampled token, [Q*G, T] each, without gradients."""
+        return recompute(
+            model,
+            rollouts,
+            temperature=self.temperature,
+            logits_chunk_size=self.logits_chunk_size,
+            max_tokens=self.max_tokens_per_microbatch,
+            autocast=self.autocast,
+            torch_compile=self.torch_compile,
+        )
+
+    def accumulate(self, model: PreTrainedModel, experience: Experience, rows: Tensor, weights: Tensor) -> Tally:
+        """Add the gradient of these completions' part of the loss to the parameters' .grad.
+
+        Args:
+            model: the policy.
+            experience: the whole optimizer batch.
+            rows: int64 [n], the completions to take.
+            weights: what `weights` gave.
+        """
+        advantages = experience.advantages.flatten()
+        mask = experience.rollouts.mask
+        tally = Tally()
+        batches = list(microbatches(model, experience.rollouts, rows.tolist(), self.max_tokens_per_microbatch))
+        for packs, counts in turns(batches):
+            part = [row for pack in packs for row in pack]
+            logprobs, entropies = token_values(
+                model,
+                experience.rollouts,
+                packs,
+                temperature=self.temperature,
+                logits_chunk_size=self.logits_chunk_size,
+                autocast=self.autocast,
+                entropies=self.entropy_coef > 0,
+                gradient_checkpointing=self.gradient_checkpointing,
+                torch_compile=self.torch_compile,
+            )  # [n] each
+            per_token = experience.rollouts.lengths[part]
+            advantage = advantages[part].repeat_interleave(per_token).to(logprobs)  # [n]
+            weight = weights[part].repeat_interleave(per_token).to(logprobs)  # [n]
+            if experience.importance is not None:
+                weight = weight * experience.importance[part][mask[part]].to(logprobs)  # [n]
+            known = experience.old_logprobs
+            old = logprobs.detach() if known is None else known[part][mask[part]].to(logprobs)  # [n]
+            losses = clipped_surrogate(
+                logprobs,
+                old,
+                advantage,
+                epsilon_low=self.epsilon_low,
+                epsilon_high=self.epsilon_high,
+                dual_clip=self.dual_clip,
+            )  # [n]
+            if self.beta > 0:
+                kl = kl_to_reference(logprobs, experience.reference_logprobs[part][mask[part]].to(logprobs))  # [n]
+                losses = losses + self.beta * kl
+                tally.kl += counts * kl.detach().double().sum().item()
+            if self.entropy_coef > 0:
+                losses = losses - self.entropy_coef * entropies
+            loss = (losses * weight).sum() * counts
+            loss.backward()
+            if not counts:
+                continue
+
+            ratio = (logprobs.detach() - old).exp()
+            tally.loss += loss.item()
+            tally.tokens += len(ratio)
+            tally.completions += len(part)
+            tally.clipped_low += int(((ratio < 1 - self.epsilon_low) & (advantage < 0)).sum())
+            tally.clipped_high += int(((ratio > 1 + self.epsilon_high) & (advantage > 0)).sum())
+        return tally.over_processes()
+
+
+@dataclass
+class Tally:
+    """Sums over the tokens that were trained on."""
+
+    loss: float = 0.0
+    kl: float = 0.0
+    tokens: int = 0
+    completions: int = 0
+    clipped_low: int = 0
+    clipped_high: int = 0
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+
+    def over_processes(self) -> Tally:
+        """The sum of what each process has seen."""
+        sums = total(torch.tensor([getattr(self, name) for name in self.__dataclass_fields__], dtype=torch.float64))
+        return Tally(*(type(f.default)(value) for f, value in zip(fields(self), sums.tolist(), strict=True)))
+
+    def metrics(self) -> dict[str, float]:
+        """Means over the trained tokens, and how many there were."""
+        tokens = max(self.tokens, 1)
+        return {
+            "loss": self.loss,
+            "kl": self.kl / tokens,
+            "clip_ratio/low_mean": self.clipped_low / tokens,
+            "clip_ratio/high_mean": self.clipped_high / tokens,
+            "completions/trained": self.completions,
+            "tokens/trained": self.tokens,
+        }
+
+
+def make_optimizer(model: PreTrainedModel, settings: DictConfig) -> torch.optim.Optimizer:
+    """AdamW, as the config's trainer section says."""
+    return torch.optim.AdamW(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        lr=settings.learning_rate,
+        betas=tuple(settings.adam_betas),
+        eps=settings.adam_eps,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def compute_gradient(
+    model: PreTrainedModel, experience: Experience, loss: Loss, *, share: bool = False
+) -> dict[str, float]:
+    """Leave the gradient of the batch's loss in the parameters' .grad, and return what was seen on the way.
+
+    Completions whose advantage is exactly 0 cost nothing while beta and entropy_coef are 0. With ``share``, the
+    gradients of negative and of all other groups are also told apart: their norms' share and their cosine.
+
+    Args:
+        model: the policy; its gradients are overwritten, and zero (not None) where nothing teaches.
+        experience: the whole optimizer batch.
+        loss: the surrogate.
+        share: measure groups/grad_norm_share_negative and groups/grad_cosine.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.zero_()
+    weights, teaches = loss.weights(experience), loss.teaches(experience)
+    generations = experience.rollouts.num_generations
+    negative = group_kinds(experience.correct, experience.valid).negative.flatten().repeat_interleave(generations)
+    metrics = {}
+    if share:
+        tally = loss.accumulate(model, experience, (teaches & negative).nonzero().squeeze(1), weights)
+        of_negative = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        tally += loss.accumulate(model, experience, (teaches & ~negative).nonzero().squeeze(1), weights)
+        of_others = [p.grad - g for p, g in zip(_with_grad(model), of_negative, strict=True)]
+        metrics = compare_gradients(of_negative, of_others)
+    else:
+        tally = loss.accumulate(model, experience, teaches.nonzero().squeeze(1), weights)
+    return {**tally.metrics(), **metrics, "empty_step": float(tally.completions == 0)}
+
+
+def find_non_finite(model: PreTrainedModel, experience: Experience, loss: Loss) -> str:
+    """Which micro-batch has a loss or gradient that is not finite, in words; each is computed again by itself.
+
+    Args:
+        model: the policy; its gradients are overwritten.
+        experience, loss: what `compute_gradient` was given.
+    """
+    rows, weights = loss.teaches(experience).nonzero().squeeze(1), loss.weights(experience)
+    batches = microbatches(model, experience.rollouts, rows.tolist(), loss.max_tokens_per_microbatch)
+    parts = [[row for pack in packs for row in pack] for packs in batches]
+    for number, part in enumerate(parts, start=1):
+        model.zero_grad()
+        value = loss.accumulate(model, experience, torch.as_tensor(part), weights).loss
+        norm = whole(torch.nn.utils.get_total_norm([p.grad for p in _with_grad(model)])).item()
+        if not (math.isfinite(value) and math.isfinite(norm)):
+            generations = experience.rollouts.num_generations
+            of = sorted({experience.rollouts.prompts[row // generations].problem_id for row in part})
+            answers = f"{len(part)} answers to {', '.join(of)}"
+            return f"micro-batch {number} of {len(parts)} ({answers}) has loss {value:g} and gradient norm {norm:g}"
+    return f"the sum of {len(parts)} micro-batches is not finite, though each of them is"
+
+
+def _with_grad(model: PreTrainedModel) -> list[torch.nn.Parameter]:
+    return [p for p in model.parameters() if p.grad is not None]
+
+
+def compare_gradients(of_negative: list[Tensor], of_others: list[Tensor]) -> dict[str, float]:
+    """|g_neg| / (|g_neg| + |g_other|), and the cosine between the two (0 where either is 0)."""
+    a = torch.cat([local(g).flatten() for g in of_negative]).double()
+    b = torch.cat([local(g).flatten() for g in of_others]).double()
+    squared_a, squared_b, product = total(torch.stack([a @ a, b @ b, a @ b])).tolist()
+    norm_a, norm_b = math.sqrt(squared_a), math.sqrt(squared_b)
+    return {
+        "groups/grad_norm_share_negative": norm_a / (norm_a + norm_b) if norm_a > 0 else 0.0,
+        "groups/grad_cosine": product / (norm_a * norm_b) if norm_a > 0 and norm_b > 0 else 0.0,
+    }

@@ -1,0 +1,73 @@
+"""The rollout engine with the policy's current weights, and the proof that it has them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from transformers import PreTrainedModel
+
+from lens.errors import ConfigError
+from lens.models.sharding import named_weights
+from lens.problems.prompts import Prompt
+from lens.sampling.rollouts import Sampler
+from lens.training.experience import logp_difference
+from lens.training.update import Loss
+
+PROBE_PROMPTS, PROBE_TOKENS = 32, 32  # at most 1,024 tokens
+
+
+@dataclass
+class SyncedSampler:
+    """Hands out the engine, with a sync first where the policy has changed.
+
+    After the first sync, and then every ``sampler.parity_every``, engine and trainer rate the same tokens.
+
+    Attributes:
+        sampler: the engine; one whose parity_every is None is the policy itself.
+        model, loss: the policy, and how it rates tokens.
+        prompts: the first few are used for probes.
+        parity: what the last probe found: sampling/logp_difference_mean and sampling/logp_difference_max.
+    """
+
+    sampler: Sampler
+    model: PreTrainedModel
+    prompts: Sequence[Prompt]
+    loss: Loss
+    parity: dict[str, float] = field(default_factory=dict)
+    _synced_at: int | None = None
+    _syncs: int = 0
+
+    def at(self, step: int) -> Sampler:
+        """The engine with the weights after this many updates.
+
+        Raises:
+            ConfigError: a probe found a difference above sampler.max_logp_difference.
+        """
+        if self._synced_at != step:
+            self.sampler.sync(named_weights(self.model))
+            self._synced_at, self._syncs = step, self._syncs + 1
+            every = self.sampler.parity_every
+            if every is not None and (self._syncs == 1 or (every > 0 and self._syncs % every == 0)):
+                self.parity = probe(self.sampler, self.model, self.prompts, self.loss)
+        return self.sampler
+
+
+def probe(sampler: Sampler, model: PreTrainedModel, prompts: Sequence[Prompt], loss: Loss) -> dict[str, float]:
+    """Sample a few tokens, and compare the engine's log-probabilities with the trainer's.
+
+    Raises:
+        ConfigError: the largest difference is above sampler.max_logp_difference.
+    """
+    rollouts = sampler.sample(
+        prompts[:PROBE_PROMPTS], 1, 0, max_completion_length=PROBE_TOKENS, temperature=loss.temperature
+    )
+    found = logp_difference(loss.recompute(model, rollouts)[0], rollouts.logprobs, rollouts.mask)
+    largest = found["sampling/logp_difference_max"]
+    if not largest <= sampler.max_logp_difference:
+        valid = (
+            f"at least {largest:.3g}, the largest difference between engine and trainer in the log-probability of a "
+            "token; if that is not for their data types (sampler.dtype, trainer.autocast), the engine has other weights"
+        )
+        raise ConfigError("sampler.max_logp_difference", sampler.max_logp_difference, valid)
+    return found

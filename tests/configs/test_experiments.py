@@ -1,0 +1,162 @@
+"""The first update of every experiment: the paper's with tiny parts in place of its own, and the map's."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from lens.files import CONFIGS
+from tests.support.command_line import make_pupil, metrics_of, run
+
+SWAPPED = [
+    "model=tiny",
+    "sampler=transformers",
+    "dataset=arithmetic",
+    "dataset.arithmetic.size=200",
+    "evaluation=arithmetic",
+    "evaluation.sets.arithmetic.size=5",
+    "evaluation.num_samples=2",
+    "trainer.max_completion_length=26",
+    "trainer.max_steps=1",
+    "trainer.num_threads=1",
+    "grader.num_workers=1",
+    "tracking.wandb.mode=disabled",
+]
+RATES = {"llama": 3e-7, "qwen": 1e-6}
+
+
+@pytest.fixture(scope="module")
+def pupil(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_pupil(tmp_path_factory.mktemp("models"))
+
+
+@pytest.mark.parametrize(
+    "experiment", ["table1_llama", "table1_qwen", "table2_ablation", "table3_llama", "table3_qwen"]
+)
+def test_the_first_update_runs(pupil, tmp_path, experiment):
+    objective = "lens_negative_only" if experiment == "table2_ablation" else "lens"
+    folder = tmp_path / "run"
+    overrides = [f"experiment={experiment}", f"objective={objective}", f"model.name_or_path={pupil}", *SWAPPED]
+    result = run("scripts/train.py", *overrides, f"hydra.run.dir={folder}", folder=tmp_path / "logs")
+    assert result.code == 0, result.stderr
+    config = OmegaConf.load(folder / ".hydra" / "config.yaml")
+    assert config.trainer.learning_rate == RATES.get(experiment.split("_")[1], 3e-7)
+    assert config.objective.alpha == 0.25
+    (update,) = [line for line in metrics_of(folder) if "loss" in line]
+    assert update["train/global_step"] == 1
+    assert update["grad_norm"] > 0
+    assert "a round is 128 questions x 16 answers" in result.stdout
+
+
+# What each experiment of the map sweeps, at one value each; the middle's are grpo, lens and lens_strong.
+CELLS = {
+    "tiny_map": ["objective=lens_strong"],
+    "tiny_map_levels": ["dataset.arithmetic.levels=[4,5]"],
+    "tiny_map_generations": ["trainer.num_generations=16"],
+    "tiny_map_updates": ["trainer.num_prompts_per_step=5"],
+    "tiny_map_learning_rate": ["trainer.learning_rate=4e-4", "objective=grpo"],
+    "tiny_map_alpha": ["objective=lens", "objective.alpha=16"],
+    "tiny_map_unscaled": ["objective=lens_unscaled", "objective.alpha=16"],
+    "tiny_map_penalty": ["objective=uniform", "objective.alpha=4"],
+    "tiny_map_entropy": ["objective=grpo", "trainer.entropy_coef=0.03"],
+    "tiny_map_compute": ["objective=grpo", "trainer.max_steps=1"],
+    "tiny_map_long": ["objective=lens_strong", "trainer.max_steps=1"],
+    "tiny_map_collapse": ["objective=lens_unscaled", "objective.alpha=4", "trainer.max_steps=1"],
+    "tiny_map_warm_starts": ["objective=lens", "model.recipe.seed=1"],
+}
+# The other sweeps of the tiny model.
+SWEEPS = {
+    "tiny": ["objective=lens"],
+    "demo": ["objective=lens_strong"],
+    "tiny_ablation": ["objective=lens_negative_only"],
+    "tiny_alpha": ["objective=lens", "objective.scale_negative=1.0"],
+    "tiny_objectives": ["objective=lens_sequence_dimp"],
+    "tiny_paired": ["objective=lens"],
+    "tiny_tune": ["objective=grpo", "trainer.learning_rate=1e-4", "evaluation.sets.arithmetic.split=train"],
+}
+LARGER = ("smollm2_arithmetic", "smollm2_math")
+
+
+def test_every_experiment_is_here():
+    found = {file.stem for file in (CONFIGS / "experiment").glob("*.yaml")} - {"none"}
+    assert found == {"table1_llama", "table1_qwen", "table2_ablation", "table3_llama", "table3_qwen"} | {
+        *CELLS,
+        *SWEEPS,
+        *LARGER,
+    }
+
+
+@pytest.mark.parametrize("experiment", LARGER)
+def test_the_first_update_of_a_pretrained_models_experiment_runs(pupil, tmp_path, experiment):
+    folder = tmp_path / "run"
+    prompts = ["model.prompt.template=chat", "model.prompt.max_length=64", "~sampler.max_logp_difference"]  # vLLM's key
+    problems = ["dataset.arithmetic.size=20", *(f"trainer.num_prompts_per_{part}=20" for part in ("rollout", "step"))]
+    if experiment == "smollm2_math":
+        problems += ["~evaluation.sets.math"]  # whose size the experiment sets
+    overrides = [f"experiment={experiment}", "objective=lens", f"model.name_or_path={pupil}", *SWAPPED, *prompts]
+    result = run("scripts/train.py", *overrides, *problems, f"hydra.run.dir={folder}", folder=tmp_path / "logs")
+    assert result.code == 0, result.stderr
+    config = OmegaConf.load(folder / ".hydra" / "config.yaml")
+    assert (config.trainer.autocast, config.trainer.num_generations) == ("bfloat16", 8)
+    (update,) = [line for line in metrics_of(folder) if "loss" in line]
+    assert update["grad_norm"] > 0
+
+
+@pytest.mark.parametrize("experiment", {**CELLS, **SWEEPS})
+def test_the_first_update_of_every_experiment_of_the_tiny_model_runs(pupil, tmp_path, experiment):
+    known = [f"model.name_or_path={pupil}", "dataset.arithmetic.size=20"]  # problems that the pupil knows by heart
+    known += [f"trainer.num_prompts_per_{part}=20" for part in ("rollout", "step")]
+    smaller = ["evaluation.sets.arithmetic.size=5", "evaluation.num_samples=2", "trainer.max_steps=1"]
+    given = [f"experiment={experiment}", *known, *smaller]
+    folder = tmp_path / "run"
+    swept = (CELLS | SWEEPS)[experiment]
+    overrides = dict(override.split("=", 1) for override in [*given, *swept, f"hydra.run.dir={folder}"])
+    result = run("scripts/train.py", *(f"{k}={v}" for k, v in overrides.items()), folder=tmp_path / "logs")
+    assert result.code == 0, result.stderr
+    (update,) = [line for line in metrics_of(folder) if "loss" in line]
+    assert update["grad_norm"] > 0
+    assert (folder / "wandb").exists() == (experiment in SWEEPS)
+    trained = update["completions/trained"]
+    if experiment == "tiny_map_entropy":  # the bonus is of every answer
+        assert trained == 160
+    elif "objective=grpo" in swept:
+        assert trained < 160
+
+
+def test_the_map_is_one_command_over_all_of_its_experiments():
+    recipe = subprocess.run(["make", "-n", "map", "VENV=v"], cwd=CONFIGS.parent, capture_output=True, text=True)
+    assert recipe.returncode == 0, recipe.stderr
+    experiments = {file.stem for file in (CONFIGS / "experiment").glob("tiny_map*.yaml")}
+    assert set(re.findall(r"tiny_map\w*", recipe.stdout.split("report.py")[0])) == experiments
+    assert experiments == set(CELLS)
+    assert "scripts/report.py runs=outputs/sweeps/tiny_map" in recipe.stdout
+
+
+def test_a_cell_of_the_map_is_confirmed_on_seeds_that_the_map_does_not_have():
+    cell = "experiment=tiny_map_levels dataset.arithmetic.levels=[4,5]"
+    recipe = subprocess.run(["make", "-n", "confirm", f"OF={cell}"], cwd=CONFIGS.parent, capture_output=True, text=True)
+    assert recipe.returncode == 0, recipe.stderr
+    assert f"train.py -m {cell} seed='range(100,120)' hydra.sweep.dir=outputs/sweeps/confirm" in recipe.stdout
+    assert "scripts/report.py runs=outputs/sweeps/confirm" in recipe.stdout
+
+
+@pytest.mark.parametrize("preset", ["fast", "overfit", "profile"])
+def test_every_debug_preset_runs(pupil, tmp_path, preset):
+    overrides = [f"debug={preset}", f"model.name_or_path={pupil}", f"outputs={tmp_path}", "trainer.num_threads=1"]
+    if preset != "overfit":
+        overrides += ["evaluation.sets.arithmetic.size=5", "dataset.arithmetic.size=20"]
+    if preset == "profile":
+        overrides += ["trainer.num_prompts_per_rollout=4", "trainer.num_prompts_per_step=4"]
+    result = run("scripts/train.py", *overrides, folder=tmp_path / "logs")
+    assert result.code == 0, result.stderr
+    (folder,) = (tmp_path / "debug").iterdir()
+    rewards = [line["reward"] for line in metrics_of(folder) if "reward" in line]
+    if preset == "overfit":
+        assert sum(rewards[-5:]) > sum(rewards[:5])
+    else:
+        assert len(rewards) == 2
+    assert (folder / "profile.json").exists() == (preset == "profile")

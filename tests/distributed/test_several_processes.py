@@ -1,0 +1,382 @@
+"""Two processes do what one does: torchrun, gloo and FSDP2 for real."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn.utils.rnn import pad_sequence
+
+from lens.models.lora import WEIGHTS_FILE
+from lens.objectives import lens_advantages
+from lens.problems.prompts import Prompt
+from lens.runs.checkpoints import ADAPTER_FOLDER
+from lens.sampling.rollouts import Rollouts
+from lens.sampling.shared import interleave
+from lens.training.experience import Experience, weigh
+from tests.support.command_line import ROOT, Command, Result, environment, metrics_of, run, steps_in, training
+from tests.support.vllm_engine import VLLM
+from tests.training.test_update import LOSS, TOLERANCE, error, experience  # noqa: F401
+
+STEPS = 6
+# What rounding adds up to over STEPS updates; metrics are means of numbers of size 1.
+METRICS, WEIGHTS = 1e-4, 1e-4
+PATHS = environment(PYTHONPATH=str(ROOT))
+
+
+# --- gradients on the same rollouts ----------------------------------------------------------------------------------
+
+CASES = {
+    f"{name}, {dtype}": (dtype, asdict(replace(LOSS, **choices)))
+    for dtype in TOLERANCE
+    for name, choices in {
+        "one micro-batch": {},
+        "several": {"max_tokens_per_microbatch": 80},
+        "with a reference": {"beta": 0.1, "max_tokens_per_microbatch": 80},
+        "with an entropy bonus": {"entropy_coef": 0.5},
+        "with layers computed again": {"gradient_checkpointing": True},
+        "with compiled layers": {"torch_compile": True},
+    }.items()
+} | {"in mixed precision": ("float32", asdict(replace(LOSS, autocast="bfloat16")))}
+IN_BFLOAT16 = 0.01  # other micro-batches round otherwise
+
+
+@pytest.fixture(scope="module")
+def gradients(experience, tiny_folder, logs, tmp_path_factory) -> list[dict]:  # noqa: F811
+    """What one process finds, and what two find together."""
+    return found_by(experience, tiny_folder, CASES, logs, tmp_path_factory.mktemp("gradients"))
+
+
+def found_by(experience: Experience, model: Path, cases: dict, logs: Path, folder: Path) -> list[dict]:  # noqa: F811
+    """Gradients of the same rollouts, by one process and by two."""
+    found = []
+    for processes in (1, 2):
+        job = {"experience": experience.state(), "model": str(model), "cases": cases}
+        torch.save(job, folder / "job.pt")
+        command = "tests/support/shared_gradient.py", folder
+        result = Command(*command, folder=logs, real=True, processes=processes, env=PATHS).wait()
+        assert result.code == 0, result.stderr
+        found.append(torch.load(folder / "found.pt", weights_only=True))
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_are_those_of_one_process(gradients, case):
+    one, two = (found[case] for found in gradients)
+    dtype, choices = CASES[case]
+    tolerance = IN_BFLOAT16 if choices["autocast"] else TOLERANCE[dtype]
+    difference = error(two["gradient"], one["gradient"])
+    print(f"{case}: the gradient differs by {difference:.1e} of its norm")
+    assert difference < tolerance
+    for name, value in one["metrics"].items():
+        assert two["metrics"][name] == pytest.approx(value, rel=100 * tolerance, abs=tolerance), name
+    for name in ("logprobs", "entropies"):
+        torch.testing.assert_close(two[name], one[name], atol=max(tolerance, 1e-6), rtol=0)
+
+
+def test_each_process_holds_half_of_the_weights_and_hands_out_whole_ones(gradients):
+    one, two = (found["several, float32"] for found in gradients)
+    assert two["held"] == pytest.approx(one["held"] / 2, rel=0.01)
+    assert one["weights"].keys() == two["weights"].keys()
+    for name, tensor in one["weights"].items():
+        assert torch.equal(two["weights"][name], tensor)
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def command(pupil, tmp_path_factory) -> list[object]:
+    keys = {"max_steps": STEPS, "num_prompts_per_rollout": 8, "checkpoint_every": 2, "beta": 0.01}
+    return training(pupil, tmp_path_factory.mktemp("outputs"), "evaluation.every=3", **keys)
+
+
+@pytest.fixture(scope="module")
+def alone(command, logs, tmp_path_factory) -> Path:
+    """The folder of a run by one process."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    result = run(*command, f"hydra.run.dir={folder}", folder=logs)
+    assert result.code == 0, result.stderr
+    return folder
+
+
+def assert_same_up_to_rounding(folder: Path, alone: Path) -> None:
+    """The same answers, and numbers and weights that are as near as rounding lets them be."""
+    lines, expected = metrics_of(folder), metrics_of(alone)
+    assert len(lines) == len(expected)
+    for line, other in zip(lines, expected, strict=True):
+        assert line == pytest.approx(other, abs=METRICS, rel=METRICS)
+    for file in (alone / "rollouts").iterdir():
+        ours, theirs = pd.read_parquet(folder / "rollouts" / file.name), pd.read_parquet(file)
+        pd.testing.assert_frame_equal(ours[["problem_id", "sample", "text"]], theirs[["problem_id", "sample", "text"]])
+    for file in (alone / "evaluations").iterdir():
+        pd.testing.assert_frame_equal(
+            pd.read_parquet(folder / "evaluations" / file.name), pd.read_parquet(file), atol=METRICS
+        )
+    assert_same_tensors(folder, alone, "model.safetensors")
+
+
+def assert_same_tensors(folder: Path, alone: Path, file: str) -> None:
+    """Those in a file of the last checkpoint are as near as rounding lets them be."""
+    ours, theirs = (load_file(f / "checkpoints" / f"step_{STEPS:06d}" / file) for f in (folder, alone))
+    assert ours.keys() == theirs.keys()
+    difference = max((ours[name] - theirs[name]).abs().max().item() for name in theirs)
+    print(f"{file}: no number differs by more than {difference:.1e} after {STEPS} updates")
+    assert difference < WEIGHTS
+
+
+def errors_of(result: Result) -> list[str]:
+    return [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_two_processes_stop_and_one_goes_on(command, alone, logs, tmp_path, number):
+    folder = tmp_path / "run"
+    running = Command(*command, f"hydra.run.dir={folder}", folder=logs, processes=2)
+    running.wait_until(lambda: (folder / "checkpoints" / "step_000002").exists())
+    if number == signal.SIGKILL:
+        running.signal(number)  # torchrun alone, whose processes end with it
+    else:
+        os.kill(running.process.pid, number)  # torchrun, which hands it on
+    running.wait()
+    assert steps_in(folder) < STEPS
+    assert not (folder / "summary.json").exists()
+
+    rest = run(*command, "resume=must", f"hydra.run.dir={folder}", folder=logs)
+    assert rest.code == 0, rest.stderr
+    assert "Going on from step" in rest.stdout
+    if number == signal.SIGTERM:
+        assert f"Going on from step {len(metrics_without_evaluation(folder, rest))}" in rest.stdout
+    assert_same_up_to_rounding(folder, alone)
+
+
+def terminated(running: Command) -> str:
+    """What two processes say of where they stand when torchrun is told to end, and has handed it on."""
+    asked = time.monotonic()
+    os.kill(running.process.pid, signal.SIGTERM)
+    result = running.wait()
+    assert time.monotonic() - asked < 20  # torchrun kills after 30
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("stopped: ")]
+    return line
+
+
+def test_two_processes_that_sample_are_stopped_at_once(command, alone, logs, tmp_path):
+    file, folder = tmp_path / "wait", tmp_path / "run"
+    waiting = [
+        "sampler._target_=tests.support.faults.WaitingSampler",
+        f"+sampler.while_exists={file}",
+        f"hydra.run.dir={folder}",
+    ]
+    running = Command(*command, *waiting, folder=logs, processes=2, env=PATHS)
+    running.wait_until(lambda: steps_in(folder) >= 3)
+    file.touch()
+    running.wait_until(file.with_suffix(".reached").exists)  # no step ends from now on
+    line = terminated(running)
+    assert file.exists()
+    assert f"at step {steps_in(folder)} of {STEPS}" in line
+    assert (folder / "checkpoints" / f"step_{steps_in(folder):06d}").exists()
+
+    file.unlink()
+    rest = run(*command, *waiting, "resume=must", folder=logs, env=PATHS)
+    assert rest.code == 0, rest.stderr
+    assert_same_up_to_rounding(folder, alone)
+
+
+def test_two_processes_that_update_are_stopped_between_micro_batches(command, logs, tmp_path):
+    folder = tmp_path / "run"
+    long = ["trainer.num_generations=256", "trainer.max_tokens_per_microbatch=90"]  # some hundred micro-batches
+    running = Command(*command, *long, f"hydra.run.dir={folder}", folder=logs, processes=2)
+    running.wait_until(lambda: any(folder.glob("rollouts/*.parquet")))  # the update is next
+    assert f"at step 0 of {STEPS}" in terminated(running)
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_000000"]
+
+
+def metrics_without_evaluation(folder: Path, rest: Result) -> list[int]:
+    """The updates that were done before the run went on."""
+    step = int(rest.stdout.split("Going on from step ")[1].split(":")[0])
+    return [line["train/global_step"] for line in metrics_of(folder) if "reward" in line][:step]
+
+
+def test_one_process_stops_and_two_go_on(command, alone, logs, tmp_path):
+    folder = tmp_path / "run"
+    running = Command(*command, f"hydra.run.dir={folder}", folder=logs)
+    running.wait_until(lambda: (folder / "checkpoints" / "step_000002").exists())
+    running.signal(signal.SIGKILL)
+    running.wait()
+    result = Command(*command, "resume=must", f"hydra.run.dir={folder}", folder=logs, processes=2).wait()
+    assert result.code == 0, result.stderr
+    assert result.stdout.count("Going on from step") == 1  # one process speaks
+    assert_same_up_to_rounding(folder, alone)
+    moments = [path.name for path in (folder / "checkpoints" / f"step_{STEPS:06d}" / "optimizer").iterdir()]
+    assert len(moments) == 2
+
+
+@pytest.fixture(scope="module")
+def adapting(command, logs, tmp_path_factory) -> tuple[list[object], Path]:
+    """(command, run folder) of a run by one process that trains adapters."""
+    command = [*command, "model/lora=default", "model.lora.r=4", "trainer.learning_rate=1e-3"]
+    folder = tmp_path_factory.mktemp("adapting") / "run"
+    result = run(*command, f"hydra.run.dir={folder}", folder=logs)
+    assert result.code == 0, result.stderr
+    return command, folder
+
+
+@pytest.mark.parametrize("processes", [(2, 1), (1, 2)])
+def test_adapters_that_some_processes_have_trained_are_trained_on_by_others(adapting, logs, tmp_path, processes):
+    command, alone = adapting
+    folder = tmp_path / "run"
+    for number, steps in zip(processes, (3, STEPS), strict=True):  # 3 steps: in the middle of a round
+        keys = f"trainer.max_steps={steps}", f"hydra.run.dir={folder}"
+        result = run(*command, *keys, folder=logs, processes=number)
+        assert result.code == 0, result.stderr
+        moments = list((folder / "checkpoints" / f"step_{steps:06d}" / "optimizer").glob("*.safetensors"))
+        assert len(moments) == number
+    assert "Going on from step 3" in result.stdout
+    assert_same_up_to_rounding(folder, alone)
+    assert_same_tensors(folder, alone, f"{ADAPTER_FOLDER}/{WEIGHTS_FILE}")
+
+
+def test_an_evaluation_by_two_is_that_by_one(alone, logs, tmp_path):
+    command = ["scripts/evaluate.py", f"checkpoint={alone}", "evaluation.sets.arithmetic.size=15"]
+    command += ["evaluation.num_samples=3"]
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        result = Command(*command, f"hydra.run.dir={folder}", folder=logs, processes=processes).wait()
+        assert result.code == 0, result.stderr
+        assert result.stdout.count("rows and answers:") == 1
+    for name in ("evaluation", "completions"):
+        one, two = (pd.read_parquet(tmp_path / str(processes) / f"{name}.parquet") for processes in (1, 2))
+        pd.testing.assert_frame_equal(one, two, atol=1e-5)
+    one, two = ((tmp_path / str(processes) / "failing_golds.json").read_text() for processes in (1, 2))
+    assert one == two
+
+
+def test_two_processes_with_an_engine_each_are_killed_and_one_goes_on(command, logs, tmp_path):
+    folder = tmp_path / "run"
+    command = [*command, *VLLM, "sampler.parity_every=1", "trainer.beta=0", f"hydra.run.dir={folder}"]
+    running = Command(*command, folder=logs, processes=2)
+    running.wait_until(lambda: (folder / "checkpoints" / "step_000002").exists())
+    running.signal(signal.SIGKILL)
+    running.wait()
+    assert steps_in(folder) < STEPS
+    rest = run(*command, "resume=must", folder=logs)
+    assert rest.code == 0, rest.stderr
+    lines = [line for line in metrics_of(folder) if "reward" in line]
+    assert [line["train/global_step"] for line in lines] == list(range(1, STEPS + 1))
+    assert all(0 < line["sampling/logp_difference_max"] < 1e-3 for line in lines)
+    rows = pd.read_parquet(folder / "rollouts" / "step_000001.parquet")
+    assert (len(rows), rows["problem_id"].nunique()) == (8 * 4, 8)
+
+    rows = pd.read_parquet(sorted((folder / "rollouts").iterdir())[-1])
+    checkpoint = folder / "checkpoints" / f"step_{STEPS:06d}"
+    cases = {dtype: (dtype, asdict(replace(LOSS, temperature=1.0))) for dtype in TOLERANCE}
+    one, two = found_by(stored_experience(rows), checkpoint, cases, logs, tmp_path)
+    for dtype, tolerance in TOLERANCE.items():
+        assert one[dtype]["gradient"].norm() > 0
+        assert error(two[dtype]["gradient"], one[dtype]["gradient"]) < tolerance
+
+
+def stored_experience(rows: pd.DataFrame) -> Experience:
+    """Stored answers of groups of four, weighed by LENS."""
+    ids, logprobs = (
+        pad_sequence([torch.tensor(row) for row in rows[name]], batch_first=True)
+        for name in ("completion_ids", "logprobs")
+    )
+    rollouts = Rollouts(
+        prompts=[
+            Prompt(name, tuple(map(int, ids))) for name, ids in zip(rows["problem_id"], rows["prompt_ids"], strict=True)
+        ][::4],
+        num_generations=4,
+        completion_ids=ids,
+        logprobs=logprobs.float(),
+        lengths=torch.tensor(rows["length"].to_numpy()),
+        finish_reasons=list(rows["finish_reason"]),
+        texts=list(rows["text"]),
+    )
+    verdicts = list(rows["verdict"])
+    return weigh(rollouts, [None] * (len(rows) // 4), verdicts, lens_advantages, old_from="sampler")
+
+
+def test_a_number_of_processes_that_does_not_divide_the_questions_is_refused(command, logs, tmp_path):
+    keys = ["trainer.num_prompts_per_step=1", f"hydra.run.dir={tmp_path / 'run'}"]
+    result = Command(*command, *keys, folder=logs, processes=2).wait()
+    assert result.code != 0
+    valid = "a multiple of 2, the number of processes"
+    assert errors_of(result) == [f"error: trainer.num_prompts_per_step=1: {valid}"]
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+# --- sweeps ----------------------------------------------------------------------------------------------------------
+
+
+def sweeping(command: list[object], outputs: Path, *overrides: object) -> list[object]:
+    """The command of a sweep over two objectives; a later override of a key holds."""
+    script, *rest = command
+    return [script, "-m", *rest, f"outputs={outputs}", "objective=grpo,lens", *overrides]
+
+
+def assert_two_jobs_of_two(sweep: Path) -> None:
+    for objective in ("grpo", "lens"):
+        (job,) = sweep.glob(f"{objective}-seed0-*")
+        assert (job / "summary.json").exists()
+        assert len(list((job / "checkpoints").glob("step_*/optimizer/*.safetensors"))) == 2
+        assert (job / "train.log").read_text().count("Finished at step 2") == 1
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [["hydra.launcher.processes_per_job=2"], ["hydra/launcher=submitit_local", "hydra.launcher.tasks_per_node=2"]],
+)
+def test_each_job_of_a_sweep_may_have_several_processes(command, logs, tmp_path, launcher):
+    result = run(*sweeping(command, tmp_path, "trainer.max_steps=2", "jobs=1", *launcher), folder=logs, real=True)
+    assert result.code == 0, result.stderr
+    assert_two_jobs_of_two(tmp_path / "sweeps" / "tiny")
+
+
+def test_a_job_of_which_a_process_fails_is_named(command, logs, tmp_path):
+    overrides = "trainer.max_steps=2", "trainer.num_prompts_per_step=1,4", "hydra.launcher.processes_per_job=2"
+    result = run(*sweeping(command, tmp_path, *overrides, "objective=lens"), folder=logs, real=True)
+    assert result.code == 2
+    (error,) = errors_of(result)
+    assert "trainer.num_prompts_per_step=1: a multiple of 2, the number of processes" in error
+    assert len(list(tmp_path.glob("sweeps/tiny/*/summary.json"))) == 1
+
+
+def test_a_sweep_under_torchrun_is_refused_by_the_first_though_it_comes_last(command, logs, tmp_path):
+    late = "import os, time\nif os.environ.get('RANK') == '0':\n    time.sleep(8)\n"
+    (tmp_path / "sitecustomize.py").write_text(late)
+    env = environment(PYTHONPATH=str(tmp_path))
+    result = Command(*sweeping(command, tmp_path), folder=logs, processes=2, env=env).wait()
+    (error,) = errors_of(result)
+    assert error.startswith("error: --multirun: not under torchrun; hydra.launcher.processes_per_job=N")
+
+
+# --- putting together ------------------------------------------------------------------------------------------------
+
+
+def part_of(prompts: list[Prompt], longest: int) -> Rollouts:
+    lengths = torch.tensor([1 + int(prompt.problem_id) % longest for prompt in prompts for _ in range(2)])
+    texts = [f"{prompt.problem_id}/{sample}" for prompt in prompts for sample in range(2)]
+    ids = torch.tensor([int(prompt.problem_id) for prompt in prompts for _ in range(2)])
+    ids = ids[:, None] * (torch.arange(int(lengths.max())) < lengths[:, None])
+    return Rollouts(prompts, 2, ids, -ids.float(), lengths, ["stop" if n == 1 else "length" for n in lengths], texts)
+
+
+@pytest.mark.parametrize("engines", [1, 2, 3, 4])
+def test_shares_are_put_together_in_the_order_of_the_questions(engines):
+    prompts = [Prompt(str(number), (1,)) for number in range(1, 8)]
+    parts = [part_of(prompts[first::engines], 3) for first in range(engines)]
+    found = interleave(prompts, parts)
+    assert found.texts == [f"{number}/{sample}" for number in range(1, 8) for sample in range(2)]
+    assert found.lengths.tolist() == [1 + number % 3 for number in range(1, 8) for _ in range(2)]
+    assert found.finish_reasons == ["stop" if number % 3 == 0 else "length" for number in range(1, 8) for _ in range(2)]
+    for row, number in enumerate(number for number in range(1, 8) for _ in range(2)):
+        assert set(found.completion_ids[row, : found.lengths[row]].tolist()) == {number}
+    assert torch.equal(found.logprobs, -found.completion_ids.float())

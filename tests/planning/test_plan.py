@@ -1,0 +1,155 @@
+"""Plans: numbers against those that are published or computed by hand, and plans that cannot work."""
+
+from __future__ import annotations
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from lens.errors import ConfigError
+from lens.files import CONFIGS
+from lens.planning.architecture import architecture_of
+from lens.planning.plan import GIB, RULES, make_plan
+from tests.support.command_line import run
+
+PAPER = ["table1_llama", "table1_qwen", "table2_ablation", "table3_llama", "table3_qwen"]
+EXPERIMENTS = sorted(file.stem for file in (CONFIGS / "experiment").glob("*.yaml"))
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose("plan", overrides=list(overrides))
+
+
+@pytest.mark.parametrize(
+    ("model", "parameters", "layer"),
+    [
+        # By their model cards: 8.03 B, 3.09 B and 135 M; exactly, by the sizes of their weight files.
+        ("llama3.1_8b", 8_030_261_248, 2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14336 + 2 * 4096),
+        ("qwen2.5_3b", 3_085_938_688, 2 * 2048**2 + 2 * 2048 * 256 + 3 * 2048 * 11008 + 2 * 2048 + 2048 + 2 * 256),
+        ("smollm2", 134_515_008, 2 * 576**2 + 2 * 576 * 192 + 3 * 576 * 1536 + 2 * 576),
+    ],
+)
+def test_parameters_are_those_of_the_published_weights(model, parameters, layer):
+    architecture = architecture_of(composed(f"model={model}"))
+    assert (architecture.parameters, architecture.layer) == (parameters, layer)
+
+
+def test_the_tiny_model_is_counted_too(tiny_folder):
+    from transformers import AutoModelForCausalLM
+
+    from_recipe = architecture_of(composed())
+    assert 0.5e6 < from_recipe.parameters < 0.6e6
+    loaded = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    assert architecture_of(composed(f"model.name_or_path={tiny_folder}")).parameters == loaded.num_parameters()
+
+
+def test_an_unknown_model_is_refused_with_the_key_to_set():
+    with pytest.raises(ConfigError, match=r"model\.name_or_path='no/such'.*model\.architecture"):
+        architecture_of(composed("model=hf", "model.name_or_path=no/such"))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_has_a_plan(experiment):
+    num_gpus = 8 if experiment in PAPER else 1
+    made = make_plan(composed(f"experiment={experiment}", f"num_gpus={num_gpus}"))
+    assert all(tokens >= 0 and hours >= 0 for tokens, hours in made.hours().values())
+    assert made.room_for_cache >= made.cache_a_sequence
+
+
+def test_the_batches_of_the_paper():
+    made = make_plan(composed("experiment=table1_llama", "num_gpus=8"))
+    assert made.answers_a_round == 2048 and made.updates_a_round == 4 and made.rounds == 400
+    assert made.problems == 7_500 + 17_500 and made.steps_an_epoch == 25_000 // 128 * 4
+    assert made.evaluations == 5 and made.evaluated == 5_500
+
+
+def test_memory_is_what_a_pencil_says():
+    made = make_plan(composed("experiment=table1_llama", "num_gpus=8"))
+    states = 4 * 8_030_261_248 / 8  # float32, an eighth
+    assert made.states() == {"weights": states, "optimizer state (AdamW)": 2 * states}
+    assert made.sampling() == {"engine's weights": 2 * 8_030_261_248}  # bfloat16, whole
+    assert made.cache_a_sequence == 2 * 32 * 8 * 128 * 2 * (1024 + 4096)
+    update = made.update()
+    assert update["gradients"] == states
+    (logits,) = [size for name, size in update.items() if name.startswith("logits")]
+    assert logits == 3 * 4096 * 128_256 * 4
+    assert made.room_for_cache == pytest.approx(0.5 * 80 * GIB - 2 * 8_030_261_248)
+
+
+def test_hours_are_what_a_pencil_says():
+    made = make_plan(composed("experiment=table1_llama", "num_gpus=8", "trained_share=0.5"))
+    tokens, hours = made.hours()["updates"]
+    assert tokens == 1600 * 512 * 0.5 * 750
+    # A forward pass: 2 a parameter but for the embedding, and attention to 375 tokens; the backward pass is two of
+    # them, and computing layers again a fourth.
+    forward = 2 * (8_030_261_248 - 128_256 * 4096) + 4 * 32 * 4096 * 375
+    assert hours == pytest.approx(tokens * 4 * forward / (989e12 * 0.35) / 3600)
+
+
+def test_with_adapters_nothing_else_has_gradients():
+    overrides = ["experiment=table1_llama", "num_gpus=8"]
+    whole, made = make_plan(composed(*overrides)), make_plan(composed(*overrides, "model/lora=default"))
+    # Rank 16, in and out: queries and output, keys and values, gate and up, down.
+    widths = 2 * (4096 + 4096) + 2 * (4096 + 1024) + 2 * (4096 + 14336) + (14336 + 4096)
+    adapters = 4 * 16 * widths * 32 / 8  # float32, an eighth
+    assert made.states() == {
+        "weights": whole.states()["weights"],
+        "optimizer state (AdamW)": 2 * adapters,
+        "adapters": adapters,
+    }
+    assert made.update()["gradients"] == adapters
+    assert made.hours()["updates"][1] == pytest.approx(3 / 4 * whole.hours()["updates"][1])
+    make_plan(composed("experiment=table1_llama", "model/lora=default", "num_gpus=1"))  # else refused
+    with pytest.raises(ConfigError, match=r"model\.lora\.target_modules=\['qkv'\]: all-linear, or some of down_proj"):
+        make_plan(composed(*overrides, "model/lora=default", "model.lora.target_modules=[qkv]"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "says"),
+    [
+        (["num_gpus=3"], "num_gpus", "a divisor of trainer.num_prompts_per_step=32"),
+        (["num_gpus=1"], "num_gpus", r"the update needs \d+\.\d GiB a GPU, .* optimizer state"),
+        (
+            ["num_gpus=8", "trainer.gradient_checkpointing=false", "trainer.max_tokens_per_microbatch=20480"],
+            "num_gpus",
+            "activations; 73.6 GiB of 80 can be used",
+        ),
+        (
+            ["num_gpus=8", "sampler.gpu_memory_utilization=0.15"],
+            "sampler.gpu_memory_utilization",
+            "for the cache of one sequence of 5,120",
+        ),
+        (["num_gpus=8", "dataset.math.size=50", "dataset.dapo.size=50"], "trainer.num_prompts_per_rollout", "at most"),
+        (["num_gpus=0"], "num_gpus", "an integer >= 1"),
+    ],
+)
+def test_plans_that_cannot_work_are_refused_with_the_numbers(overrides, key, says):
+    with pytest.raises(ConfigError, match=says) as error:
+        make_plan(composed("experiment=table1_llama", *overrides))
+    assert error.value.key == key
+
+
+def test_the_embedded_engine_needs_room_for_all_that_it_decodes_at_once():
+    overrides = ["experiment=table1_qwen", "sampler=transformers", "num_gpus=1", "sampler.max_num_seqs=512"]
+    with pytest.raises(ConfigError, match=r"at most \d+: each of 512 sequences takes 0\.\d\d GiB") as error:
+        make_plan(composed(*overrides))
+    assert error.value.key == "sampler.max_num_seqs"
+
+
+@pytest.mark.parametrize("key", RULES)
+def test_every_rule_is_about_a_key_of_the_plan(key):
+    config = composed()
+    assert key in config
+    config[key] = "nonsense"
+    with pytest.raises(ConfigError, match=f"{key}='nonsense'"):
+        make_plan(config)
+
+
+def test_the_script_prints_the_plan(tmp_path):
+    result = run("scripts/plan.py", "experiment=table1_llama", "num_gpus=8", folder=tmp_path)
+    assert result.code == 0, result.stderr
+    for part in ("8,030,261,248 parameters on 8 GPU(s)", "128 x 16 = 2,048", "2.05 epochs", "GPU-hours", "Assumed:"):
+        assert part in result.stdout
+    refused = run("scripts/plan.py", "experiment=table1_llama", "num_gpus=3", folder=tmp_path)
+    assert refused.code == 2 and refused.one_line().startswith("error: num_gpus=3: a divisor of")

@@ -1,0 +1,240 @@
+"""The page in a real browser, clicked through: `make page-test`.
+
+Needs Debian's packages chromium and chromium-driver, and so is no part of `make test`, which reads the document alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from lens.reporting.report import report
+from lens.training.stored_experience import kinds_of
+from tests.support.command_line import make_pupil, run, training
+from tests.support.run_folders import SKILL, TEXTS, G, add_rollouts, make_run
+
+MATHML = [
+    (r"$\frac{1}{2}$", "mfrac", "12"),
+    (r"so \boxed{\dfrac{3}{4}} it is", "mfrac", "so 34 it is"),
+    (r"\(x^2_1 \le \sqrt[3]{y}\)", "msubsup", "x12≤y3"),
+    (r"\[\begin{pmatrix} a & b \\ c & d \end{pmatrix}\]", "mtable", "(abcd)"),
+    (r"$$\begin{cases} 1 & x > 0 \\ 0 \end{cases}$$", "mtable", "{1x>00"),
+    (r"27 \bmod 4 = 3 , \boxed{ 16 }", "math", "27 mod 4 = 3 , 16"),
+    (r"$ 4 $ to $ 21 $", "mn", "4 to 21"),
+    (r"$5 and more", None, "$5 and more"),
+    (r"\text{an apple} $\pi r$", "mtext", "an apple πr"),
+    (r"$\constructor{x} \begin{toString} y \end{toString}$", "mtext", r"\constructorxy"),
+    (r"$\binom{5}{2} \pmod 7$", "mfrac", "(52) (mod 7)"),
+    ("{" * 500 + r"$" + "{" * 500 + "$", None, "{" * 500 + "{" * 500),
+    (r"\frac" * 300, None, None),
+    ("$<script>document.title='broken'</script>$", "mo", "<script>document.title=′broken′</script>"),
+]
+
+
+class Chromium:
+    """A headless Chromium without a network, spoken to in the W3C's WebDriver protocol."""
+
+    def __init__(self):
+        for name in ("chromium", "chromedriver"):
+            assert shutil.which(name), f"{name} is not here; Debian's packages: chromium chromium-driver"
+        self.driver = subprocess.Popen(["chromedriver", "--port=0"], stdout=subprocess.PIPE, text=True)
+        found = next(m for line in self.driver.stdout if (m := re.search(r"started successfully on port (\d+)", line)))
+        self.address = f"http://127.0.0.1:{found[1]}/session"
+        arguments = ["--headless", "--no-sandbox", "--window-size=1300,1000", "--host-resolver-rules=MAP * ~NOTFOUND"]
+        options = {"args": arguments, "binary": shutil.which("chromium")}
+        wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+        self.address += "/" + self.ask("", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
+
+    def ask(self, command: str, values: dict | None = None, method: str = "POST") -> Any:
+        data = None if values is None else json.dumps(values).encode()
+        request = urllib.request.Request(
+            self.address + command, data, {"Content-Type": "application/json"}, method=method
+        )
+        with urllib.request.urlopen(request, timeout=300) as answer:
+            return json.load(answer)["value"]
+
+    def open(self, page: Path, fragment: str = "") -> None:
+        self.ask("/url", {"url": "about:blank"})
+        self.ask("/url", {"url": page.as_uri() + fragment})
+
+    def run(self, script: str, *arguments: object) -> Any:
+        return self.ask("/execute/sync", {"script": script, "args": arguments})
+
+    def text(self, selector: str) -> str:
+        return self.run("return document.querySelector(arguments[0]).textContent", selector)
+
+    def click(self, selector: str) -> None:
+        (element,) = self.ask("/element", {"using": "css selector", "value": selector}).values()
+        self.ask(f"/element/{element}/click", {})
+
+    def complaints(self) -> list[str]:
+        return [entry["message"] for entry in self.ask("/se/log", {"type": "browser"}) if entry["level"] == "SEVERE"]
+
+    def close(self) -> None:
+        self.ask("", method="DELETE")
+        self.driver.terminate()
+        self.driver.wait()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Chromium]:
+    browser = Chromium()
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory) -> tuple[Path, Path]:
+    base = tmp_path_factory.mktemp("page")
+    for objective in SKILL:
+        add_rollouts(make_run(base / "runs" / objective, objective, 0), objective, questions=40)
+    return base / "runs", report([base / "runs"], "grpo", base / "report", completions=10000)
+
+
+def test_three_clicks_lead_from_a_level_to_one_confident_wrong_answer(chromium, reported):
+    runs, page = reported
+    chromium.open(page)
+    assert chromium.run("return document.querySelectorAll('.group').length") == 0
+    chromium.click(".level[data-level='5']")
+    chromium.click(".group")
+    chromium.click("tr.answer")
+    stored = pd.read_parquet(runs / "grpo" / "rollouts" / "step_000001.parquet")
+    stored = stored[stored["level"] == 5]
+    wrong = stored.groupby("problem_id").filter(lambda group: not (group["verdict"] == "correct").any())
+    surest = wrong.loc[wrong["confidence"].idxmax()]
+    assert chromium.text(".group[aria-pressed='true'] .kind") == "negative"
+    assert chromium.text("tr.open td").endswith(f"{surest['confidence']:.3f}")
+    assert "incorrect" in chromium.text("tr.open")
+    chromium.click("button.raw")
+    assert chromium.text(".completion") == surest["text"]
+    assert chromium.complaints() == []
+
+
+def test_the_numbers_on_the_screen_are_those_of_the_parquet(chromium, reported):
+    runs, page = reported
+    stored = pd.read_parquet(runs / "lens" / "rollouts" / "step_000011.parquet").set_index(["problem_id", "sample"])
+    for problem, group in stored.groupby("problem_id"):
+        level = "none" if pd.isna(group["level"].iloc[0]) else group["level"].iloc[0]
+        chromium.open(page, f"#groups/1/11/{level}/{urllib.parse.quote(problem, safe='')}")
+        shown = chromium.run(
+            "return [...document.querySelectorAll('tr.answer')]"
+            ".map(row => [row.dataset.sample, ...[...row.cells].map(cell => cell.textContent)])"
+        )
+        assert len(shown) == G
+        for sample, confidence, grade, reward, grpo, lens, trained, tokens in shown:
+            row = stored.loc[(problem, int(sample))]
+            numbers = [float(text.strip("▸▾").replace("−", "-")) for text in (confidence, reward, lens, trained)]
+            expected = [row["confidence"], row["calibrated_reward"], row["advantage"], row["advantage"]]
+            assert numbers == pytest.approx(expected, rel=6e-3, abs=1e-9)
+            assert grade.startswith(row["verdict"])
+            assert int(tokens) == row["length"]
+            if (group["verdict"] != "correct").all():
+                assert grpo == "0"
+
+
+def test_the_counts_on_the_screen_are_those_of_the_parquet(chromium, reported):
+    """Groups and negative ones of each level; of each group how many are right, and how sure the surest wrong is."""
+    runs, page = reported
+    stored = pd.read_parquet(runs / "lens" / "rollouts" / "step_000011.parquet")
+    kinds = dict(zip(stored["problem_id"].unique(), kinds_of(stored), strict=True))
+    stored["level"] = stored["level"].astype(object).where(stored["level"].notna(), "none").astype(str)
+    levels = stored.groupby("problem_id")["level"].first()
+    for level, problems in levels.groupby(levels):
+        chromium.open(page, f"#groups/1/11/{level}")
+        shown = chromium.text(f".level[data-level='{level}']")
+        numbers = [int(text) for text in re.findall(r"\d+", shown.removeprefix(f"Level {level}"))]
+        assert numbers == [len(problems), sum(kinds[problem] == "negative" for problem in problems.index)]
+        listed = chromium.run(
+            "return [...document.querySelectorAll('.group')].map(node => [node.dataset.group,"
+            " node.querySelector('.kind').textContent, node.querySelector('small').textContent])"
+        )
+        assert {problem for problem, _, _ in listed} == set(problems.index)
+        for problem, kind, told in listed:
+            group = stored[stored["problem_id"] == problem]
+            wrong = group[group["verdict"].isin(["incorrect", "no_answer"])]
+            assert kind == kinds[problem]
+            assert told.startswith(f"{(group['verdict'] == 'correct').sum()} of {G} right")
+            if len(wrong):
+                assert float(told.split("surest wrong ")[1]) == pytest.approx(wrong["confidence"].max(), rel=6e-3)
+
+
+def test_what_a_model_wrote_stays_text(chromium, reported):
+    runs, page = reported
+    stored = pd.read_parquet(runs / "grpo" / "rollouts" / "step_000001.parquet")
+    for text in TEXTS:
+        row = stored[(stored["text"] == text) & stored["level"].notna()].iloc[0]
+        place = f"#groups/0/1/{row['level']}/{urllib.parse.quote(row['problem_id'], safe='')}/{row['sample']}"
+        chromium.open(page, place)
+        assert chromium.run("return document.title").startswith("Report:")
+        assert chromium.run("return document.querySelectorAll('.completion img, .completion script').length") == 0
+        chromium.click("button.raw")
+        assert chromium.text(".completion") == text
+    assert chromium.complaints() == []
+
+
+@pytest.mark.parametrize(("source", "tag", "text"), MATHML, ids=[case[0][:30] for case in MATHML])
+def test_latex_is_readable(chromium, reported, source, tag, text):
+    chromium.open(reported[1])
+    found = chromium.run(
+        "const box = document.createElement('div'); box.append(Latex.render(arguments[0]));"
+        "return [[...box.querySelectorAll('*')].map(node => node.localName), box.textContent]",
+        source,
+    )
+    assert tag is None or tag in found[0]
+    if text is not None:
+        assert re.sub(r"[\s\u00a0]+", "", found[1]) == re.sub(r"[\s\u00a0]+", "", text)
+
+
+def made_up(folder: Path) -> None:
+    """Answers of about 1,500 characters."""
+    for objective in SKILL:
+        made = make_run(folder / objective, objective, 0)
+        add_rollouts(made, objective, steps=(1, 5, 9, 13, 17), questions=250)
+        for file in (made / "rollouts").iterdir():
+            rows = pd.read_parquet(file)
+            rows.assign(text=(rows["text"] + r" so $x_{1} = \frac{2}{3}$, and then").str.repeat(30)).to_parquet(file)
+
+
+def real(folder: Path) -> None:
+    """Answers of two runs of a small model, of 25 steps each."""
+    pupil = make_pupil(folder.parent)
+    sizes = {"max_steps": 25, "num_prompts_per_rollout": 20, "num_prompts_per_step": 20, "num_generations": 10}
+    for objective in SKILL:
+        given = (f"objective={objective}", "evaluation.every=0", f"hydra.run.dir={folder / objective}")
+        result = run(*training(pupil, folder.parent, *given, **sizes), folder=folder.parent / "logs")
+        assert result.code == 0, result.stderr
+
+
+@pytest.mark.parametrize("answers_of", [made_up, real])
+def test_ten_thousand_answers_are_quick(chromium, tmp_path, answers_of):
+    """Opening the page, and clicking on a level, a group and an answer."""
+    answers_of(tmp_path / "runs")
+    page = report([tmp_path / "runs"], "grpo", tmp_path / "report", completions=10000)
+    chromium.open(page)
+    opened = chromium.run("return performance.getEntriesByType('navigation')[0].domComplete")
+    times = chromium.run(
+        "const spent = []; for (const selector of [\".level[data-level='5']\", '.group', 'tr.answer']) {"
+        "  const start = performance.now(); document.querySelector(selector).click();"
+        "  document.body.getBoundingClientRect(); spent.push(performance.now() - start); } return spent"
+    )
+    index = chromium.run("return JSON.parse(document.getElementById('browser-index').textContent)")
+    answers = chromium.run(
+        "return arguments[0].flatMap(key => JSON.parse(document.getElementById(key).textContent))"
+        ".reduce((sum, group) => sum + group.answers.length, 0)",
+        [step["key"] for each in index["runs"] for step in each["steps"]],
+    )
+    assert answers == 10000
+    told = f"{page.stat().st_size / 1e6:.1f} MB; opened in {opened:.0f} ms; clicks {[round(t) for t in times]} ms"
+    print(told)
+    assert opened < 5000, told
+    assert max(times) < 1000, told

@@ -1,0 +1,237 @@
+"""Which checkpoint a run goes on from, and which it refuses."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+from torch.optim import AdamW
+
+from lens.errors import ConfigError
+from lens.runs.checkpoints import save
+from lens.runs.resuming import check_config, find_state
+from tests.support.command_line import (
+    assert_one_wandb_run,
+    make_pupil,
+    metrics_of,
+    run,
+    training,
+)
+
+CONFIG = {
+    "seed": 0,
+    "resume": "auto",
+    "outputs": "outputs",
+    "profile": False,
+    "tracking": {"wandb": {"mode": "auto"}},
+    "objective": {"alpha": 0.25},
+    "trainer": {"max_steps": 4, "lr_scheduler": "constant", "learning_rate": 0.1, "max_tokens_per_microbatch": 90},
+}
+
+
+def changed(**values: object) -> dict:
+    """CONFIG with other values; `trainer__seed` is the key trainer.seed."""
+    config = copy.deepcopy(CONFIG)
+    for key, value in values.items():
+        *sections, name = key.split("__")
+        node = config
+        for section in sections:
+            node = node[section]
+        node[name] = value
+    return config
+
+
+@pytest.fixture
+def folder(tiny, tmp_path) -> Path:
+    """A run folder with checkpoints of steps 2 and 4."""
+    for step in (2, 4):
+        save(tmp_path / "checkpoints", *tiny, AdamW(tiny[0].parameters()), {"step": step, "config": CONFIG}, keep=2)
+    return tmp_path
+
+
+def cut(checkpoint: Path, name: str = "model.safetensors") -> Path:
+    data = (checkpoint / name).read_bytes()
+    (checkpoint / name).write_bytes(data[: len(data) // 2])
+    return checkpoint
+
+
+# --- which checkpoint ------------------------------------------------------------------------------------------------
+
+
+def test_the_last_one_is_taken(folder, tmp_path):
+    for resume in ("auto", "must", str(tmp_path / "elsewhere")):
+        checkpoint, state = find_state(folder, changed(resume=resume))
+        assert checkpoint == folder / "checkpoints" / "step_000004"
+        assert state["step"] == 4
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "training_state.pt", "checksums.json"])
+def test_a_truncated_one_is_passed_over_with_a_warning_unless_it_must_be_the_last(folder, caplog, name):
+    damaged = cut(folder / "checkpoints" / "step_000004", name)
+    checkpoint, state = find_state(folder, changed())
+    assert (checkpoint.name, state["step"]) == ("step_000002", 2)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert str(damaged) in record.message
+    assert "trying step_000002" in record.message
+    with pytest.raises(ConfigError, match="step_000004"):
+        find_state(folder, changed(resume="must"))
+    cut(folder / "checkpoints" / "step_000002")
+    with pytest.raises(ConfigError, match="step_000002"):  # rather than starting anew over them
+        find_state(folder, changed())
+
+
+def test_a_new_folder_starts_from_a_run_or_a_checkpoint(folder, tmp_path):
+    new = tmp_path / "new"
+    assert find_state(new, changed()) is None
+    assert find_state(new, changed(resume=str(folder)))[1]["step"] == 4
+    copied = shutil.copytree(folder / "checkpoints" / "step_000002", tmp_path / "copied")
+    assert find_state(new, changed(resume=str(copied)))[1]["step"] == 2
+
+
+def test_what_is_no_checkpoint_is_refused(tiny_folder, folder, tmp_path):
+    foreign = shutil.copytree(folder / "checkpoints" / "step_000002", tmp_path / "foreign")
+    (foreign / "checksums.json").write_text("[]")
+    (tmp_path / "empty").mkdir()
+    for path, reason in ((tiny_folder, r"checksums\.json"), (foreign, "whole"), (tmp_path / "empty", "checksums")):
+        with pytest.raises(ConfigError, match=reason) as error:
+            find_state(tmp_path / "new", changed(resume=str(path)))
+        assert error.value.key == "resume"
+        assert str(path) in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_the_state_of_another_program_is_refused(tiny, tmp_path):
+    checkpoint = save(tmp_path / "checkpoints", *tiny, AdamW(tiny[0].parameters()), {"step": 3}, keep=1)
+    with pytest.raises(ConfigError, match=r"training_state\.pt has no config"):
+        find_state(tmp_path, changed())
+    assert checkpoint.exists()
+
+
+def test_a_run_cannot_go_on_to_where_it_has_been(folder):
+    with pytest.raises(ConfigError, match=r"trainer\.max_steps=3: at least 4"):
+        find_state(folder, changed(trainer__max_steps=3))
+
+
+# --- which config ----------------------------------------------------------------------------------------------------
+
+
+def test_keys_that_differ_are_named_with_both_values():
+    there = changed()
+    del there["seed"]
+    config = changed(trainer__learning_rate=0.2, objective__alpha=4, outputs="elsewhere", trainer__max_steps=9)
+    with pytest.raises(ConfigError) as error:
+        check_config(config, there, Path("run"))
+    message = str(error.value)
+    assert "trainer.learning_rate is 0.2, there 0.1; " in message
+    assert "objective.alpha is 4, there 0.25; " in message
+    assert "seed is 0, there None" in message
+    assert "outputs" not in message
+    assert "max_steps" not in message
+
+
+def test_a_longer_run_is_refused_where_the_learning_rate_depends_on_the_length():
+    linear = {"trainer__lr_scheduler": "linear"}
+    with pytest.raises(ConfigError, match=r"trainer\.max_steps is 9, there 4"):
+        check_config(changed(**linear, trainer__max_steps=9), changed(**linear), Path("run"))
+
+
+def test_speed_may_differ_with_a_warning(caplog):
+    check_config(changed(trainer__max_tokens_per_microbatch=180), changed(), Path("run"))
+    assert "trainer.max_tokens_per_microbatch is 180, there 90" in caplog.text
+    caplog.clear()
+    check_config(changed(tracking__wandb__mode="online", resume="must", profile=True), changed(), Path("run"))
+    assert not caplog.text
+
+
+# --- from the command line -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """(command, run folder) of a run that has reached step 4, with its best checkpoint and logs beside it."""
+    outputs = tmp_path_factory.mktemp("outputs")
+    keys = {"keep_best": "pass@1", "learning_rate": 1e-3, "rollouts_every": 0}
+    command = training(make_pupil(tmp_path_factory.getbasetemp()), outputs, **keys)
+    result = run(*command, f"hydra.run.dir={outputs / 'run'}", folder=outputs / "logs")
+    assert result.code == 0, result.stderr
+    return command, outputs / "run", outputs / "logs"
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".log"}
+
+
+def test_the_best_checkpoint_is_kept_and_named(stopped):
+    _, folder, _ = stopped
+    best = json.loads((folder / "summary.json").read_text())["best"]
+    values = {
+        line["train/global_step"]: line["eval/arithmetic/pass@1"]
+        for line in metrics_of(folder)
+        if "eval/arithmetic/pass@1" in line
+    }
+    del values[0]
+    expected = max(values, key=values.get)
+    assert best == {"metric": "pass@1", "step": expected, "value": values[expected]}
+    names = {path.name for path in (folder / "checkpoints").iterdir()}
+    assert names == {"step_000004", f"step_{expected:06d}"}
+
+
+@pytest.mark.parametrize("steps", [4, 6])  # where the run is finished, and where it is to go on
+def test_another_config_is_refused_and_leaves_the_run_as_it_was(stopped, steps):
+    command, folder, logs = stopped
+    before = contents(folder)
+    other = [f"trainer.max_steps={steps}", "trainer.learning_rate=0.5", "objective.alpha=2", "trainer.num_threads=2"]
+    result = run(*command, *other, f"hydra.run.dir={folder}", folder=logs)
+    assert result.code == 2
+    line = result.one_line()
+    assert line.startswith("error: resume='auto': ")
+    assert "trainer.learning_rate is 0.5, there 0.001" in line
+    assert "objective.alpha is 2, there 0.25" in line
+    assert "max_steps" not in line
+    assert contents(folder) == before
+
+
+def test_a_new_run_goes_on_from_another_as_that_would_have(stopped, tmp_path):
+    command, folder, logs = stopped
+    before = contents(folder)
+    longer = [*command, "trainer.max_steps=6"]
+    copy_of_it = shutil.copytree(folder, tmp_path / "copy")
+    new = [f"hydra.run.dir={tmp_path / 'new'}", f"resume={folder}"]
+    for more in ([f"hydra.run.dir={copy_of_it}"], new):
+        result = run(*longer, *more, folder=logs)
+        assert result.code == 0, result.stderr
+        assert "Going on from step 4" in result.stdout
+    assert contents(folder) == before
+    new_folder = tmp_path / "new"
+    assert metrics_of(new_folder) == metrics_of(copy_of_it)
+    weights = [f / "checkpoints" / "step_000006" / "model.safetensors" for f in (new_folder, copy_of_it)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert sorted(file.name for file in (new_folder / "evaluations").iterdir()) == sorted(
+        file.name for file in (copy_of_it / "evaluations").iterdir()
+    )
+    assert_one_wandb_run(new_folder)
+    assert_one_wandb_run(copy_of_it)
+
+
+def test_a_run_whose_last_checkpoint_is_truncated_goes_on_from_the_one_before(stopped, tmp_path):
+    command, _, logs = stopped
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    longer = [*command, "trainer.max_steps=6", "trainer.keep_checkpoints=3"]
+    for target in (whole, folder):
+        assert run(*longer, f"hydra.run.dir={target}", folder=logs).code == 0
+    (folder / "summary.json").unlink()
+    cut(folder / "checkpoints" / "step_000006")
+    result = run(*longer, f"hydra.run.dir={folder}", folder=logs)
+    assert result.code == 0, result.stderr
+    assert "damaged: model.safetensors" in result.stdout
+    assert "trying step_000004" in result.stdout
+    assert "Going on from step 4" in result.stdout
+    assert metrics_of(folder) == metrics_of(whole)
+    name = Path("checkpoints") / "step_000006" / "model.safetensors"
+    assert (folder / name).read_bytes() == (whole / name).read_bytes()
+    assert_one_wandb_run(folder)

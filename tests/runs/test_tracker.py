@@ -1,0 +1,249 @@
+"""What is written while a run runs, and cut back when it goes on."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from urllib.parse import urlparse
+
+import numpy as np
+import pandas as pd
+import pytest
+import wandb
+
+from lens.errors import ConfigError
+from lens.files import write_json, write_parquet
+from lens.runs import tracker as tracking
+from lens.runs.provenance import provenance
+from lens.runs.tracker import STEP_AXIS, Tracker, cut_metrics
+from lens.runs.wandb_account import has_wandb_key, resolve_wandb_mode
+from tests.support.command_line import assert_one_wandb_run, read_wandb, wandb_history
+from tests.support.faults import no_file_above
+
+# --- W&B's key -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A home without any account."""
+    for name in [name for name in os.environ if name.startswith("WANDB")]:
+        monkeypatch.delenv(name)
+    monkeypatch.delenv("NETRC", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    wandb.teardown()  # W&B reads its settings once a process
+    yield tmp_path
+    wandb.teardown()
+
+
+def log_in(home, host: str | None = None) -> None:
+    host = host or urlparse(wandb.Settings().base_url).netloc
+    (home / ".netrc").write_text(f"machine {host}\n  login user\n  password {'0' * 40}\n")
+
+
+def test_a_key_is_found_where_wandb_would_find_it(home, monkeypatch):
+    assert not has_wandb_key()
+    log_in(home, "example.org")
+    assert not has_wandb_key()
+    for host in (None, "api.wandb.ai"):  # where `wandb login` writes it today, and where it wrote it before
+        log_in(home, host)
+        assert has_wandb_key()
+    monkeypatch.setenv("WANDB_BASE_URL", "http://wandb.example.org:8080")
+    wandb.teardown()
+    assert not has_wandb_key()
+    log_in(home, "wandb.example.org:8080")
+    assert has_wandb_key()
+    (home / ".netrc").write_text("wandb.example.org:8080 0000")
+    assert not has_wandb_key()
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    assert has_wandb_key()
+
+
+def test_a_key_for_a_server_of_ones_own_is_found(home):
+    """As ``wandb login --host`` leaves it: the server in W&B's settings file, the key in .netrc."""
+    settings = home / ".config" / "wandb" / "settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text("[default]\nbase_url = https://wandb.example.org\n")
+    log_in(home)
+    assert not has_wandb_key()
+    log_in(home, "wandb.example.org")
+    assert has_wandb_key()
+
+
+def test_the_mode_follows_the_key(home):
+    assert resolve_wandb_mode("auto") == "offline"
+    assert [resolve_wandb_mode(mode) for mode in ("offline", "disabled")] == ["offline", "disabled"]
+    with pytest.raises(ConfigError, match="WANDB_API_KEY") as error:
+        resolve_wandb_mode("online")
+    assert error.value.key == "tracking.wandb.mode"
+    log_in(home)
+    assert [resolve_wandb_mode(mode) for mode in ("auto", "online", "offline")] == ["online", "online", "offline"]
+    with pytest.raises(ConfigError, match="one of auto, online, offline, disabled"):
+        resolve_wandb_mode("sometimes")
+
+
+# --- metrics.jsonl ---------------------------------------------------------------------------------------------------
+
+
+def lines(steps) -> str:
+    return "".join(json.dumps({STEP_AXIS: step, "reward": step / 10}) + "\n" for step in steps)
+
+
+def test_metrics_are_cut_back_to_a_number_of_lines(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(lines([0, 1, 2, 2, 3, 4]))
+    assert cut_metrics(file, 4) == 4
+    assert file.read_text() == lines([0, 1, 2, 2])
+    assert cut_metrics(file, 4) == 4
+    assert file.read_text() == lines([0, 1, 2, 2])
+    assert cut_metrics(file, 0) == 0
+    assert file.read_text() == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+@pytest.mark.parametrize("length", [1, 12, 20, -3, -2])
+def test_a_half_written_last_line_is_cut_off(tmp_path, length):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(lines([1, 2]) + lines([3])[:length])
+    assert cut_metrics(file, 2) == 2
+    assert file.read_text() == lines([1, 2])
+
+
+def test_no_metrics_are_no_trouble(tmp_path):
+    assert cut_metrics(tmp_path / "metrics.jsonl", 2) == 0
+    assert not list(tmp_path.iterdir())
+
+
+# --- the tracker -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def track(tmp_path, home):
+    """Makes trackers of one run folder, with W&B in the mode that is asked for."""
+
+    def make(mode: str = "offline", **resumed) -> Tracker:
+        settings = {"mode": mode, "project": "lens", "group": "sweep", "name": "grpo-seed1", "tags": ["tiny", "grpo"]}
+        return Tracker(tmp_path / "run", {"seed": 1}, settings, **{"run_id": None, "lines": 0, **resumed})
+
+    (tmp_path / "run").mkdir()
+    return make
+
+
+def test_the_mean_of_nothing_is_left_out(track, tmp_path):
+    tracker = track("disabled")
+    tracker.log(3, {"reward": 0.5, "confidence/correct_mean": math.nan})
+    tracker.finish({"step": 3, "metrics": {"reward": 0.5}})
+    line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
+    assert line == {STEP_AXIS: 3, "reward": 0.5}
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == {"step": 3, "metrics": {"reward": 0.5}}
+
+
+def test_wandb_gets_what_is_committed_and_goes_on_under_its_id(track, tmp_path):
+    folder = tmp_path / "run"
+    tracker = track()
+    first_id = tracker.run_id
+    tracker.log(1, {"reward": 0.25})
+    tracker.log(2, {"reward": 0.5})
+    tracker.commit()
+    tracker.log(3, {"reward": 0.75})  # behind the last checkpoint when the run ends
+    tracker.finish(None)
+    wandb.teardown()  # its service has written everything
+    assert [line["reward"] for line in wandb_history(folder)] == [0.25, 0.5]
+    assert not (folder / "summary.json").exists()
+
+    tracker = track(run_id=first_id, lines=2)
+    assert tracker.run_id == first_id
+    tracker.log(3, {"reward": 1.0})
+    tracker.finish({"step": 3, "metrics": {"eval/x/pass@1": 0.125}})
+    wandb.teardown()
+    written = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert written == [{STEP_AXIS: step, "reward": value} for step, value in ((1, 0.25), (2, 0.5), (3, 1.0))]
+    assert [(line[STEP_AXIS], line["reward"]) for line in wandb_history(folder)] == [(1, 0.25), (2, 0.5), (3, 1.0)]
+
+    records = read_wandb(folder)
+    started = [record.run for record in records if record.HasField("run")]
+    assert [run.run_id for run in started] == [first_id, first_id]
+    for run in started:
+        assert (run.project, run.run_group, run.display_name) == ("lens", "sweep", "grpo-seed1")
+        assert list(run.tags) == ["tiny", "grpo"]
+    assert [record.exit.exit_code for record in records if record.HasField("exit")] == [1, 0]
+    summaries = [i for r in records if r.HasField("summary") for i in r.summary.update]
+    assert "0.125" in {item.value_json for item in summaries if "eval/x/pass@1" in (item.key, *item.nested_key)}
+
+
+def test_what_a_kill_kept_from_wandb_is_fed_again_and_nothing_twice(track, tmp_path):
+    folder = tmp_path / "run"
+    tracker = track()
+    for step in range(4):
+        tracker.log(step, {"reward": step / 8})
+    tracker.commit()
+    tracker.finish(None)
+    wandb.teardown()
+    (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    whole, steps = file.read_bytes(), []
+    for length in range(len(whole), 0, -1):  # as far as a kill lets it get: two of four lines
+        file.write_bytes(whole[:length])
+        steps = [line["_step"] for line in wandb_history(folder)]
+        if steps == [0, 1]:
+            break
+    assert steps == [0, 1]
+    tracker = track(lines=4)
+    tracker.log(4, {"reward": 0.5})
+    tracker.finish({"step": 4, "metrics": {}})
+    wandb.teardown()
+    assert_one_wandb_run(folder)
+
+
+def test_a_start_leaves_no_metrics_of_an_earlier_one(track, tmp_path):
+    (tmp_path / "run" / "metrics.jsonl").write_text(lines([0, 1, 2]))
+    tracker = track("disabled")
+    tracker.log(0, {"reward": 1.0})
+    tracker.finish(None)
+    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text()) == {STEP_AXIS: 0, "reward": 1.0}
+
+
+def test_evaluations_are_stored_and_a_sample_of_each_level_is_shown(track, tmp_path):
+    tracker = track()
+    levels = [1, 2, 3, 4, 5, None]
+    rows = pd.DataFrame({"id": levels, "level": levels}).astype({"level": "Int64"})
+    answers = pd.DataFrame([{"level": level, "text": f"{level}-{n}"} for level in levels for n in range(30)])
+    answers = answers.astype({"level": "Int64"})
+    tracker.write_evaluation(7, rows, answers)
+    tracker.log(7, {"eval/x/pass@1": 0.5})
+    tracker.finish({"step": 7, "metrics": {}})
+    stored = tmp_path / "run" / "evaluations"
+    assert sorted(file.name for file in stored.iterdir()) == ["step_000007.parquet", "step_000007_completions.parquet"]
+    pd.testing.assert_frame_equal(pd.read_parquet(stored / "step_000007_completions.parquet"), answers)
+    (table,) = (tmp_path / "run" / "wandb").glob("offline-run-*/files/media/table/eval/*.json")
+    shown = json.loads(table.read_text())
+    level = shown["columns"].index("level")
+    assert {row[level] for row in shown["data"]} >= {1, 2, 3, 4, 5}
+    assert len(shown["data"]) <= tracking.COMPLETIONS_IN_WANDB
+
+
+def test_files_appear_whole(tmp_path):
+    write_json(tmp_path / "a" / "value.json", {"x": 1})
+    frame = pd.DataFrame({"x": [1, 2]})
+    write_parquet(tmp_path / "a" / "rows.parquet", frame)
+    assert json.loads((tmp_path / "a" / "value.json").read_text()) == {"x": 1}
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "a" / "rows.parquet"), frame)
+
+
+def test_files_that_do_not_fit_leave_those_before_them(tmp_path):
+    frame, more = pd.DataFrame({"x": [1, 2]}), np.random.default_rng(0).permutation(100_000)
+    write_json(tmp_path / "value.json", {"x": 1})
+    write_parquet(tmp_path / "rows.parquet", frame)
+    with no_file_above(10_000):
+        with pytest.raises(OSError, match="File too large"):
+            write_json(tmp_path / "value.json", {"x": more.tolist()})
+        with pytest.raises(OSError, match="File too large"):
+            write_parquet(tmp_path / "rows.parquet", pd.DataFrame({"x": more}))
+    assert json.loads((tmp_path / "value.json").read_text()) == {"x": 1}
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "rows.parquet"), frame)
+
+
+def test_provenance_without_git_says_so(monkeypatch):
+    known = provenance()
+    assert known["packages"]["wandb"]
+    monkeypatch.setenv("GIT_DIR", "/nonexistent")
+    assert provenance()["git"] == {"commit": None, "dirty": None}

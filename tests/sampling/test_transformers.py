@@ -1,0 +1,332 @@
+"""The embedded engine with the tiny model: what it samples, with what probability, and what that must not depend on."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from lens.errors import ConfigError
+from lens.models.logprobs import recompute
+from lens.problems import load_problems
+from lens.problems.prompts import Prompt, PromptFormat, encode_problems
+from lens.sampling.rollouts import Rollouts, geometric_mean_probability
+from lens.sampling.transformers import TransformersSampler, choose
+from lens.seeding import derive_seed
+
+GENERATIONS = 4
+MAX_LENGTH = 14
+
+
+@pytest.fixture
+def prompts(tiny) -> list[Prompt]:
+    """Six prompts of several lengths."""
+    _, tokenizer = tiny
+    _, prompts, _ = encode_problems(load_problems("arithmetic", split="test", size=10), tokenizer, PromptFormat())
+    chosen = prompts[:6]
+    assert len({len(prompt.token_ids) for prompt in chosen}) > 2
+    return chosen
+
+
+@pytest.fixture
+def sampler(tiny) -> TransformersSampler:
+    return TransformersSampler(*tiny, max_num_seqs=1000)
+
+
+def completions(rollouts: Rollouts, question: int) -> list[list[int]]:
+    rows = range(question * rollouts.num_generations, (question + 1) * rollouts.num_generations)
+    return [rollouts.completion_ids[row, : rollouts.lengths[row]].tolist() for row in rows]
+
+
+def by_question(rollouts: Rollouts) -> dict[str, list[list[int]]]:
+    return {prompt.problem_id: completions(rollouts, place) for place, prompt in enumerate(rollouts.prompts)}
+
+
+# --- what comes out ---
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("max_num_seqs", [1000, 3])
+def test_logprobs_are_those_of_the_policy(tiny, prompts, temperature, max_num_seqs):
+    model, tokenizer = tiny
+    sampler = TransformersSampler(model, tokenizer, max_num_seqs=max_num_seqs)
+    rollouts = sampler.sample(prompts, GENERATIONS, 0, max_completion_length=MAX_LENGTH, temperature=temperature)
+    again, _ = recompute(model, rollouts, temperature=temperature, logits_chunk_size=64, max_tokens=200)
+    torch.testing.assert_close(rollouts.logprobs, again, atol=1e-5, rtol=0)
+    assert (rollouts.logprobs[rollouts.mask] < 0).all()
+
+
+def test_rollouts_are_consistent(tiny, sampler, prompts):
+    _, tokenizer = tiny
+    rollouts = sampler.sample(prompts, GENERATIONS, 0, max_completion_length=MAX_LENGTH)
+    assert rollouts.prompts == prompts and rollouts.num_generations == GENERATIONS
+    assert rollouts.completion_ids.shape == rollouts.logprobs.shape == (24, rollouts.lengths.max())
+    assert set(rollouts.finish_reasons) == {"stop", "length"}  # both kinds are tested below
+    rows = zip(rollouts.completion_ids, rollouts.lengths.tolist(), rollouts.finish_reasons, rollouts.texts, strict=True)
+    for ids, length, reason, text in rows:
+        real = ids[:length].tolist()
+        assert 1 <= length <= MAX_LENGTH
+        assert tokenizer.eos_token_id not in real[:-1]
+        assert (reason == "stop") == (real[-1] == tokenizer.eos_token_id)
+        assert reason == "stop" or length == MAX_LENGTH
+        assert (ids[length:] == 0).all()
+        assert text == tokenizer.decode(real, skip_special_tokens=True)
+        assert "<eos>" not in text
+    assert torch.equal(rollouts.truncated, torch.tensor([reason == "length" for reason in rollouts.finish_reasons]))
+    assert torch.equal(rollouts.mask.sum(dim=1), rollouts.lengths)
+
+
+def test_an_answer_that_ends_with_its_last_token_has_stopped(tiny, sampler, prompts):
+    _, tokenizer = tiny
+    rollouts = sampler.sample(prompts, 16, 0, max_completion_length=MAX_LENGTH)
+    length = int(rollouts.lengths[[reason == "stop" for reason in rollouts.finish_reasons]].max())
+    cut = sampler.sample(prompts, 16, 0, max_completion_length=length)
+    last = cut.completion_ids[:, length - 1]
+    stopped = torch.tensor([reason == "stop" for reason in cut.finish_reasons])
+    assert ((last == tokenizer.eos_token_id) & stopped & (cut.lengths == length)).any()
+    assert torch.equal(stopped & (cut.lengths == length), last == tokenizer.eos_token_id)
+
+
+def test_confidence_is_the_geometric_mean_probability():
+    logprobs = torch.tensor([[0.5, 0.125, 1.0], [0.3, 0.9, 0.9]]).log()
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    assert geometric_mean_probability(logprobs, mask).tolist() == pytest.approx(
+        [0.25, 0.3]
+    )  # sqrt(1/16), and one token
+
+
+def test_every_one_of_several_end_tokens_ends(tiny, prompts):
+    model, tokenizer = tiny
+    comma, bracket = tokenizer.convert_tokens_to_ids([",", "}"])
+    model.generation_config.eos_token_id = [comma, bracket]
+    sampler = TransformersSampler(model, tokenizer, max_num_seqs=64)
+    ends = {comma, bracket, tokenizer.eos_token_id}
+    assert set(sampler.end_tokens.tolist()) == ends
+    rollouts = sampler.sample(prompts, 16, 0, max_completion_length=MAX_LENGTH)
+    last = set()
+    for question in range(len(prompts)):
+        for ids in completions(rollouts, question):
+            assert not ends & set(ids[:-1])
+            last.add(ids[-1])
+    assert {comma, bracket} <= last
+    assert all(
+        (reason == "stop") == (ids[length - 1].item() in ends)
+        for ids, length, reason in zip(rollouts.completion_ids, rollouts.lengths, rollouts.finish_reasons, strict=True)
+    )
+
+
+# --- what decides it ---
+
+
+def test_the_same_seed_gives_the_same(sampler, prompts):
+    first = sampler.sample(prompts, GENERATIONS, 7, max_completion_length=MAX_LENGTH)
+    torch.manual_seed(123)
+    state = torch.get_rng_state()
+    second = sampler.sample(prompts, GENERATIONS, 7, max_completion_length=MAX_LENGTH)
+    assert torch.equal(torch.get_rng_state(), state)  # no other generator is touched
+    assert torch.equal(first.completion_ids, second.completion_ids)
+    assert torch.equal(first.logprobs, second.logprobs)
+    assert first.texts == second.texts
+
+
+def test_another_seed_gives_another(sampler, prompts):
+    first, second = (
+        by_question(sampler.sample(prompts, GENERATIONS, seed, max_completion_length=MAX_LENGTH)) for seed in (7, 8)
+    )
+    assert all(first[name] != second[name] for name in first)
+
+
+def test_samples_of_a_question_differ(sampler, prompts):
+    rollouts = sampler.sample(prompts, 16, 0, max_completion_length=MAX_LENGTH)
+    for question in range(len(prompts)):
+        assert len(set(map(tuple, completions(rollouts, question)))) >= 15
+
+
+def test_the_same_problem_under_another_id_gets_other_samples(sampler, prompts):
+    twins = [prompts[0], Prompt("its twin", prompts[0].token_ids)]
+    rollouts = sampler.sample(twins, GENERATIONS, 0, max_completion_length=MAX_LENGTH)
+    assert not set(map(tuple, completions(rollouts, 0))) & set(map(tuple, completions(rollouts, 1)))
+
+
+def test_a_question_does_not_depend_on_its_batch(tiny, sampler, prompts):
+    together = by_question(sampler.sample(prompts, GENERATIONS, 3, max_completion_length=MAX_LENGTH))
+    backwards = by_question(sampler.sample(prompts[::-1], GENERATIONS, 3, max_completion_length=MAX_LENGTH))
+    assert backwards == together
+    for prompt in prompts:  # alone no prompt is padded
+        alone = by_question(sampler.sample([prompt], GENERATIONS, 3, max_completion_length=MAX_LENGTH))
+        assert alone[prompt.problem_id] == together[prompt.problem_id]
+    for max_num_seqs in (1, 3, 8, 9):
+        smaller = TransformersSampler(*tiny, max_num_seqs=max_num_seqs)
+        assert by_question(smaller.sample(prompts, GENERATIONS, 3, max_completion_length=MAX_LENGTH)) == together
+
+
+def test_left_padding_changes_no_logprob(sampler, prompts):
+    together = sampler.sample(prompts, 1, 3, max_completion_length=MAX_LENGTH)
+    for row, prompt in enumerate(prompts):
+        alone = sampler.sample([prompt], 1, 3, max_completion_length=MAX_LENGTH)
+        length = int(alone.lengths[0])
+        torch.testing.assert_close(together.logprobs[row, :length], alone.logprobs[0], atol=1e-5, rtol=0)
+
+
+def test_left_padding_shifts_no_absolute_position(tiny, prompts):
+    _, tokenizer = tiny
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=64,
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        initializer_range=0.3,  # so that positions weigh something
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    model = GPT2LMHeadModel(config).eval()
+    rollouts = TransformersSampler(model, tokenizer, max_num_seqs=64).sample(prompts, 2, 0, max_completion_length=8)
+    again, _ = recompute(model, rollouts, temperature=1.0, logits_chunk_size=64, max_tokens=200)
+    torch.testing.assert_close(rollouts.logprobs, again, atol=1e-4, rtol=0)
+
+
+def test_more_samples_keep_the_first_ones(sampler, prompts):
+    few, many = (by_question(sampler.sample(prompts, n, 3, max_completion_length=MAX_LENGTH)) for n in (2, 5))
+    assert all(many[name][:2] == few[name] for name in few)
+
+
+@pytest.mark.parametrize("max_num_seqs", [1, 3, 4, 9, 100])
+def test_no_more_sequences_at_once_than_allowed(tiny, prompts, max_num_seqs):
+    model, tokenizer = tiny
+    rows = []
+    model.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    TransformersSampler(model, tokenizer, max_num_seqs=max_num_seqs).sample(
+        prompts, GENERATIONS, 0, max_completion_length=MAX_LENGTH
+    )
+    assert max(rows) <= max_num_seqs
+
+
+def test_finished_sequences_leave_the_batch(tiny, sampler, prompts):
+    model, _ = tiny
+    rows = []
+    model.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    rollouts = sampler.sample(prompts, 8, 0, max_completion_length=60)
+    assert rows[:2] == [6, 48]  # each prompt is computed once
+    alive = [int((rollouts.lengths > step).sum()) for step in range(1, len(rows))]
+    assert all(now <= before for before, now in itertools.pairwise(rows[1:]))
+    assert all(0.9 * computed <= needed <= computed for computed, needed in zip(rows[1:], alive, strict=True))
+    assert rows[-1] < 48
+
+
+def test_greedy_takes_the_most_likely_token(tiny, sampler, prompts):
+    model, tokenizer = tiny
+    rollouts = sampler.sample(prompts, 1, 0, max_completion_length=MAX_LENGTH, temperature=0)
+    for question, prompt in enumerate(prompts):
+        ids, logprobs = list(prompt.token_ids), []
+        while len(logprobs) < MAX_LENGTH and ids[-1] != tokenizer.eos_token_id:
+            with torch.no_grad():
+                table = model(torch.tensor([ids])).logits[0, -1].log_softmax(dim=0)  # no cache, no padding
+            ids.append(int(table.argmax()))
+            logprobs.append(table.max().item())
+        length = len(logprobs)
+        assert completions(rollouts, question) == [ids[len(prompt.token_ids) :]]
+        assert rollouts.logprobs[question, :length].tolist() == pytest.approx(logprobs, abs=1e-5)
+
+
+def test_top_p_samples_from_the_nucleus_alone(tiny, sampler, prompts):
+    model, _ = tiny
+    rollouts = sampler.sample(prompts, 16, 0, max_completion_length=8, top_p=0.5)
+    for row, length in enumerate(rollouts.lengths.tolist()):
+        prompt = rollouts.prompts[row // 16].token_ids
+        ids = torch.tensor([[*prompt, *rollouts.completion_ids[row, :length].tolist()]])
+        with torch.no_grad():
+            probabilities = model(ids).logits[0, len(prompt) - 1 : -1].softmax(dim=1)
+        chosen = probabilities.gather(1, ids[0, len(prompt) :, None])
+        above = (probabilities * (probabilities > chosen)).sum(dim=1)
+        assert (above < 0.5 + 1e-5).all()
+        assert (rollouts.logprobs[row, :length] >= chosen.squeeze(1).log() - 1e-5).all()  # they share the whole mass
+
+
+# --- one choice ---
+
+LOGITS = torch.tensor([1.0, -2.0, 3.0, 0.0, 2.0, -3.0, 2.5])
+
+
+def nucleus(temperature: float, top_p: float) -> Tensor:
+    """The distribution to sample from, token by token in plain Python."""
+    probabilities = (LOGITS.double() / temperature).softmax(dim=0).tolist()
+    kept, mass = [], 0.0
+    for token in sorted(range(len(probabilities)), key=lambda token: -probabilities[token]):
+        if mass >= top_p:
+            break
+        kept.append(token)
+        mass += probabilities[token]
+    return torch.tensor([p / mass if token in kept else 0.0 for token, p in enumerate(probabilities)])
+
+
+SETTINGS = pytest.mark.parametrize(
+    ("temperature", "top_p", "kept"), [(1.0, 1.0, 7), (0.8, 1.0, 7), (2.0, 1.0, 7), (1.0, 0.95, 4), (1.0, 0.3, 1)]
+)
+
+
+@SETTINGS
+def test_choices_have_the_right_frequencies(temperature, top_p, kept):
+    count = 20_000
+    expected = nucleus(temperature, top_p)
+    assert int((expected > 0).sum()) == kept
+    uniforms = torch.from_numpy(np.random.default_rng(0).random(count))
+    tokens, logprobs = choose(LOGITS.expand(count, -1), uniforms, temperature, top_p)
+    counts = tokens.bincount(minlength=len(LOGITS)).double()
+    assert (counts[expected == 0] == 0).all()
+    possible = expected > 0
+    if kept > 1:
+        wanted = expected[possible].double()
+        assert chisquare(counts[possible], count * wanted / wanted.sum()).pvalue > 0.001
+    torch.testing.assert_close(logprobs, expected[tokens].log(), atol=1e-5, rtol=0)
+
+
+@SETTINGS
+def test_choices_invert_the_distribution_function(temperature, top_p, kept):
+    count = 10_000
+    uniforms = (torch.arange(count, dtype=torch.float64) + 0.5) / count  # evenly spread: no chance is left
+    tokens, _ = choose(LOGITS.expand(count, -1), uniforms, temperature, top_p)
+    assert (tokens.diff() >= 0).all()
+    counts = tokens.bincount(minlength=len(LOGITS)).double()
+    assert (counts - count * nucleus(temperature, top_p)).abs().max() <= 1.01
+
+
+def test_the_ends_of_the_unit_interval_choose_tokens_that_have_a_probability():
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 1.0, -torch.inf]]).expand(2, -1)
+    tokens, logprobs = choose(logits, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64), 1.0, 1.0)
+    assert tokens.tolist() == [1, 3]
+    assert logprobs.isfinite().all()
+
+
+def test_temperature_zero_takes_the_most_likely_token():
+    logits = torch.stack([LOGITS, LOGITS.flip(0)])
+    tokens, logprobs = choose(logits, torch.zeros(2, dtype=torch.float64), 0, 1.0)
+    assert tokens.tolist() == [2, 4]
+    torch.testing.assert_close(logprobs, LOGITS.log_softmax(dim=0)[[2, 2]])
+
+
+# --- seeds and refusals ---
+
+
+def test_seeds_depend_on_every_part():
+    seeds = [derive_seed(1, "a"), derive_seed(2, "a"), derive_seed(1, "b"), derive_seed("a", 1), derive_seed(1)]
+    assert len(set(seeds)) == len(seeds)
+    assert derive_seed(1, "a") == derive_seed(1, "a")
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_a_model_that_cannot_end_is_refused(tiny):
+    model, tokenizer = tiny
+    model.generation_config.eos_token_id = tokenizer.eos_token = None
+    with pytest.raises(ConfigError, match="a tokenizer with an end-of-sequence token"):
+        TransformersSampler(model, tokenizer, max_num_seqs=4)

@@ -1,0 +1,46 @@
+"""Gradients of stored rollouts by all processes that torchrun has started: shared_gradient.py FOLDER.
+
+FOLDER/job.pt says what to compute; FOLDER/found.pt is what the first process found.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from lens.distributed.collectives import is_first, process_group, whole
+from lens.distributed.processes import leave_at_once
+from lens.models.loading import load_model
+from lens.models.sharding import named_weights, shard
+from lens.training.experience import Experience
+from lens.training.update import Loss, compute_gradient
+from tests.training.test_update import norms_in_their_own_type
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    job = torch.load(folder / "job.pt", weights_only=True)
+    experience, found = Experience.from_state(job["experience"]), {}
+    with process_group():
+        for name, (dtype, choices) in job["cases"].items():
+            model, loss = load_model(job["model"], dtype=dtype)[0], Loss(**choices)
+            if dtype == "float64":
+                norms_in_their_own_type(model)
+            shard(model)
+            metrics = compute_gradient(model, experience, loss, share=True)
+            gradient = torch.cat([whole(parameter.grad).flatten() for parameter in model.parameters()])
+            logprobs, entropies = loss.recompute(model, experience.rollouts)
+            weights = {name: tensor.clone() for name, tensor in named_weights(model)}
+            held = sum(p.to_local().numel() if hasattr(p, "to_local") else p.numel() for p in model.parameters())
+            found[name] = {
+                "gradient": gradient,
+                "metrics": metrics,
+                "logprobs": logprobs,
+                "entropies": entropies,
+                "weights": weights,
+                "held": held,
+            }
+        if is_first():
+            torch.save(found, folder / "found.pt")
+    leave_at_once()

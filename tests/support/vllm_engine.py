@@ -1,0 +1,51 @@
+"""What the tests of vLLM share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lens.models.logprobs import recompute
+from lens.sampling.rollouts import Rollouts, Sampler
+from lens.training.experience import logp_difference
+
+GENERATIONS, MAX_LENGTH = 4, 14
+CHOICES = {
+    "max_model_len": 100,
+    "dtype": "float32",
+    "max_num_seqs": 64,
+    "kv_cache_space": 0.25,
+    "gpu_memory_utilization": 0.4,
+    "tensor_parallel_size": 1,
+    "enforce_eager": True,
+    "sleep": False,
+    "parity_every": 2,
+    "max_logp_difference": 1e-3,
+}
+VLLM = ["sampler=vllm", "sampler.kv_cache_space=0.25", "sampler.max_num_seqs=64"]
+
+
+def make_engine(model: PreTrainedModel, tokenizer: Any, **changes: Any) -> Sampler:
+    from lens.sampling.vllm import VLLMSampler
+
+    return VLLMSampler(model, tokenizer, **(CHOICES | changes))
+
+
+def weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    return model.named_parameters(remove_duplicate=False)
+
+
+def ratings(model: PreTrainedModel, rollouts: Rollouts) -> Tensor:
+    return recompute(model, rollouts, temperature=1.0, logits_chunk_size=256, max_tokens=2000)[0]
+
+
+def largest_difference(model: PreTrainedModel, rollouts: Rollouts) -> float:
+    found = logp_difference(ratings(model, rollouts), rollouts.logprobs, rollouts.mask)
+    return found["sampling/logp_difference_max"]
+
+
+def last_tokens(rollouts: Rollouts) -> list[int]:
+    return [int(row[n - 1]) for row, n in zip(rollouts.completion_ids, rollouts.lengths, strict=True)]
