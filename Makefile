@@ -53,14 +53,14 @@ demo: $(STAMP)  ## GRPO, LENS and a stronger LENS over paired seeds: tables, fig
 	@echo "W&B: one offline run in each folder of outputs/sweeps/demo; wandb sync outputs/sweeps/demo/*/wandb/offline-run-* uploads them"
 	@$(BIN)/python scripts/report.py runs=outputs/sweeps/demo
 
-# Each sweep goes on where it stopped; all runs lie in outputs/sweeps/tiny_map.
+# Each sweep goes on where it stopped; all runs lie in outputs/sweeps/map/middle.
 map: $(STAMP)  ## when does LENS help? One factor at a time around the tiny experiment: 416 runs, 2.7 hours on two cores
 	@$(BIN)/python scripts/make_tiny.py
 	@for experiment in $(sort $(basename $(notdir $(wildcard configs/experiment/tiny_map*.yaml)))); do \
 	  $(BIN)/python scripts/train.py -m experiment=$$experiment || exit; done
-	@$(BIN)/python scripts/report.py runs=outputs/sweeps/tiny_map
+	@$(BIN)/python scripts/report.py runs=outputs/sweeps/map
 
-# For instance make confirm OF="experiment=tiny_map_levels dataset.arithmetic.levels=[5]"
+# For instance make confirm OF="experiment=map/levels dataset.arithmetic.levels=[5]"
 confirm: $(STAMP)  ## a cell of the map again on twenty fresh seeds: make confirm OF="experiment=… key=value …"
 	@$(BIN)/python scripts/train.py -m $(OF) seed='range(100,120)' hydra.sweep.dir=outputs/sweeps/confirm
 	@$(BIN)/python scripts/report.py runs=outputs/sweeps/confirm

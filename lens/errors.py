@@ -15,7 +15,7 @@ class ConfigError(ValueError):
     The command line prints it as one line and exits with code 2, without a traceback (lens/cli.py).
 
     Args:
-        key: dotted config key as a user types it, such as ``trainer.num_generations``.
+        key: dotted config key as a user types it, such as ``trainer.rollouts.num_generations``.
         value: the value that was given.
         valid: what would be valid, in words.
     """

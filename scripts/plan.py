@@ -1,4 +1,4 @@
-"""What a run would take, before it is started: python scripts/plan.py experiment=table1_llama num_gpus=8"""
+"""What a run would take, before it is started: python scripts/plan.py experiment=paper/table1_llama num_gpus=8"""
 
 from omegaconf import DictConfig
 

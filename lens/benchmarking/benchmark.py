@@ -20,8 +20,7 @@ from lens.benchmarking.sampling import measure_sampling, tabulate_sampling
 from lens.benchmarking.scaling import draw_scaling, measure_scaling, tabulate_scaling
 from lens.benchmarking.step import measure_step, tabulate_step
 from lens.benchmarking.update import measure_update, tabulate_update
-from lens.benchmarking.workload import use_threads
-from lens.commands.assembly import model_path
+from lens.commands.assembly import model_path, use_threads
 from lens.config.checks import check_values
 from lens.errors import ConfigError
 from lens.files import write_json
@@ -45,7 +44,7 @@ def benchmark(config: DictConfig, folder: Path) -> pd.DataFrame:
     config.model.name_or_path = model_path(config)
     part = PARTS[config.part]
 
-    use_threads(config)
+    use_threads(config.trainer.memory.num_threads)
     before, peaks = machine_state(), matrix_peaks(config.peak_size)
     rows = part.measure(config)
     again, after = matrix_peaks(config.peak_size), machine_state()

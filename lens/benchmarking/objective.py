@@ -39,7 +39,7 @@ def measure_objective(config: DictConfig) -> list[Row]:
                     verdicts,
                     objectives[name],
                     trainer_logprobs=recomputed,
-                    old_from=work.settings.old_logprobs,
+                    old_from=work.rollouts.old_logprobs,
                 )
                 arguments = experience.correct, experience.confidence
                 options = {"lengths": rollouts.lengths.view_as(experience.correct), "valid": experience.valid}

@@ -78,7 +78,7 @@ def answering(work: Workload, config: DictConfig) -> Iterator[Callable[[int, Met
                 rollouts = work.sample(sampler, work.batch(number).prompts, number)
             with meter.phase("logprobs"):
                 recomputed = work.old_logprobs(rollouts)
-            return every_answer_teaches(rollouts, work.settings.old_logprobs, recomputed)
+            return every_answer_teaches(rollouts, work.rollouts.old_logprobs, recomputed)
 
         yield answers
 
@@ -87,8 +87,8 @@ def scaling_points(config: DictConfig, model: PreTrainedModel) -> Iterator[tuple
     """Each axis, its values, and all sizes there; vocabularies over the model's own are left out."""
     of_model = model.config.get_text_config()
     base = {
-        "num_generations": config.trainer.num_generations,
-        "max_completion_length": config.trainer.max_completion_length,
+        "num_generations": config.trainer.rollouts.num_generations,
+        "max_completion_length": config.trainer.rollouts.max_completion_length,
         "num_layers": of_model.num_hidden_layers,
         "vocab_size": of_model.vocab_size,
     }
@@ -100,7 +100,8 @@ def scaling_points(config: DictConfig, model: PreTrainedModel) -> Iterator[tuple
 
 def resized(base: Workload, config: DictConfig, sizes: dict[str, int]) -> Workload:
     """The same questions for a model of other sizes, with random weights; prompts use the words that it has."""
-    settings = OmegaConf.merge(config.trainer, {k: sizes[k] for k in ("num_generations", "max_completion_length")})
+    rollouts = {name: sizes[name] for name in ("num_generations", "max_completion_length")}
+    config = OmegaConf.merge(config, {"trainer": {"rollouts": rollouts}})
     architecture = copy.deepcopy(base.model.config)
     architecture.num_hidden_layers, architecture.vocab_size = sizes["num_layers"], sizes["vocab_size"]
     if getattr(architecture, "layer_types", None):
@@ -112,7 +113,7 @@ def resized(base: Workload, config: DictConfig, sizes: dict[str, int]) -> Worklo
         for prompt in base.questions.prompts
     ]
     questions: Batch = replace(base.questions, prompts=prompts)
-    return Workload(settings, base.seed, model, base.tokenizer, questions)
+    return Workload(config, model, base.tokenizer, questions)
 
 
 def tabulate_scaling(rows: Sequence[Row], peaks: dict[str, float]) -> pd.DataFrame:

@@ -34,9 +34,9 @@ def check_trl(config: DictConfig) -> None:
     if importlib.util.find_spec("trl") is None:
         valid = "a folder with TRL (pip install --no-deps --target FOLDER trl), or install the extra `bench`"
         raise ConfigError("trl.path", config.trl.path, valid)
-    sequences = config.trainer.num_prompts_per_step * config.trainer.num_generations
+    sequences = config.trainer.num_prompts_per_step * config.trainer.rollouts.num_generations
     if sequences % config.trl.per_device_train_batch_size:
-        valid = f"a divisor of {sequences}, trainer.num_prompts_per_step x trainer.num_generations"
+        valid = f"a divisor of {sequences}, trainer.num_prompts_per_step x trainer.rollouts.num_generations"
         raise ConfigError("trl.per_device_train_batch_size", config.trl.per_device_train_batch_size, valid)
 
 
@@ -54,7 +54,8 @@ def serve_trl(turn: Turn, report: Report, config: DictConfig) -> None:
     from trl import GRPOConfig, GRPOTrainer
 
     work, steps = Workload.load(config), config.warmup + config.rounds
-    s, sequences = config.trainer, config.trainer.num_prompts_per_step * config.trainer.num_generations
+    rollouts, optimizer = config.trainer.rollouts, config.optimizer
+    sequences = config.trainer.num_prompts_per_step * config.trainer.rollouts.num_generations
     seconds, lengths = {"sample": 0.0, "grade": 0.0}, []
 
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -82,7 +83,7 @@ def serve_trl(turn: Turn, report: Report, config: DictConfig) -> None:
         def on_step_end(self, args: Any, state: TrainerState, *arguments: Any, **options: Any) -> None:
             self.step.__exit__(None, None, None)
             prompts = [len(prompt.token_ids) for prompt in work.batch(self.number).prompts]
-            each = [prompt for prompt in prompts for _ in range(s.num_generations)]
+            each = [prompt for prompt in prompts for _ in range(rollouts.num_generations)]
             if state.num_input_tokens_seen - self.tokens_before != sum(each) + sum(lengths):
                 raise RuntimeError("TRL was not given the same prompts")
             passes = ((prompt, [length]) for prompt, length in zip(each, lengths, strict=True))
@@ -109,23 +110,23 @@ def serve_trl(turn: Turn, report: Report, config: DictConfig) -> None:
                 per_device_train_batch_size=config.trl.per_device_train_batch_size,
                 gradient_accumulation_steps=sequences // config.trl.per_device_train_batch_size,
                 gradient_checkpointing=config.trl.gradient_checkpointing,
-                num_generations=s.num_generations,
-                max_completion_length=s.max_completion_length,
-                temperature=s.temperature,
-                bf16=s.autocast == "bfloat16",
+                num_generations=rollouts.num_generations,
+                max_completion_length=rollouts.max_completion_length,
+                temperature=rollouts.temperature,
+                bf16=config.trainer.memory.autocast == "bfloat16",
                 use_cpu=True,
-                beta=s.beta,
-                epsilon=s.epsilon_low,
-                epsilon_high=s.epsilon_high,
+                beta=config.loss.beta,
+                epsilon=config.loss.epsilon_low,
+                epsilon_high=config.loss.epsilon_high,
                 loss_type="grpo",  # what the others cost is the same
                 optim="adamw_torch",
-                learning_rate=s.learning_rate,
+                learning_rate=optimizer.learning_rate,
                 lr_scheduler_type="constant",
-                adam_beta1=s.adam_betas[0],
-                adam_beta2=s.adam_betas[1],
-                adam_epsilon=s.adam_eps,
-                weight_decay=s.weight_decay,
-                max_grad_norm=s.max_grad_norm,
+                adam_beta1=optimizer.adam_betas[0],
+                adam_beta2=optimizer.adam_betas[1],
+                adam_epsilon=optimizer.adam_eps,
+                weight_decay=optimizer.weight_decay,
+                max_grad_norm=optimizer.max_grad_norm,
                 seed=config.seed,
                 shuffle_dataset=False,
                 save_strategy="no",

@@ -13,15 +13,18 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lens.benchmarking.measuring import Meter, training_flops
-from lens.grading.pool import Grader
+from lens.commands.assembly import longest_sequence, make_sampler, use_threads
+from lens.grading.pool import Grader, grade_groups
 from lens.models.layers import check_layers
 from lens.models.loading import load_model
 from lens.models.packing import microbatches
+from lens.models.sharding import named_weights
 from lens.objectives import grpo_advantages
 from lens.problems.prompts import Prompt, PromptFormat, encode_problems
 from lens.sampling.rollouts import Rollouts, Sampler
 from lens.seeding import derive_seed
 from lens.training.experience import Experience, weigh
+from lens.training.policy import make_optimizer
 from lens.training.update import Loss, compute_gradient
 
 
@@ -38,22 +41,18 @@ class Batch:
 class Workload:
     """A policy with its optimizer, and the questions it is asked; the same config makes the same in every process."""
 
-    settings: DictConfig  # the config's trainer section
-    seed: int
+    config: DictConfig
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     questions: Batch
 
     def __post_init__(self):
-        s = self.settings
-        self.loss = Loss(**{f.name: s[f.name] for f in fields(Loss)})
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=s.learning_rate,
-            betas=tuple(s.adam_betas),
-            eps=s.adam_eps,
-            weight_decay=s.weight_decay,
-        )
+        self.loss, self.optimizer = Loss.build(self.config), make_optimizer(self.model, self.config.optimizer)
+
+    @property
+    def rollouts(self) -> DictConfig:
+        """The config's trainer.rollouts section."""
+        return self.config.trainer.rollouts
 
     @classmethod
     def load(cls, config: DictConfig) -> Workload:
@@ -62,12 +61,11 @@ class Workload:
         Raises:
             ConfigError: no such model or problems, or layers that cannot do what is asked of them.
         """
-        use_threads(config)
+        use_threads(config.trainer.memory.num_threads)
         model, tokenizer = load_model(
             config.model.name_or_path, dtype=config.model.dtype, attention=config.model.attention
         )
-        t = config.trainer
-        check_layers(model, gradient_checkpointing=t.gradient_checkpointing, torch_compile=t.torch_compile)
+        check_layers(model, config.trainer.memory)
         problems, _ = instantiate(config.dataset)({})
         problems = problems.shuffle(seed=config.seed)
         count = min(len(problems), 64 + (config.warmup + config.rounds) * config.trainer.num_prompts_per_step)
@@ -75,33 +73,29 @@ class Workload:
             problems.select(range(count)), tokenizer, PromptFormat(**config.model.prompt)
         )
         questions = Batch(list(problems["problem"]), prompts, list(problems["answer"]))
-        return cls(config.trainer, config.seed, model, tokenizer, questions)
+        return cls(config, model, tokenizer, questions)
 
     def batch(self, number: int) -> Batch:
         """The questions of round ``number``, in the problems' order; after the last comes the first."""
-        size, q = self.settings.num_prompts_per_step, self.questions
+        size, q = self.config.trainer.num_prompts_per_step, self.questions
         chosen = [index % len(q.prompts) for index in range(number * size, (number + 1) * size)]
         return Batch(*([getattr(q, f.name)[index] for index in chosen] for f in fields(Batch)))
 
     @contextmanager
     def sampler(self, settings: DictConfig) -> Iterator[Sampler]:
         """A rollout engine with the policy's weights, closed in the end."""
-        longest = max(len(prompt.token_ids) for prompt in self.questions.prompts) + self.settings.max_completion_length
-        reserved = {"max_model_len": longest} if settings.get("max_model_len", longest) is None else {}
-        sampler = instantiate(settings, model=self.model, tokenizer=self.tokenizer, **reserved)
-        try:
-            sampler.sync(self.model.named_parameters(remove_duplicate=False))
+        longest = longest_sequence(self.model, self.questions.prompts, self.rollouts.max_completion_length)
+        with make_sampler(settings, self.model, self.tokenizer, longest) as sampler:
+            sampler.sync(named_weights(self.model))
             yield sampler
-        finally:
-            sampler.close()
 
     def sample(self, sampler: Sampler, prompts: Sequence[Prompt], number: int) -> Rollouts:
         """Completions of these prompts; ``number`` decides the seed."""
-        s = self.settings
+        s = self.rollouts
         return sampler.sample(
             prompts,
             s.num_generations,
-            derive_seed(self.seed, "round", number),
+            derive_seed(self.config.seed, "round", number),
             max_completion_length=s.max_completion_length,
             temperature=s.temperature,
             top_p=s.top_p,
@@ -109,21 +103,20 @@ class Workload:
 
     def grade(self, grader: Grader, rollouts: Rollouts, answers: Sequence[str]) -> list[str]:
         """Verdicts on all completions."""
-        golds = [answer for answer in answers for _ in range(rollouts.num_generations)]
-        return [grade.verdict for grade in grader.grade(rollouts.texts, golds)]
+        return grade_groups(grader, rollouts.texts, answers, rollouts.num_generations)
 
     def logprobs(self, rollouts: Rollouts) -> Tensor:
         """The policy's own log-probabilities [Q*G, T]."""
         return self.loss.recompute(self.model, rollouts)[0]
 
     def old_logprobs(self, rollouts: Rollouts) -> Tensor | None:
-        """The same where trainer.old_logprobs asks for that pass."""
-        return self.logprobs(rollouts) if self.settings.old_logprobs == "trainer" else None
+        """The same where trainer.rollouts.old_logprobs asks for that pass."""
+        return self.logprobs(rollouts) if self.rollouts.old_logprobs == "trainer" else None
 
     def update(self, gradient: Callable[[], dict[str, float] | None]) -> dict[str, float]:
         """One optimizer step: what leaves the gradient, the limit of its norm, AdamW. Returns what the first does."""
         metrics = gradient()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.max_grad_norm)
         self.optimizer.step()
         return metrics or {}
 
@@ -143,25 +136,19 @@ class Workload:
         """One step of GRPO, measured; the answers are graded, and half of each group is then taken for right."""
         meter, batch = Meter(), self.batch(number)
         with meter.phase("sync"):
-            sampler.sync(self.model.named_parameters(remove_duplicate=False))
+            sampler.sync(named_weights(self.model))
         with meter.phase("sample"):
             rollouts = self.sample(sampler, batch.prompts, number)
         with meter.phase("grade"):
             self.grade(grader, rollouts, batch.answers)
         with meter.phase("logprobs"):
             recomputed = self.old_logprobs(rollouts)
-        experience = every_answer_teaches(rollouts, self.settings.old_logprobs, recomputed)
+        experience = every_answer_teaches(rollouts, self.rollouts.old_logprobs, recomputed)
         with meter.phase("update"):
             self.learn(experience)
         tokens = count_tokens([len(prompt.token_ids) for prompt in batch.prompts], rollouts.lengths.tolist())
         flops = training_flops(self.model, self.sequences(experience))
         return meter.row() | tokens | {"step_s": sum(meter.seconds.values()), "update_flops": flops}
-
-
-def use_threads(config: DictConfig) -> None:
-    """As many threads as the config says, in this process."""
-    if config.trainer.num_threads:
-        torch.set_num_threads(config.trainer.num_threads)
 
 
 def count_tokens(prompts: Sequence[int], completions: Sequence[int]) -> dict[str, int]:
@@ -195,8 +182,8 @@ def made_up_rollouts(work: Workload, *, shortest_share: float = 1.0, num_prompts
     Lengths are spread evenly from shortest_share x max_completion_length up to max_completion_length, and shuffled.
     The log-probabilities are the policy's own.
     """
-    s, vocabulary = work.settings, work.model.config.get_text_config().vocab_size
-    generator = torch.Generator().manual_seed(derive_seed(work.seed, "made up"))
+    s, vocabulary = work.rollouts, work.model.config.get_text_config().vocab_size
+    generator = torch.Generator().manual_seed(derive_seed(work.config.seed, "made up"))
     prompts = work.batch(0).prompts[:num_prompts]
     count, longest = len(prompts) * s.num_generations, s.max_completion_length
     lengths = torch.linspace(max(1, round(shortest_share * longest)), longest, count).round().long()

@@ -7,18 +7,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import torch
 from datasets import Dataset
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lens.distributed.collectives import Apart, is_first, world_size
+from lens.distributed.collectives import Interruptible, is_first, world_size
 from lens.errors import ConfigError
 from lens.evaluation.evaluator import EvaluationSet, Evaluator
 from lens.grading.golds import check_golds
 from lens.grading.pool import Grader
+from lens.models.loading import check_model
 from lens.models.tiny import make_tiny
+from lens.problems.mixture import check_files
 from lens.problems.prompts import Prompt, PromptFormat, encode_problems
 from lens.sampling.rollouts import Sampler
 from lens.sampling.shared import SharedSampler
@@ -26,12 +29,27 @@ from lens.sampling.shared import SharedSampler
 log = logging.getLogger(__name__)
 
 
-def check_fetched(config: DictConfig) -> None:
-    """Raises ConfigError where the config's model is to be fetched, and is not there."""
-    name = config.model.name_or_path
-    if config.model.fetch is not None and not Path(name).exists():
+def check_inputs(config: DictConfig) -> None:
+    """Refuse what is missing before anything is read or made: the model, files of problems, the rollout engine.
+
+    Raises:
+        ConfigError: the first that is missing.
+    """
+    model = config.model
+    if model.fetch is not None and not Path(model.name_or_path).exists():
         command = f"python scripts/fetch_model.py model={HydraConfig.get().runtime.choices.model}"
-        raise ConfigError("model.name_or_path", name, f"a folder; `{command}` makes it")
+        raise ConfigError("model.name_or_path", model.name_or_path, f"a folder; `{command}` makes it")
+    if model.name_or_path is not None:
+        check_model(model.name_or_path)
+    check_files(config.dataset, "dataset")
+    check_files(config.evaluation.sets, "evaluation.sets")
+    get_class(config.sampler._target_)  # importing vLLM's sampler fails with a ConfigError where vLLM is missing
+
+
+def use_threads(number: int | None) -> None:
+    """Compute with so many threads in this process; None leaves the number as it is."""
+    if number is not None:
+        torch.set_num_threads(number)
 
 
 def loading(config: DictConfig) -> dict[str, str | None]:
@@ -69,6 +87,7 @@ def make_evaluator(config: DictConfig, raw_sets: dict[str, Dataset], tokenizer: 
         top_p=settings.top_p,
         max_completion_length=settings.max_completion_length,
         by_level=settings.by_level,
+        every=settings.get("every", 0),
     )
 
 
@@ -96,18 +115,21 @@ def evaluator_needs(model: PreTrainedModel, evaluator: Evaluator) -> int:
 
 @contextmanager
 def make_sampler(
-    config: DictConfig,
+    settings: DictConfig,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     longest: int,
-    apart: Apart = nullcontext,
+    interruptible: Interruptible = nullcontext,
 ) -> Iterator[Sampler]:
-    """The config's rollout engine, closed in the end; an engine that reserves room is told how long sequences get."""
-    reserved = {"max_model_len": longest} if config.sampler.get("max_model_len", longest) is None else {}
-    sampler = instantiate(config.sampler, model=model, tokenizer=tokenizer, **reserved)
+    """A rollout engine, closed in the end; one that reserves memory is told how long sequences get.
+
+    ``settings`` is the config's sampler section.
+    """
+    reserved = {"max_model_len": longest} if settings.get("max_model_len", longest) is None else {}
+    sampler = instantiate(settings, model=model, tokenizer=tokenizer, **reserved)
     try:
-        per_engine = config.sampler.get("tensor_parallel_size", 1)
-        yield sampler if world_size() == 1 else SharedSampler(sampler, per_engine, apart)
+        per_engine = settings.get("tensor_parallel_size", 1)
+        yield sampler if world_size() == 1 else SharedSampler(sampler, per_engine, interruptible)
     finally:
         sampler.close()
 

@@ -6,9 +6,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pandas as pd
-import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from lens.commands.assembly import (
     evaluator_needs,
@@ -18,6 +17,7 @@ from lens.commands.assembly import (
     make_sampler,
     problems_of,
     too_long_of,
+    use_threads,
 )
 from lens.config.checks import check_values
 from lens.distributed.collectives import is_first
@@ -30,7 +30,7 @@ from lens.models.loading import load_model
 from lens.models.sharding import named_weights
 from lens.problems import load_evaluation_sets
 from lens.runs import checkpoints
-from lens.runs.run import SUMMARY
+from lens.runs.run import SUMMARY, read_config
 from lens.seeding import derive_seed
 from lens.terminal import show_table
 
@@ -45,19 +45,18 @@ def evaluate(config: DictConfig, folder: Path) -> pd.DataFrame:
     """
     run, checkpoint = locate(config.checkpoint)
     if run is not None:
-        trained = OmegaConf.load(run / ".hydra" / "config.yaml")
+        trained = read_config(run, "checkpoint")
         config.model.prompt = trained.model.prompt
-        config.trainer.max_completion_length = trained.trainer.max_completion_length
+        config.trainer.rollouts.max_completion_length = trained.trainer.rollouts.max_completion_length
     check_values(config)
-    if config.trainer.num_threads:
-        torch.set_num_threads(config.trainer.num_threads)
+    use_threads(config.trainer.memory.num_threads)
     raw_sets = load_evaluation_sets(config.evaluation.sets)
     model, tokenizer = load_model(checkpoint, **loading(config), key="checkpoint")
     evaluator = make_evaluator(config, raw_sets, tokenizer)
     with ExitStack() as stack:
         grader = stack.enter_context(instantiate(config.grader))
         failing = failing_golds(config, grader, problems_of(evaluator))
-        sampler = stack.enter_context(make_sampler(config, model, tokenizer, evaluator_needs(model, evaluator)))
+        sampler = stack.enter_context(make_sampler(config.sampler, model, tokenizer, evaluator_needs(model, evaluator)))
         sampler.sync(named_weights(model))
         seed = derive_seed(config.seed, "evaluation")
         per_problem, answers = evaluator.evaluate(sampler, SharedGrader(grader), seed, show_progress=is_first())

@@ -22,13 +22,13 @@ def show_plan(config: DictConfig) -> None:
         ("training problems, at most", f"{made.problems:,}"),
         (
             "questions x answers a round",
-            f"{t.num_prompts_per_rollout} x {t.num_generations} = {made.answers_a_round:,}",
+            f"{t.rollouts.num_prompts_per_rollout} x {t.rollouts.num_generations} = {made.answers_a_round:,}",
         ),
-        ("questions x answers an update", f"{t.num_prompts_per_step} x {t.num_generations}"),
+        ("questions x answers an update", f"{t.num_prompts_per_step} x {t.rollouts.num_generations}"),
         ("updates a round", made.updates_a_round),
         ("updates, rounds", f"{t.max_steps:,}, {made.rounds:,}"),
         ("steps an epoch", f"{made.steps_an_epoch:,} ({t.max_steps / max(made.steps_an_epoch, 1):.2f} epochs in all)"),
-        ("longest sequence in tokens", f"{config.model.prompt.max_length:,} + {t.max_completion_length:,}"),
+        ("longest sequence in tokens", f"{config.model.prompt.max_length:,} + {t.rollouts.max_completion_length:,}"),
         ("evaluations", f"{made.evaluations} x {made.evaluated:,} problems x {config.evaluation.num_samples} answers"),
     ]
     show_table("Batches", pd.DataFrame([(name, str(value)) for name, value in batches], columns=["what", "number"]))

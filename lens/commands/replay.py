@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from lens.config.checks import check_objective, check_writable
 from lens.files import write_parquet
 from lens.losses.aggregation import token_weights
 from lens.runs.answers import read_answers, stored_answers
+from lens.runs.run import read_config
 from lens.terminal import show_table
 from lens.training.stored_experience import STORED, compared, weigh_again
 
@@ -38,10 +38,10 @@ def replay(run: Path, objective: Callable[..., Tensor], *, name: str, step: int 
         ConfigError: an objective that cannot work, no such rollouts, or a target that cannot be written to.
     """
     check_objective(objective)
-    trainer = (
-        OmegaConf.load(run / ".hydra" / "config.yaml").trainer if (run / ".hydra" / "config.yaml").exists() else {}
-    )
-    mode, longest = trainer.get("loss_agg_mode", "seq-mean-token-mean"), trainer.get("max_completion_length", 1)
+    mode, longest = "seq-mean-token-mean", 1
+    if (run / ".hydra" / "config.yaml").exists():
+        trained = read_config(run, "run")
+        mode, longest = trained.loss.loss_agg_mode, trained.trainer.rollouts.max_completion_length
     files = stored_answers(run, "rollouts", step)
     check_writable("target", target)
     rows = []

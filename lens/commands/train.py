@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack, suppress
-from dataclasses import fields
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
-from datasets import disable_progress_bars
+from datasets import Dataset, disable_progress_bars
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lens import __version__
 from lens.commands.assembly import (
-    check_fetched,
+    check_inputs,
     evaluator_needs,
     failing_golds,
     loading,
@@ -24,6 +26,7 @@ from lens.commands.assembly import (
     model_path,
     problems_of,
     too_long_of,
+    use_threads,
 )
 from lens.config.checks import check_objective, check_training, check_values
 from lens.distributed.collectives import barrier, is_first, world_size
@@ -39,147 +42,241 @@ from lens.models.lora import add_adapters, check_adapters, load_adapters
 from lens.models.sharding import shard
 from lens.problems import load_evaluation_sets
 from lens.problems.decontamination import without_ids
-from lens.problems.prompts import PromptFormat, encode_problems
-from lens.runs import checkpoints
+from lens.problems.prompts import Prompt, PromptFormat, encode_problems
+from lens.runs.checkpoints import ADAPTER_FOLDER, CheckpointFolder, prune
 from lens.runs.provenance import provenance
 from lens.runs.resuming import copy_history, find_state, finished_summary
 from lens.runs.run import FAILURE, PROVENANCE
 from lens.runs.tracker import SilentTracker, Tracker
 from lens.runs.wandb_account import resolve_wandb_mode
 from lens.seeding import derive_seed, seed_everything
+from lens.training.collecting import Collector
+from lens.training.policy import Policy
 from lens.training.profiling import profiled
 from lens.training.trainer import Trainer
-from lens.training.update import Loss
+from lens.training.weight_sync import SyncedSampler
 
 log = logging.getLogger(__name__)
-
 disable_progress_bars()  # of datasets, which would run through the bars that tell something
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts: its folder and config, and the checkpoint with its state if it resumes from one.
+
+    Attributes:
+        folder: the run folder.
+        config: the composed config as plain values.
+        checkpoint, state: the checkpoint's folder and its training state; None for a run from the beginning.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    checkpoint: Path | None = None
+    state: dict[str, Any] | None = None
+
+    @property
+    def resumes_itself(self) -> bool:
+        """Whether the checkpoint is the run's own."""
+        return self.checkpoint is not None and self.checkpoint.is_relative_to(self.folder)
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """The problems that are trained on, with their prompts, and what was found about them.
+
+    Attributes:
+        problems, prompts: in the same order.
+        too_long: problems left out because their prompt is over the limit.
+        contamination: by evaluation set, its problems that are trained on.
+    """
+
+    problems: Dataset
+    prompts: list[Prompt]
+    too_long: int
+    contamination: dict[str, dict[str, Any]]
+
+
 def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str, float]:
-    """Train as the config says, or go on, or say that it is done; returns the last evaluation's metrics.
+    """Train as the config says, or resume, or say that it is done; returns the last evaluation's metrics.
 
     Raises:
         ConfigError: a value that cannot work.
-        StopRequested: Ctrl-C or SIGTERM; the run folder is whole, and the same command goes on.
+        StopRequested: Ctrl-C or SIGTERM; the run folder is whole, and the same command resumes.
+        RunFailed: the run cannot go on; failure.txt in its folder says why.
     """
     check_values(config)
     check_training(config, world_size())
-    check_fetched(config)
     objective = instantiate(config.objective)
     check_objective(objective)
     wandb_mode = resolve_wandb_mode(config.tracking.wandb.mode)
+    check_inputs(config)
     plain = OmegaConf.to_container(config, resolve=True)
     if summary := finished_summary(folder, plain):
         store_config(config, folder)
         log.info("Finished already at step %d: %s", summary["step"], folder)
         return summary["metrics"]
-    checkpoint, state = find_state(folder, plain) or (None, None)
+    start = Start(folder, plain, *(find_state(folder, plain) or ()))
     barrier()  # no process still reads what the first may change from here on
     store_config(config, folder)
+    use_threads(config.trainer.memory.num_threads)
 
-    if config.trainer.num_threads:
-        torch.set_num_threads(config.trainer.num_threads)
     raw_sets = load_evaluation_sets(config.evaluation.sets)
     problems, contamination = instantiate(config.dataset)(raw_sets)
-    name = model_path(config)
-    lora = config.model.lora
-    model, tokenizer = load_model(str(name if lora else checkpoint or name), **loading(config))
-    if lora:
-        check_adapters(model, lora)
-    wanted = {key: config.trainer[key] for key in ("gradient_checkpointing", "torch_compile")}
-    check_layers(model, **wanted)
-    reference = load_model(name, **loading(config))[0] if config.trainer.beta > 0 else None
-
+    model, tokenizer, reference = load_models(config, start)
     evaluator = make_evaluator(config, raw_sets, tokenizer)
-    problems, prompts, too_long = encode_problems(problems, tokenizer, PromptFormat(**config.model.prompt))
-    if len(problems) < config.trainer.num_prompts_per_rollout:
-        valid = f"at most {len(problems)}, the training problems there are"
-        raise ConfigError("trainer.num_prompts_per_rollout", config.trainer.num_prompts_per_rollout, valid)
-    longest = max(
-        longest_sequence(model, prompts, config.trainer.max_completion_length), evaluator_needs(model, evaluator)
+    training_set = TrainingSet(
+        *encode_problems(problems, tokenizer, PromptFormat(**config.model.prompt)), contamination
     )
-    announce_plan(config, len(problems), too_long, evaluator)
+    check_size(config, training_set)
+    longest = max(
+        longest_sequence(model, training_set.prompts, config.trainer.rollouts.max_completion_length),
+        evaluator_needs(model, evaluator),
+    )
+    announce_plan(config, training_set, evaluator)
 
     with ExitStack() as stack:
         grader = stack.enter_context(instantiate(config.grader))
-        failing = failing_golds(config, grader, {"dataset": problems} | problems_of(evaluator))
+        failing = failing_golds(config, grader, {"dataset": training_set.problems} | problems_of(evaluator))
         stop = StopSignals()
-        sampler = stack.enter_context(make_sampler(config, model, tokenizer, longest, stop.apart))
-        if lora:  # not before: a sampler's copy of the model is one without adapters
-            add_adapters(model, lora, derive_seed(config.seed, "lora"))
-            if checkpoint:
-                load_adapters(checkpoint / checkpoints.ADAPTER_FOLDER, model)
-        for sharded in filter(None, (model, reference)):
-            shard(sharded)
+        sampler = stack.enter_context(make_sampler(config.sampler, model, tokenizer, longest, stop.interruptible))
+        prepare_weights(config, start, model, reference)
         seed_everything(config.seed)
         stack.enter_context(stop.listening())
-        choices = HydraConfig.get().runtime.choices
-        own = checkpoint is not None and checkpoint.is_relative_to(folder)
-        wandb_settings = {
-            "mode": wandb_mode,
-            "project": config.tracking.wandb.project,
-            "group": config.tracking.wandb.group,
-            "name": f"{choices.objective}-seed{config.seed}",
-            "tags": [str(choices[group]) for group in ("experiment", "objective", "model", "dataset", "sampler")],
-        }
-        tracker = SilentTracker()
+        tracker = make_tracker(config, start, wandb_mode)
         if is_first():
-            if state and not own:
-                copy_history(checkpoint.parent.parent, folder, state["step"])
-            if state:
-                kept = {"keep": config.trainer.keep_checkpoints, "best": state["best"].get("step")}
-                checkpoints.prune(folder / "checkpoints", state["step"], **kept)
-            run_id, lines = state["wandb_run_id"] if own else None, state["lines"] if state else 0
-            tracker = Tracker(folder, plain, wandb_settings, run_id=run_id, lines=lines)
-            write_json(folder / PROVENANCE, {**provenance(), "config": plain})
             write_json(folder / "contamination.json", contamination)
             write_json(folder / "failing_golds.json", failing)
-        trainer = Trainer(
-            settings=config.trainer,
-            loss=Loss(**{f.name: config.trainer[f.name] for f in fields(Loss)}),
-            objective=objective,
-            model=model,
-            reference=reference,
-            tokenizer=tokenizer,
-            problems=problems,
-            prompts=prompts,
-            sampler=sampler,
-            grader=SharedGrader(grader, stop.apart),
-            evaluator=evaluator,
-            evaluate_every=config.evaluation.every,
-            tracker=tracker,
-            seed=config.seed,
-            folder=folder,
-            stop=stop,
-            show_progress=show_progress,
-            identity={"config": plain, "wandb_run_id": tracker.run_id},
+        policy = Policy.build(config, model, tokenizer, reference)
+        engine = SyncedSampler(sampler, model, training_set.prompts, policy.loss)
+        graders = SharedGrader(grader, stop.interruptible)
+        collector = Collector(
+            config.trainer.rollouts,
+            training_set.problems,
+            training_set.prompts,
+            engine,
+            graders,
+            objective,
+            policy,
+            config.seed,
         )
-        summary = None
-        try:
-            if state:
-                trainer.restore(checkpoint, state)
-                log.info("Going on from step %d: %s", state["step"], checkpoint)
-            (folder / FAILURE).unlink(missing_ok=True)
-            with profiled(folder, enabled=config.profile):
-                metrics = trainer.run()
-            summary = {
-                "step": trainer.position.step,
-                "metrics": metrics,
-                "best": trainer.position.best,
-                "contamination": {name: without_ids(found) for name, found in contamination.items()},
-                "failing_golds": count_all(failing),
-                "prompts_too_long": {"dataset": too_long} | too_long_of(evaluator),
-            }
-        except RunFailed as failure:
-            with suppress(OSError):  # the disk may be full
-                (folder / FAILURE).write_text(f"{failure}\n")
-            raise
-        finally:
-            tracker.finish(summary)
+        identity = {"config": plain, "wandb_run_id": tracker.run_id}
+        checkpoints = CheckpointFolder(folder / "checkpoints", identity)
+        parts = config.trainer, policy, collector, evaluator, tracker, checkpoints, stop, show_progress
+        return run_to_the_end(
+            Trainer(*parts), start, counts_of(training_set, evaluator, failing), profile=config.profile
+        )
+
+
+def load_models(
+    config: DictConfig, start: Start
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, PreTrainedModel | None]:
+    """The model to train, of the checkpoint if there is one, its tokenizer, and the reference model if beta > 0.
+
+    Adapters are not there yet: `prepare_weights` adds them.
+
+    Raises:
+        ConfigError: no such model, or one that cannot do what the config asks of its layers.
+    """
+    name, lora = model_path(config), config.model.lora
+    source = name if lora or start.checkpoint is None else start.checkpoint
+    model, tokenizer = load_model(str(source), **loading(config))
+    if lora:
+        check_adapters(model, lora)
+    check_layers(model, config.trainer.memory)
+    reference = load_model(name, **loading(config))[0] if config.loss.beta > 0 else None
+    return model, tokenizer, reference
+
+
+def prepare_weights(
+    config: DictConfig, start: Start, model: PreTrainedModel, reference: PreTrainedModel | None
+) -> None:
+    """Add adapters where the config asks for them, and shard the weights over the processes.
+
+    It comes after the sampler is made, whose copy of the model has no adapters.
+    """
+    if config.model.lora:
+        add_adapters(model, config.model.lora, derive_seed(config.seed, "lora"))
+        if start.checkpoint:
+            load_adapters(start.checkpoint / ADAPTER_FOLDER, model)
+    for sharded in filter(None, (model, reference)):
+        shard(sharded)
+
+
+def make_tracker(config: DictConfig, start: Start, wandb_mode: str) -> Tracker | SilentTracker:
+    """What writes the run's metrics; only the first process writes. The run folder is made ready for it."""
+    if not is_first():
+        return SilentTracker()
+    folder, state = start.folder, start.state
+    if state and not start.resumes_itself:
+        copy_history(start.checkpoint.parent.parent, folder, state["step"])
+    if state:
+        kept = {"keep": config.trainer.checkpoints.keep_checkpoints, "best": state["best"].get("step")}
+        prune(folder / "checkpoints", state["step"], **kept)
+    choices = HydraConfig.get().runtime.choices
+    settings = {
+        "mode": wandb_mode,
+        "project": config.tracking.wandb.project,
+        "group": config.tracking.wandb.group,
+        "name": f"{choices.objective}-seed{config.seed}",
+        "tags": [str(choices[group]) for group in ("experiment", "objective", "model", "dataset", "sampler")],
+    }
+    run_id = state["wandb_run_id"] if start.resumes_itself else None
+    tracker = Tracker(folder, start.config, settings, run_id=run_id, lines=state["lines"] if state else 0)
+    write_json(folder / PROVENANCE, {**provenance(), "config": start.config})
+    return tracker
+
+
+def run_to_the_end(trainer: Trainer, start: Start, counts: dict[str, Any], *, profile: bool) -> dict[str, float]:
+    """Run the loop from where the run starts, and leave a summary; returns the last evaluation's metrics.
+
+    Args:
+        trainer: the run.
+        start: where it starts.
+        counts: what the summary says of the problems.
+        profile: run under torch's profiler.
+
+    Raises:
+        RunFailed, StopRequested: as `Trainer.run`; the W&B run is then marked as not finished.
+    """
+    folder, summary = start.folder, None
+    try:
+        if start.state:
+            trainer.restore(start.checkpoint, start.state)
+            log.info("Resuming from step %d: %s", start.state["step"], start.checkpoint)
+        (folder / FAILURE).unlink(missing_ok=True)
+        with profiled(folder, enabled=profile):
+            metrics = trainer.run()
+        at = trainer.state
+        summary = {"step": at.step, "metrics": metrics, "best": at.best, **counts, "lens_version": __version__}
+    except RunFailed as failure:
+        with suppress(OSError):  # the disk may be full
+            (folder / FAILURE).write_text(f"{failure}\n")
+        raise
+    finally:
+        trainer.tracker.finish(summary)
     accuracies = ", ".join(f"{name} {100 * value:.1f} %" for name, value in metrics.items() if is_headline(name))
-    log.info("Finished at step %d (%s): %s", trainer.position.step, accuracies, folder)
+    log.info("Finished at step %d (%s): %s", at.step, accuracies, folder)
     return metrics
+
+
+def counts_of(
+    training_set: TrainingSet, evaluator: Evaluator, failing: dict[str, list[dict[str, str]]]
+) -> dict[str, Any]:
+    """What a summary counts: evaluation problems trained on, gold answers that fail, prompts that are too long."""
+    return {
+        "contamination": {name: without_ids(found) for name, found in training_set.contamination.items()},
+        "failing_golds": count_all(failing),
+        "prompts_too_long": {"dataset": training_set.too_long} | too_long_of(evaluator),
+    }
+
+
+def check_size(config: DictConfig, training_set: TrainingSet) -> None:
+    """Raises ConfigError where a round asks for more problems than there are."""
+    available, asked = len(training_set.problems), config.trainer.rollouts.num_prompts_per_rollout
+    if available < asked:
+        valid = f"at most {available}, the training problems there are"
+        raise ConfigError("trainer.rollouts.num_prompts_per_rollout", asked, valid)
 
 
 def store_config(config: DictConfig, folder: Path) -> None:
@@ -199,27 +296,28 @@ def is_headline(name: str) -> bool:
     return name.startswith("eval/") and name.endswith("/pass@1") and name.count("/") == 2
 
 
-def announce_plan(config: DictConfig, num_problems: int, too_long: int, evaluator: Evaluator) -> None:
+def announce_plan(config: DictConfig, training_set: TrainingSet, evaluator: Evaluator) -> None:
     """Log what the run will do: the batch plan."""
-    t = config.trainer
-    rounds_per_epoch = num_problems // t.num_prompts_per_rollout
-    updates = t.num_prompts_per_rollout // t.num_prompts_per_step
+    t, r = config.trainer, config.trainer.rollouts
+    num_problems = len(training_set.problems)
+    rounds_per_epoch = num_problems // r.num_prompts_per_rollout
+    updates = r.num_prompts_per_rollout // t.num_prompts_per_step
     log.info(
         "Plan: %d problems (%d too long); a round is %d questions x %d answers of at most %d tokens = %d answers; "
         "%d update(s) a round of %d answers each; %d steps an epoch, %d steps = %.2f epochs; "
         "evaluation every %d steps on %d problems x %d samples",
         num_problems,
-        too_long,
-        t.num_prompts_per_rollout,
-        t.num_generations,
-        t.max_completion_length,
-        t.num_prompts_per_rollout * t.num_generations,
+        training_set.too_long,
+        r.num_prompts_per_rollout,
+        r.num_generations,
+        r.max_completion_length,
+        r.num_prompts_per_rollout * r.num_generations,
         updates,
-        t.num_prompts_per_step * t.num_generations,
+        t.num_prompts_per_step * r.num_generations,
         rounds_per_epoch * updates,
         t.max_steps,
         t.max_steps / (rounds_per_epoch * updates),
-        config.evaluation.every,
+        evaluator.every,
         sum(len(s.prompts) for s in evaluator.sets),
         evaluator.num_samples,
     )

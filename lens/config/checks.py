@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -16,6 +16,7 @@ from transformers import SchedulerType
 from lens.config.keys import KEYWORDS
 from lens.errors import ConfigError
 from lens.evaluation.scores import ks_up_to
+from lens.losses.aggregation import LossAggMode
 
 
 def as_path(key: str, value: Any) -> Path:
@@ -31,7 +32,6 @@ def as_path(key: str, value: Any) -> Path:
 
 Rule = tuple[type | tuple[type, ...], Callable[[Any], bool], str]
 NUMBER = (int, float)
-LOSS_AGG_MODES = ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
 
 
 def at_least(least: int) -> Rule:
@@ -63,42 +63,52 @@ RULES: dict[str, Rule] = {
     "check_golds": (bool, lambda v: True, "true or false"),
     "profile": (bool, lambda v: True, "true or false"),
     "trainer.max_steps": at_least(1),
-    "trainer.num_prompts_per_rollout": at_least(1),
+    "trainer.rollouts.num_prompts_per_rollout": at_least(1),
     "trainer.num_prompts_per_step": at_least(1),
-    "trainer.num_generations": (int, lambda v: v >= 2, "an integer >= 2: an answer is weighed against its group"),
-    "trainer.max_completion_length": at_least(1),
-    "trainer.temperature": POSITIVE,
-    "trainer.top_p": number(lambda v: v == 1, "1: below it the sampled log-probabilities would not be the policy's"),
-    "trainer.truncated": one_of("grade", "mask"),
-    "trainer.old_logprobs": one_of("sampler", "trainer", "current"),
-    "trainer.confidence": one_of("sampler", "trainer"),
-    "trainer.importance_sampling": one_of("none", "token_truncate", "token_mask", "sequence_mask"),
-    "trainer.importance_cap": number(lambda v: v > 1, "a number > 1"),
-    "trainer.autocast": one_of("bfloat16"),
-    "trainer.epsilon_low": number(lambda v: 0 < v < 1, "a number between 0 and 1"),
-    "trainer.epsilon_high": POSITIVE,
-    "trainer.dual_clip": number(lambda v: v > 1, "a number > 1, or null for none"),
-    "trainer.loss_agg_mode": one_of(*LOSS_AGG_MODES),
-    "trainer.beta": NOT_NEGATIVE,
-    "trainer.entropy_coef": NOT_NEGATIVE,
-    "trainer.learning_rate": NOT_NEGATIVE,
-    "trainer.adam_eps": POSITIVE,
-    "trainer.weight_decay": NOT_NEGATIVE,
-    "trainer.max_grad_norm": POSITIVE,
-    "trainer.lr_scheduler": one_of(*(kind.value for kind in SchedulerType)),
-    "trainer.warmup_steps": at_least(0),
-    "trainer.max_tokens_per_microbatch": at_least(1),
-    "trainer.logits_chunk_size": at_least(1),
-    "trainer.gradient_checkpointing": (bool, lambda v: True, "true or false"),
-    "trainer.torch_compile": (bool, lambda v: True, "true or false"),
+    "trainer.rollouts.num_generations": (
+        int,
+        lambda v: v >= 2,
+        "an integer >= 2: an answer is weighed against its group",
+    ),
+    "trainer.rollouts.max_completion_length": at_least(1),
+    "trainer.rollouts.temperature": POSITIVE,
+    "trainer.rollouts.top_p": number(
+        lambda v: v == 1, "1: below it the sampled log-probabilities would not be the policy's"
+    ),
+    "trainer.rollouts.truncated": one_of("grade", "mask"),
+    "trainer.rollouts.old_logprobs": one_of("sampler", "trainer", "current"),
+    "trainer.rollouts.confidence": one_of("sampler", "trainer"),
+    "trainer.rollouts.importance_sampling": one_of("none", "token_truncate", "token_mask", "sequence_mask"),
+    "trainer.rollouts.importance_cap": number(lambda v: v > 1, "a number > 1"),
+    "trainer.memory.autocast": one_of("bfloat16"),
+    "loss.epsilon_low": number(lambda v: 0 < v < 1, "a number between 0 and 1"),
+    "loss.epsilon_high": POSITIVE,
+    "loss.dual_clip": number(lambda v: v > 1, "a number > 1, or null for none"),
+    "loss.loss_agg_mode": one_of(*get_args(LossAggMode)),
+    "loss.beta": NOT_NEGATIVE,
+    "loss.entropy_coef": NOT_NEGATIVE,
+    "optimizer.learning_rate": NOT_NEGATIVE,
+    "optimizer.adam_eps": POSITIVE,
+    "optimizer.weight_decay": NOT_NEGATIVE,
+    "optimizer.max_grad_norm": POSITIVE,
+    "optimizer.lr_scheduler": one_of(*(kind.value for kind in SchedulerType)),
+    "optimizer.warmup_steps": at_least(0),
+    "trainer.memory.max_tokens_per_microbatch": at_least(1),
+    "trainer.memory.logits_chunk_size": at_least(1),
+    "trainer.memory.gradient_checkpointing": (bool, lambda v: True, "true or false"),
+    "trainer.memory.torch_compile": (bool, lambda v: True, "true or false"),
     "trainer.grad_share_every": at_least(0),
-    "trainer.checkpoint_every": at_least(1),
-    "trainer.keep_checkpoints": at_least(1),
-    "trainer.keep_best": (str, lambda v: re.fullmatch(r"pass@\d+", v), "pass@1, pass@2, pass@4, ..., or null"),
+    "trainer.checkpoints.checkpoint_every": at_least(1),
+    "trainer.checkpoints.keep_checkpoints": at_least(1),
+    "trainer.checkpoints.keep_best": (
+        str,
+        lambda v: re.fullmatch(r"pass@\d+", v),
+        "pass@1, pass@2, pass@4, ..., or null",
+    ),
     "trainer.non_finite": one_of("stop", "skip"),
     "trainer.max_entropy": number(lambda v: v > 0, "a number > 0 (nats), or null for no limit"),
-    "trainer.rollouts_every": at_least(0),
-    "trainer.num_threads": at_least(1),
+    "trainer.rollouts.rollouts_every": at_least(0),
+    "trainer.memory.num_threads": at_least(1),
     "evaluation.every": at_least(0),
     "evaluation.num_samples": at_least(1),
     "evaluation.temperature": NOT_NEGATIVE,
@@ -142,7 +152,13 @@ RULES: dict[str, Rule] = {
     "model.prompt.max_length": at_least(1),
 }
 NULLABLE = {
-    *("trainer.autocast", "trainer.dual_clip", "trainer.num_threads", "trainer.keep_best", "trainer.max_entropy"),
+    *(
+        "trainer.memory.autocast",
+        "loss.dual_clip",
+        "trainer.memory.num_threads",
+        "trainer.checkpoints.keep_best",
+        "trainer.max_entropy",
+    ),
     *("objective.scale_mixed", "objective.scale_negative", "objective.rho"),
     *("sampler.max_model_len", "sampler.kv_cache_space", "model.attention", "model.lora"),
 }
@@ -170,39 +186,39 @@ def check_training(config: DictConfig, num_processes: int = 1) -> None:
     Raises:
         ConfigError: a combination that cannot work, with the numbers.
     """
-    trainer = config.trainer
-    if trainer.num_prompts_per_rollout % trainer.num_prompts_per_step:
-        valid = f"a divisor of trainer.num_prompts_per_rollout={trainer.num_prompts_per_rollout}"
+    trainer, rollouts, memory = config.trainer, config.trainer.rollouts, config.trainer.memory
+    if rollouts.num_prompts_per_rollout % trainer.num_prompts_per_step:
+        valid = f"a divisor of trainer.rollouts.num_prompts_per_rollout={rollouts.num_prompts_per_rollout}"
         raise ConfigError("trainer.num_prompts_per_step", trainer.num_prompts_per_step, valid)
     if trainer.num_prompts_per_step % num_processes:
         valid = f"a multiple of {num_processes}, the number of processes"
         raise ConfigError("trainer.num_prompts_per_step", trainer.num_prompts_per_step, valid)
-    longest = config.model.prompt.max_length + trainer.max_completion_length
-    if trainer.max_tokens_per_microbatch < longest:
+    longest = config.model.prompt.max_length + rollouts.max_completion_length
+    if memory.max_tokens_per_microbatch < longest:
         valid = (
             f"at least {longest}, one prompt and answer of the largest size "
-            f"(model.prompt.max_length + trainer.max_completion_length)"
+            f"(model.prompt.max_length + trainer.rollouts.max_completion_length)"
         )
-        raise ConfigError("trainer.max_tokens_per_microbatch", trainer.max_tokens_per_microbatch, valid)
+        raise ConfigError("trainer.memory.max_tokens_per_microbatch", memory.max_tokens_per_microbatch, valid)
     if OmegaConf.select(config, "objective.rho") is not None and config.objective.difficulty != "length_normalized":
         valid = f"length_normalized, as objective.rho={config.objective.rho} says what the difficulty is estimated from"
         raise ConfigError("objective.difficulty", config.objective.difficulty, valid)
-    if trainer.old_logprobs == "current" and trainer.num_prompts_per_step != trainer.num_prompts_per_rollout:
+    if rollouts.old_logprobs == "current" and trainer.num_prompts_per_step != rollouts.num_prompts_per_rollout:
         valid = (
-            f"trainer or sampler, as a round of {trainer.num_prompts_per_rollout} questions is several updates of "
+            f"trainer or sampler, as a round of {rollouts.num_prompts_per_rollout} questions is several updates of "
             f"{trainer.num_prompts_per_step}"
         )
-        raise ConfigError("trainer.old_logprobs", "current", valid)
-    if trainer.importance_sampling != "none" and trainer.old_logprobs != "trainer":
-        valid = "none, or trainer.old_logprobs=trainer: its weights are ratios of those to the engine's"
-        raise ConfigError("trainer.importance_sampling", trainer.importance_sampling, valid)
-    measured = [f"pass@{k}" for k in ks_up_to(config.evaluation.num_samples)]
-    if trainer.keep_best is not None and trainer.keep_best not in measured:
+        raise ConfigError("trainer.rollouts.old_logprobs", "current", valid)
+    if rollouts.importance_sampling != "none" and rollouts.old_logprobs != "trainer":
+        valid = "none, or trainer.rollouts.old_logprobs=trainer: its weights are ratios of those to the engine's"
+        raise ConfigError("trainer.rollouts.importance_sampling", rollouts.importance_sampling, valid)
+    keep_best, measured = trainer.checkpoints.keep_best, [f"pass@{k}" for k in ks_up_to(config.evaluation.num_samples)]
+    if keep_best is not None and keep_best not in measured:
         valid = f"one of {', '.join(measured)}, as evaluation.num_samples={config.evaluation.num_samples}, or null"
-        raise ConfigError("trainer.keep_best", trainer.keep_best, valid)
-    betas = list(trainer.adam_betas)
+        raise ConfigError("trainer.checkpoints.keep_best", keep_best, valid)
+    betas = list(config.optimizer.adam_betas)
     if len(betas) != 2 or not all(isinstance(b, NUMBER) and 0 <= b < 1 for b in betas):
-        raise ConfigError("trainer.adam_betas", betas, "two numbers in [0, 1)")
+        raise ConfigError("optimizer.adam_betas", betas, "two numbers in [0, 1)")
 
 
 def check_objective(objective: Callable[..., torch.Tensor]) -> None:

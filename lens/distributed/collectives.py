@@ -115,17 +115,17 @@ def turns(items: Sequence[T]) -> Iterator[tuple[T, bool]]:
         yield items[min(place, len(items) - 1)], place < len(items)
 
 
-Apart = Callable[[], AbstractContextManager[None]]  # around work that waits for no other process
+Interruptible = Callable[[], AbstractContextManager[None]]  # around work that waits for no other process
 
 
-def from_each(work: Callable[[], T], apart: Apart) -> list[T]:
+def from_each(work: Callable[[], T], interruptible: Interruptible) -> list[T]:
     """What every process makes of its share, in the order of their numbers.
 
     Raises:
         StopRequested: one of them was broken off.
     """
     try:
-        with apart() if world_size() > 1 else nullcontext():
+        with interruptible() if world_size() > 1 else nullcontext():
             part = work()
     except StopRequested as stop:
         part = stop

@@ -26,12 +26,12 @@ class StopSignals:
     """
 
     def __init__(self):
-        self.requested = False
+        self._requested = False
         self._abandonable = False
 
-    def agreed(self) -> bool:
-        """Whether a stop is wished for, in some process; all have to ask."""
-        return any_of(self.requested)
+    def is_requested(self) -> bool:
+        """Whether some process was asked to stop. Every process has to call it."""
+        return any_of(self._requested)
 
     @contextmanager
     def listening(self) -> Iterator[StopSignals]:
@@ -54,14 +54,14 @@ class StopSignals:
         states = random_states()
         try:
             stop_together()
-            with self.apart() if world_size() == 1 else nullcontext():
+            with self.interruptible() if world_size() == 1 else nullcontext():
                 yield
         except StopRequested:
             restore_random_states(states)
             raise
 
     @contextmanager
-    def apart(self) -> Iterator[None]:
+    def interruptible(self) -> Iterator[None]:
         """Abandonable work that waits for no other process.
 
         Raises:
@@ -76,9 +76,9 @@ class StopSignals:
             self._abandonable = False
 
     def _on_signal(self, number: int, frame: Any) -> None:
-        if self.requested and number == signal.SIGINT:
+        if self._requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.requested = True
+        self._requested = True
         if number == signal.SIGTERM:
             TERMINATED.set()
         at_once = TERMINATED.is_set()

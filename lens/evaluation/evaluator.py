@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from lens.errors import ConfigError
 from lens.evaluation.scores import tally
-from lens.grading.pool import Grader
+from lens.grading.pool import Grader, grade_groups
 from lens.problems.prompts import Prompt
 from lens.sampling.rollouts import Rollouts, Sampler
 from lens.seeding import derive_seed
@@ -44,6 +44,7 @@ class Evaluator:
         top_p: nucleus mass.
         max_completion_length: tokens an answer may have.
         by_level: report by level too.
+        every: updates between two evaluations in training; 0: before and after it alone.
     """
 
     sets: Sequence[EvaluationSet]
@@ -52,6 +53,7 @@ class Evaluator:
     top_p: float
     max_completion_length: int
     by_level: bool
+    every: int = 0
 
     def __post_init__(self):
         if self.num_samples < 1:
@@ -74,8 +76,7 @@ class Evaluator:
                 top_p=self.top_p,
                 progress=f"evaluation on {evaluation_set.name}" if show_progress else None,
             )
-            golds = [gold for gold in evaluation_set.problems["answer"] for _ in range(self.num_samples)]
-            verdicts = [grade.verdict for grade in grader.grade(rollouts.texts, golds)]
+            verdicts = grade_groups(grader, rollouts.texts, evaluation_set.problems["answer"], self.num_samples)
             frames.append(frame_of(evaluation_set, rollouts, verdicts))
         answers = pd.concat(frames, ignore_index=True)
         return tally(answers), answers

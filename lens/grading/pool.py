@@ -52,6 +52,12 @@ class Grade:
         return self.verdict == "correct"
 
 
+def grade_groups(grader: Grader, texts: Sequence[str], golds: Sequence[str], num_generations: int) -> list[Verdict]:
+    """The verdict on each answer, in order; ``num_generations`` answers in a row belong to each gold."""
+    repeated = [gold for gold in golds for _ in range(num_generations)]
+    return [grade.verdict for grade in grader.grade(texts, repeated)]
+
+
 class Grader:
     """A pool of worker processes that judge answers, each within limits of time and memory.
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 
-from lens.distributed.collectives import Apart, from_each, rank, world_size
+from lens.distributed.collectives import Interruptible, from_each, rank, world_size
 from lens.grading.pool import Grade, Grader
 
 
 class SharedGrader:
     """A grader in each process, as one."""
 
-    def __init__(self, grader: Grader, apart: Apart = nullcontext):
-        self.grader, self.apart = grader, apart
+    def __init__(self, grader: Grader, interruptible: Interruptible = nullcontext):
+        self.grader, self.interruptible = grader, interruptible
 
     def grade(self, completions: Sequence[str], answers: Sequence[str]) -> list[Grade]:
         """See `lens.grading.Grader`."""
         start, end = (len(answers) * number // world_size() for number in (rank(), rank() + 1))
-        parts = from_each(lambda: self.grader.grade(completions[start:end], answers[start:end]), self.apart)
+        parts = from_each(lambda: self.grader.grade(completions[start:end], answers[start:end]), self.interruptible)
         return [grade for part in parts for grade in part]

@@ -9,6 +9,7 @@ from types import MethodType
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -28,21 +29,21 @@ def decoder_layers(model: PreTrainedModel, key: str) -> list[GradientCheckpointi
     raise ConfigError(key, True, valid)
 
 
-def check_layers(model: PreTrainedModel, *, gradient_checkpointing: bool, torch_compile: bool) -> None:
-    """Whether the layers can do what is asked of them; torch.compile is tried.
+def check_layers(model: PreTrainedModel, memory: DictConfig) -> None:
+    """Refuse what the layers cannot do; torch.compile is tried. ``memory`` is the config's trainer.memory section.
 
     Raises:
         ConfigError: they cannot, or nothing can be compiled on this machine.
     """
-    if gradient_checkpointing:
-        decoder_layers(model, "trainer.gradient_checkpointing")
-    if torch_compile:
-        decoder_layers(model, "trainer.torch_compile")
+    if memory.gradient_checkpointing:
+        decoder_layers(model, "trainer.memory.gradient_checkpointing")
+    if memory.torch_compile:
+        decoder_layers(model, "trainer.memory.torch_compile")
         try:
             torch.compile(torch.sin)(torch.ones(1, device=model.device))
         except torch._dynamo.exc.TorchDynamoException as error:
             valid = f"false, or a machine with what torch.compile needs ({str(error).strip().splitlines()[0]})"
-            raise ConfigError("trainer.torch_compile", True, valid) from error
+            raise ConfigError("trainer.memory.torch_compile", True, valid) from error
 
 
 @cache
@@ -58,7 +59,9 @@ def changed_layers(model: PreTrainedModel, checkpointing: bool, torch_compile: b
     transformers' own switch asks for training mode, which turns dropout on in some layers, and takes the cache away
     from whoever samples with the model; and a module's own compile() would compile that sampling too.
     """
-    layers = decoder_layers(model, "trainer.gradient_checkpointing" if checkpointing else "trainer.torch_compile")
+    layers = decoder_layers(
+        model, "trainer.memory.gradient_checkpointing" if checkpointing else "trainer.memory.torch_compile"
+    )
     for layer in layers:
         forward = MethodType(compiled(type(layer).forward), layer) if torch_compile else layer.forward
         layer.forward = partial(checkpoint, forward, use_reentrant=False) if checkpointing else forward

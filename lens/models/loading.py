@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from lens.distributed.collectives import world_size
@@ -14,6 +14,24 @@ from lens.errors import ConfigError
 from lens.models.shared_prompts import SHARED_PROMPTS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+def check_model(name_or_path: str, key: str = "model.name_or_path") -> None:
+    """Refuse a model that cannot be found, without loading its weights; ``key`` is where the config names it.
+
+    Raises:
+        ConfigError: no such model, or a folder without a config or weights.
+    """
+    folder = Path(name_or_path)
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise ConfigError(key, name_or_path, "a folder in Hugging Face format (it has no config.json)")
+    if folder.exists() and not list(folder.glob("*.safetensors")):
+        raise ConfigError(key, name_or_path, "a folder with weights (it has no *.safetensors)")
+    try:
+        AutoConfig.from_pretrained(name_or_path)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(key, name_or_path, f"a causal language model by name or folder ({reason})") from error
 
 
 def load_model(
@@ -30,11 +48,7 @@ def load_model(
     """
     if dtype not in DTYPES:
         raise ConfigError("model.dtype", dtype, f"one of {', '.join(DTYPES)}")
-    folder = Path(name_or_path)
-    if folder.exists() and not (folder / "config.json").is_file():
-        raise ConfigError(key, name_or_path, "a folder in Hugging Face format (it has no config.json)")
-    if folder.exists() and not list(folder.glob("*.safetensors")):
-        raise ConfigError(key, name_or_path, "a folder with weights (it has no *.safetensors)")
+    check_model(name_or_path, key)
     transformers_logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)

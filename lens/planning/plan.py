@@ -71,11 +71,11 @@ class Plan:
 
     @property
     def answers_a_round(self) -> int:
-        return self.config.trainer.num_prompts_per_rollout * self.config.trainer.num_generations
+        return self.config.trainer.rollouts.num_prompts_per_rollout * self.config.trainer.rollouts.num_generations
 
     @property
     def updates_a_round(self) -> int:
-        return self.config.trainer.num_prompts_per_rollout // self.config.trainer.num_prompts_per_step
+        return self.config.trainer.rollouts.num_prompts_per_rollout // self.config.trainer.num_prompts_per_step
 
     @property
     def rounds(self) -> int:
@@ -83,7 +83,7 @@ class Plan:
 
     @property
     def steps_an_epoch(self) -> int:
-        return self.problems // self.config.trainer.num_prompts_per_rollout * self.updates_a_round
+        return self.problems // self.config.trainer.rollouts.num_prompts_per_rollout * self.updates_a_round
 
     @property
     def evaluations(self) -> int:
@@ -108,7 +108,7 @@ class Plan:
 
     @property
     def compute_bytes(self) -> int:
-        return DTYPES[self.config.trainer.autocast or self.config.model.dtype].itemsize
+        return DTYPES[self.config.trainer.memory.autocast or self.config.model.dtype].itemsize
 
     @property
     def engine_bytes(self) -> int:
@@ -117,7 +117,7 @@ class Plan:
     @property
     def longest(self) -> int:
         """Tokens of the longest prompt with the longest answer."""
-        return self.config.model.prompt.max_length + self.config.trainer.max_completion_length
+        return self.config.model.prompt.max_length + self.config.trainer.rollouts.max_completion_length
 
     @property
     def cache_a_sequence(self) -> int:
@@ -131,7 +131,7 @@ class Plan:
         states = {"weights": shard, "optimizer state (AdamW)": 2 * trained}
         if self.model.adapters:
             states["adapters"] = trained
-        if self.config.trainer.beta > 0:
+        if self.config.loss.beta > 0:
             states["reference model"] = shard
         return states
 
@@ -146,13 +146,13 @@ class Plan:
     def update(self) -> dict[str, float]:
         """What the update adds."""
         model, trainer = self.model, self.config.trainer
-        tokens = trainer.max_tokens_per_microbatch
+        tokens = trainer.memory.max_tokens_per_microbatch
         # Kept of a layer, a token: its input, two normalised inputs, queries, attention's output, keys and values,
         # attention's own copies of those four, and the gate, its activation, the other projection and their product.
         inside = tokens * (7 * model.hidden + 4 * model.kv_width + 4 * model.intermediate) * self.compute_bytes
         inputs = tokens * model.hidden * self.compute_bytes * model.layers
-        activations = inputs + inside if trainer.gradient_checkpointing else inside * model.layers
-        chunk = min(trainer.logits_chunk_size, tokens)
+        activations = inputs + inside if trainer.memory.gradient_checkpointing else inside * model.layers
+        chunk = min(trainer.memory.logits_chunk_size, tokens)
         copies = 1 if model.adapters else 2  # a frozen block has no gradient
         block = model.parameters - (model.layers - 1) * model.layer  # all but the layers that wait for their turn
         gathered = copies * block * self.weight_bytes if self.config.num_gpus > 1 else 0
@@ -195,9 +195,11 @@ class Plan:
         if config.trainer.num_prompts_per_step % config.num_gpus:
             valid = f"a divisor of trainer.num_prompts_per_step={config.trainer.num_prompts_per_step}"
             raise ConfigError("num_gpus", config.num_gpus, f"{valid}, so that each has whole groups")
-        if self.problems < config.trainer.num_prompts_per_rollout:
+        if self.problems < config.trainer.rollouts.num_prompts_per_rollout:
             valid = f"at most {self.problems}, the training problems there are"
-            raise ConfigError("trainer.num_prompts_per_rollout", config.trainer.num_prompts_per_rollout, valid)
+            raise ConfigError(
+                "trainer.rollouts.num_prompts_per_rollout", config.trainer.rollouts.num_prompts_per_rollout, valid
+            )
         have = f"{self.usable / GIB:.1f} GiB of {config.gpu_memory_gib} can be used"
         needed = sum(self.states().values()) + sum(self.update().values())
         if needed > self.usable:
@@ -227,7 +229,7 @@ class Plan:
 
     @property
     def tokens_an_answer(self) -> int:
-        return min(self.config.mean_completion_length, self.config.trainer.max_completion_length)
+        return min(self.config.mean_completion_length, self.config.trainer.rollouts.max_completion_length)
 
     def hours(self) -> dict[str, tuple[float, float]]:
         """Tokens and GPU-hours of each part, at the mean lengths."""
@@ -244,10 +246,12 @@ class Plan:
         seconds_a_token = read / at_once / traffic_rate
 
         sampled = self.rounds * self.answers_a_round
-        trained = config.trainer.max_steps * config.trainer.num_prompts_per_step * config.trainer.num_generations
+        trained = (
+            config.trainer.max_steps * config.trainer.num_prompts_per_step * config.trainer.rollouts.num_generations
+        )
         # Forward, the gradients of activations, those of weights, and layers computed again, a forward pass each.
-        backward = (2 + (not model.adapters) + config.trainer.gradient_checkpointing) * forward
-        passes = (config.trainer.old_logprobs == "trainer") + (config.trainer.beta > 0)
+        backward = (2 + (not model.adapters) + config.trainer.memory.gradient_checkpointing) * forward
+        passes = (config.trainer.rollouts.old_logprobs == "trainer") + (config.loss.beta > 0)
         parts = {
             "generation for training": (sampled * answer, sampled * answer * seconds_a_token),
             "generation for evaluation": (

@@ -11,8 +11,24 @@ from datasets import Dataset, concatenate_datasets
 from lens.errors import ConfigError
 from lens.problems.decontamination import describe, fingerprints, held_in
 from lens.problems.sources import draw, load_pool, load_problems
+from lens.problems.upstream import find_files
 
 log = logging.getLogger(__name__)
+
+
+def check_files(sources: Mapping[str, Any], key: str) -> None:
+    """Refuse local files that cannot be read, before any problem is.
+
+    Args:
+        sources: sections of a config, of which those with a ``path`` are sources.
+        key: where they stand in the config.
+
+    Raises:
+        ConfigError: the first file that is missing, empty or of an unknown kind.
+    """
+    for name, section in sources.items():
+        if isinstance(section, Mapping) and section.get("path") is not None and section.get("source") != "arithmetic":
+            find_files(section["path"], f"{key}.{name}.path")
 
 
 def load_evaluation_sets(sets: Mapping[str, Mapping[str, Any]]) -> dict[str, Dataset]:

@@ -121,8 +121,12 @@ def read_upstream(
     return Upstream(source, rows, columns, origin_key, origin)
 
 
-def read_files(path: str, key: str, streaming: bool) -> Dataset | IterableDataset:
-    """The rows of one local file, or of all that a pattern matches, in the order of their names."""
+def find_files(path: str, key: str) -> list[str]:
+    """The files that a path or pattern names, in the order of their names; ``key`` is where it stands in the config.
+
+    Raises:
+        ConfigError: there are none, or one is a folder, empty, or of a kind that cannot be read.
+    """
     expanded = os.path.abspath(Path(path).expanduser())
     files = [expanded] if os.path.exists(expanded) else sorted(glob.glob(expanded))
     if not files:
@@ -134,6 +138,12 @@ def read_files(path: str, key: str, streaming: bool) -> Dataset | IterableDatase
             raise ConfigError(key, path, f"must end in {', '.join(READERS)}")
         if os.path.getsize(file) == 0:
             raise ConfigError(key, path, "is empty")
+    return files
+
+
+def read_files(path: str, key: str, streaming: bool) -> Dataset | IterableDataset:
+    """The rows of one local file, or of all that a pattern matches, in the order of their names."""
+    files = find_files(path, key)
     kinds = {READERS[Path(file).suffix] for file in files}
     if len(kinds) > 1:
         raise ConfigError(key, path, "matches files of different kinds")

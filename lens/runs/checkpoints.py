@@ -11,6 +11,7 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lens import __version__
 from lens.distributed.collectives import barrier, is_first, whole, world_size
 from lens.errors import ConfigError, RunFailed
 from lens.models.lora import adapter_weights, has_adapters, save_adapters
@@ -35,6 +37,32 @@ CHECKSUMS_FILE = "checksums.json"
 UNFINISHED = ".unfinished"
 REPLACED = f".replaced{UNFINISHED}"
 NEEDED = {"step", "config", "random", "param_groups"}  # of a training state, whatever else it holds
+
+
+@dataclass(frozen=True)
+class CheckpointFolder:
+    """Where a run's checkpoints lie, and whose they are.
+
+    Attributes:
+        path: the folder.
+        identity: what every checkpoint says of its run: the config and the id of the W&B run.
+    """
+
+    path: Path
+    identity: dict[str, Any]
+
+    def save(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        optimizer: torch.optim.Optimizer,
+        state: dict[str, Any],
+        *,
+        keep: int,
+        best: int | None = None,
+    ) -> Path:
+        """See `save`."""
+        return save(self.path, model, tokenizer, optimizer, {**self.identity, **state}, keep=keep, best=best)
 
 
 def save(
@@ -73,23 +101,7 @@ def save(
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
         barrier()
-        if tensors := optimizer_tensors(model, optimizer):
-            writer = HuggingFaceStorageWriter(str(unfinished / OPTIMIZER_FOLDER), save_distributed=True)
-            with quiet():
-                dcp.save(tensors, storage_writer=writer, no_dist=world_size() == 1)
-        weights = whole_state(model)
-        adapters = {name: whole(parameter.detach()) for name, parameter in adapter_weights(model)}
-        if is_first():
-            model.save_pretrained(unfinished, state_dict=weights)
-            if adapters:
-                save_adapters(unfinished / ADAPTER_FOLDER, model, adapters)
-            tokenizer.save_pretrained(unfinished)
-            groups = optimizer.state_dict()["param_groups"]
-            torch.save({**state, "param_groups": groups, "random": random_states()}, unfinished / STATE_FILE)
-            sums = {str(path.relative_to(unfinished)): checksum(path) for path in files_of(unfinished)}
-            (unfinished / CHECKSUMS_FILE).write_text(json.dumps(sums, indent=2) + "\n")
-            for path in unfinished.rglob("*"):
-                flush_to_disk(path)
+        write_files(unfinished, model, tokenizer, optimizer, {**state, "lens_version": __version__})
     except (OSError, RuntimeError, SafetensorError, CheckpointException) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         last = max(all_checkpoints(folder), key=step_of, default=None)
@@ -103,6 +115,34 @@ def save(
         prune(folder, state["step"], keep=keep, best=best)
     barrier()
     return target
+
+
+def write_files(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+) -> None:
+    """Write the files of one checkpoint, each process its part, and wait until they are on the disk."""
+    if tensors := optimizer_tensors(model, optimizer):
+        writer = HuggingFaceStorageWriter(str(folder / OPTIMIZER_FOLDER), save_distributed=True)
+        with quiet():
+            dcp.save(tensors, storage_writer=writer, no_dist=world_size() == 1)
+    weights = whole_state(model)
+    adapters = {name: whole(parameter.detach()) for name, parameter in adapter_weights(model)}
+    if not is_first():
+        return
+    model.save_pretrained(folder, state_dict=weights)
+    if adapters:
+        save_adapters(folder / ADAPTER_FOLDER, model, adapters)
+    tokenizer.save_pretrained(folder)
+    groups = optimizer.state_dict()["param_groups"]
+    torch.save({**state, "param_groups": groups, "random": random_states()}, folder / STATE_FILE)
+    sums = {str(path.relative_to(folder)): checksum(path) for path in files_of(folder)}
+    (folder / CHECKSUMS_FILE).write_text(json.dumps(sums, indent=2) + "\n")
+    for path in folder.rglob("*"):
+        flush_to_disk(path)
 
 
 def optimizer_tensors(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -212,6 +252,8 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
     except (OSError, RuntimeError, pickle.UnpicklingError, AttributeError) as error:
         valid = f"a checkpoint of this program ({STATE_FILE}: {one_line(error)})"
         raise ConfigError("resume", str(checkpoint), valid) from error
+    if "lens_version" not in state:
+        raise ConfigError("resume", str(checkpoint), "a checkpoint of lens 0.2; lens 0.1 wrote it, and can resume it")
     if missing:
         valid = f"a checkpoint of this version of the program ({STATE_FILE} has no {', '.join(sorted(missing))})"
         raise ConfigError("resume", str(checkpoint), valid)

@@ -28,8 +28,9 @@ def finished_summary(folder: Path, config: dict[str, Any]) -> dict[str, Any] | N
     summary = json.loads((folder / SUMMARY).read_text())
     if summary["step"] < config["trainer"]["max_steps"]:
         return None
-    if known := json.loads((folder / PROVENANCE).read_text()).get("config"):  # runs of older versions have none
-        check_config(config, known, folder)
+    if "lens_version" not in summary:
+        raise ConfigError("resume", config["resume"], f"never, or another folder: lens 0.1 wrote the run in {folder}")
+    check_config(config, json.loads((folder / PROVENANCE).read_text())["config"], folder)
     return summary
 
 
@@ -83,7 +84,7 @@ def check_config(config: dict[str, Any], of_checkpoint: dict[str, Any], where: P
     """
     here, there = flat(config), flat(of_checkpoint)
     keys = [key for key in {**there, **here} if here.get(key) != there.get(key) and not is_among(key, FREE)]
-    if here["trainer.lr_scheduler"] in LENGTHLESS:
+    if here["optimizer.lr_scheduler"] in LENGTHLESS:
         keys = [key for key in keys if key != "trainer.max_steps"]
     said = {key: f"{key} is {here.get(key)!r}, there {there.get(key)!r}" for key in keys}
     rounding = [said.pop(key) for key in keys if is_among(key, ROUNDING)]

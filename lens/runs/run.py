@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+from lens.errors import ConfigError
 from lens.evaluation.scores import pass_at_ks
 
 SUMMARY, PROVENANCE = "summary.json", "provenance.json"
@@ -88,13 +89,25 @@ def unfinished(folder: Path) -> str | None:
     return None
 
 
+def read_config(folder: Path, key: str) -> DictConfig:
+    """The composed config of a run folder; ``key`` is where the folder stands in the config, for the message.
+
+    Raises:
+        ConfigError: version 0.1 wrote it, whose keys have other names.
+    """
+    config = OmegaConf.load(folder / ".hydra" / "config.yaml")
+    if "loss" not in config:
+        raise ConfigError(key, str(folder), "a run folder of lens 0.2; lens 0.1 wrote it, and can read it")
+    return config
+
+
 def load_run(folder: Path) -> Run:
     """One finished run; what reports read of it is read, so that one that cannot be read fails here.
 
     Raises:
         OSError, ValueError, KeyError, IndexError, yaml.YAMLError, OmegaConfBaseException: a file is damaged.
     """
-    config = OmegaConf.load(folder / ".hydra" / "config.yaml")
+    config = read_config(folder, "runs")
     hydra = OmegaConf.load(folder / ".hydra" / "hydra.yaml").hydra
     plain = OmegaConf.to_container(config, resolve=False)
     evaluation = OmegaConf.to_container(config.evaluation, resolve=True)

@@ -13,7 +13,6 @@ import wandb
 
 from lens.files import replacing, write_json, write_parquet
 from lens.runs.wandb_history import lines_in_wandb, remembered_id
-from lens.training.experience import Experience
 
 STEP_AXIS = "train/global_step"
 COMPLETIONS_IN_WANDB = 64
@@ -81,9 +80,9 @@ class Tracker:
     def _answers_file(self, step: int) -> Path:
         return self.folder / "evaluations" / f"step_{step:06d}_completions.parquet"
 
-    def write_rollouts(self, step: int, parts: Sequence[Experience], golds: dict[str, str]) -> Path:
+    def write_rollouts(self, step: int, frames: Sequence[pd.DataFrame], golds: dict[str, str]) -> Path:
         """rollouts/step_*.parquet with gold answers by problem id, named by the first update that learns from them."""
-        rows = pd.concat([part.to_frame() for part in parts])
+        rows = pd.concat(frames)
         write_parquet(self._rollouts_file(step), rows.assign(answer=rows["problem_id"].map(golds)))
         return self._rollouts_file(step)
 
@@ -123,7 +122,7 @@ class SilentTracker:
 
     def write_evaluation(self, step: int, per_problem: pd.DataFrame, answers: pd.DataFrame) -> None: ...
 
-    def write_rollouts(self, step: int, parts: Sequence[Experience], golds: dict[str, str]) -> None: ...
+    def write_rollouts(self, step: int, frames: Sequence[pd.DataFrame], golds: dict[str, str]) -> None: ...
 
     def find_rollouts(self, steps: range) -> None: ...
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from lens.distributed.collectives import Apart, from_each, rank, world_size
+from lens.distributed.collectives import Interruptible, from_each, rank, world_size
 from lens.problems.prompts import Prompt
 from lens.sampling.rollouts import Rollouts, Sampler
 
@@ -23,12 +23,12 @@ class SharedSampler:
     Args:
         sampler: this process's engine.
         processes_per_engine: how many neighbours form one engine, and so sample the same.
-        apart: around what an engine does that has a process to itself.
+        interruptible: around what an engine does that has a process to itself.
     """
 
-    def __init__(self, sampler: Sampler, processes_per_engine: int = 1, apart: Apart = nullcontext):
+    def __init__(self, sampler: Sampler, processes_per_engine: int = 1, interruptible: Interruptible = nullcontext):
         self.sampler, self.per_engine = sampler, processes_per_engine
-        self.apart = apart if processes_per_engine == 1 else nullcontext
+        self.interruptible = interruptible if processes_per_engine == 1 else nullcontext
         self.parity_every, self.max_logp_difference = sampler.parity_every, sampler.max_logp_difference
 
     def sample(self, prompts: Sequence[Prompt], num_generations: int, seed: int, **options: Any) -> Rollouts:
@@ -39,7 +39,7 @@ class SharedSampler:
         def work() -> Rollouts | None:
             return self.sampler.sample(own, num_generations, seed, **options) if own else None
 
-        parts = from_each(work, self.apart)[:: self.per_engine]
+        parts = from_each(work, self.interruptible)[:: self.per_engine]
         return interleave(prompts, [part for part in parts if part is not None])
 
     def sync(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:

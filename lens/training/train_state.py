@@ -1,4 +1,4 @@
-"""Where a run stands: with the weights, the optimizer and the random states, all that it needs to go on exactly."""
+"""Where a run stands: with the weights, the optimizer and the random states, all that it needs to resume exactly."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from lens.training.experience import Experience
 
 
 @dataclass
-class Position:
-    """Where a run stands.
+class TrainState:
+    """Where a run stands, in numbers and mini-batches.
 
     Attributes:
         step: optimizer updates that are done.
@@ -53,13 +53,13 @@ class Position:
         return {**values, "pending": [experience.state() for experience in self.pending]}
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Position:
+    def from_state(cls, state: dict[str, Any]) -> TrainState:
         """The inverse of `state`; what else the state holds is left out."""
         values = {f.name: state[f.name] for f in fields(cls)}
         return cls(**{**values, "pending": [Experience.from_state(part) for part in state["pending"]]})
 
 
-def round_of_questions(num_problems: int, per_round: int, seed: int, number: int) -> list[int]:
+def choose_questions(num_problems: int, per_round: int, seed: int, number: int) -> list[int]:
     """The problems of round ``number``: each epoch is a permutation of its own, and its remainder is left out."""
     rounds_per_epoch = num_problems // per_round
     epoch, place = divmod(number, rounds_per_epoch)

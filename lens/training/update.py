@@ -22,7 +22,7 @@ from lens.training.experience import Experience
 
 @dataclass(frozen=True)
 class Loss:
-    """The surrogate's choices (configs/trainer explains each) and how much of it is computed at once."""
+    """The surrogate's choices (configs/loss explains each) and how much of it is computed at once."""
 
     epsilon_low: float
     epsilon_high: float
@@ -37,6 +37,12 @@ class Loss:
     autocast: str | None = None
     gradient_checkpointing: bool = False
     torch_compile: bool = False
+
+    @classmethod
+    def build(cls, config: DictConfig) -> Loss:
+        """From the sections loss, trainer.rollouts and trainer.memory of a composed config."""
+        known = {**config.loss, **config.trainer.rollouts, **config.trainer.memory}
+        return cls(**{f.name: known[f.name] for f in fields(cls)})
 
     def weights(self, experience: Experience) -> Tensor:
         """float64 [Q*G], the weight of each completion's tokens, over the whole optimizer batch."""
@@ -151,17 +157,6 @@ class Tally:
             "completions/trained": self.completions,
             "tokens/trained": self.tokens,
         }
-
-
-def make_optimizer(model: PreTrainedModel, settings: DictConfig) -> torch.optim.Optimizer:
-    """AdamW, as the config's trainer section says."""
-    return torch.optim.AdamW(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=settings.learning_rate,
-        betas=tuple(settings.adam_betas),
-        eps=settings.adam_eps,
-        weight_decay=settings.weight_decay,
-    )
 
 
 def compute_gradient(

@@ -67,7 +67,8 @@ def probe(sampler: Sampler, model: PreTrainedModel, prompts: Sequence[Prompt], l
     if not largest <= sampler.max_logp_difference:
         valid = (
             f"at least {largest:.3g}, the largest difference between engine and trainer in the log-probability of a "
-            "token; if that is not for their data types (sampler.dtype, trainer.autocast), the engine has other weights"
+            "token; if their data types (sampler.dtype, trainer.memory.autocast) do not explain it, the engine has "
+            "other weights"
         )
         raise ConfigError("sampler.max_logp_difference", sampler.max_logp_difference, valid)
     return found

@@ -38,9 +38,9 @@ SMALL = [
     "dataset=arithmetic",
     "dataset.arithmetic.size=20",
     "trainer.num_prompts_per_step=2",
-    "trainer.num_generations=4",
-    "trainer.max_completion_length=12",
-    "trainer.num_threads=1",
+    "trainer.rollouts.num_generations=4",
+    "trainer.rollouts.max_completion_length=12",
+    "trainer.memory.num_threads=1",
     "grader.num_workers=1",
     "engines.vllm.kv_cache_space=0.25",
     "scaling.num_generations=[2]",
@@ -368,12 +368,12 @@ def test_without_a_compiler_the_compiled_update_is_left_out_and_the_config_refus
     command = ["scripts/benchmark.py", "part=update", *SMALL, f"model.name_or_path={tiny_folder}", f"outputs={outputs}"]
     result = run(*command, folder=logs / "left_out", real=True, env=env)
     assert result.code == 0, result.stderr
-    assert "Left out, lens with torch.compile: trainer.torch_compile=True: false, or a machine" in result.stdout
+    assert "Left out, lens with torch.compile: trainer.memory.torch_compile=True: false, or a machine" in result.stdout
     (table,) = outputs.glob("benchmarks/*/" + TABLE)
     assert [name.split(",")[0] for name in pd.read_csv(table)["update"]] == ["naive", "lens", "lens"]
     result = run(
-        *command, "trainer.torch_compile=true", f"outputs={outputs}", folder=logs / "refused", real=True, env=env
+        *command, "trainer.memory.torch_compile=true", f"outputs={outputs}", folder=logs / "refused", real=True, env=env
     )
     assert result.code == 2
-    assert result.stderr.splitlines()[-1].startswith("error: trainer.torch_compile=True: false, or a machine")
+    assert result.stderr.splitlines()[-1].startswith("error: trainer.memory.torch_compile=True: false, or a machine")
     assert "Traceback" not in result.stdout + result.stderr

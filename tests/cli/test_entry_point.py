@@ -50,7 +50,7 @@ def bad(*says: str, given: str = "", **options) -> Bad:
 REFUSED = {
     "misspelt key": bad(
         "trainer.max_step='3': no such key; did you mean trainer.max_steps?",
-        "trainer.num_generations",
+        "trainer.rollouts.num_generations",
         given="trainer.max_step=3",
         real=True,
     ),
@@ -60,28 +60,30 @@ REFUSED = {
     "no value": bad("trainer.max_steps", given="trainer.max_steps"),
     "wrong kind": bad("trainer.max_steps='many': an integer >= 1", given="trainer.max_steps=many"),
     "negative alpha": bad("objective.alpha=-0.25: a number >= 0", given="objective.alpha=-0.25", real=True),
-    "group of one": bad("trainer.num_generations=1: an integer >= 2", given="trainer.num_generations=1"),
+    "group of one": bad(
+        "trainer.rollouts.num_generations=1: an integer >= 2", given="trainer.rollouts.num_generations=1"
+    ),
     "small micro-batch": bad(
-        "trainer.max_tokens_per_microbatch=89: at least 90", given="trainer.max_tokens_per_microbatch=89"
+        "trainer.memory.max_tokens_per_microbatch=89: at least 90", given="trainer.memory.max_tokens_per_microbatch=89"
     ),
     "no divisor": bad(
-        "trainer.num_prompts_per_step=3: a divisor of trainer.num_prompts_per_rollout=4",
+        "trainer.num_prompts_per_step=3: a divisor of trainer.rollouts.num_prompts_per_rollout=4",
         given="trainer.num_prompts_per_step=3",
     ),
     "no old policy": bad(
-        "trainer.old_logprobs='current': trainer or sampler, as a round of 4 questions is several updates of 2",
-        given="trainer.old_logprobs=current trainer.num_prompts_per_step=2",
+        "trainer.rollouts.old_logprobs='current': trainer or sampler, as a round of 4 questions is several updates of 2",
+        given="trainer.rollouts.old_logprobs=current trainer.num_prompts_per_step=2",
     ),
     "weights without the policy's": bad(
-        "trainer.importance_sampling='token_mask': none, or trainer.old_logprobs=trainer",
-        given="trainer.importance_sampling=token_mask trainer.old_logprobs=current",
+        "trainer.rollouts.importance_sampling='token_mask': none, or trainer.rollouts.old_logprobs=trainer",
+        given="trainer.rollouts.importance_sampling=token_mask trainer.rollouts.old_logprobs=current",
     ),
     "more questions than problems": bad(
-        "trainer.num_prompts_per_rollout=24: at most 20", given="trainer.num_prompts_per_rollout=24"
+        "trainer.rollouts.num_prompts_per_rollout=24: at most 20", given="trainer.rollouts.num_prompts_per_rollout=24"
     ),
-    "cut distribution": bad("trainer.top_p=0.9: 1: below it", given="trainer.top_p=0.9"),
-    "two betas": bad("trainer.adam_betas=[0.9]: two numbers", given="trainer.adam_betas=[0.9]"),
-    "unknown schedule": bad("trainer.lr_scheduler='cosin': one of ", "cosine", given="trainer.lr_scheduler=cosin"),
+    "cut distribution": bad("trainer.rollouts.top_p=0.9: 1: below it", given="trainer.rollouts.top_p=0.9"),
+    "two betas": bad("optimizer.adam_betas=[0.9]: two numbers", given="optimizer.adam_betas=[0.9]"),
+    "unknown schedule": bad("optimizer.lr_scheduler='cosin': one of ", "cosine", given="optimizer.lr_scheduler=cosin"),
     "greedy samples": bad("evaluation.num_samples=4: 1, as", given="evaluation.temperature=0"),
     "no weights": bad("model.name_or_path='{no_weights}': ", "safetensors", given="model.name_or_path={no_weights}"),
     "no config": bad("model.name_or_path='{empty}': ", "config.json", given="model.name_or_path={empty}"),
@@ -119,7 +121,8 @@ REFUSED = {
     "resuming from nowhere": bad("resume='{absent}': auto, never, must, or a run", given="resume={absent}"),
     "resuming from a model": bad("resume='{endless}': a whole checkpoint", "checksums", given="resume={endless}"),
     "best of what is not measured": bad(
-        "trainer.keep_best='pass@8': one of pass@1, pass@2, pass@4, as", given="trainer.keep_best=pass@8"
+        "trainer.checkpoints.keep_best='pass@8': one of pass@1, pass@2, pass@4, as",
+        given="trainer.checkpoints.keep_best=pass@8",
     ),
     "a job of a sweep": bad("objective.alpha=-1: a number >= 0", given="-m objective.alpha=-1 hydra/launcher=basic"),
     "what is no option": bad("unrecognized arguments: --foo", given="--foo"),
@@ -217,7 +220,9 @@ def test_torch_compile_without_a_compiler_is_refused(pupil, logs, tmp_path):
     result = run(*command, folder=logs / "no_compiler", real=True, env=env)
     assert result.code == 2
     line = result.one_line()
-    assert line.startswith("error: trainer.torch_compile=True: false, or a machine with what torch.compile needs (")
+    assert line.startswith(
+        "error: trainer.memory.torch_compile=True: false, or a machine with what torch.compile needs ("
+    )
     assert "Traceback" not in result.stdout + result.stderr
 
 
@@ -263,7 +268,7 @@ def test_the_composed_config_is_printed(logs, tmp_path):
     config = OmegaConf.create(result.stdout)
     assert config.seed == 7
     assert config.objective._target_ == "lens.objectives.grpo_advantages"
-    assert config.trainer.num_generations == 8
+    assert config.trainer.rollouts.num_generations == 8
     assert not list(tmp_path.iterdir())
 
 
@@ -346,7 +351,7 @@ def test_a_run_and_its_checkpoint_evaluate_alike(trained, logs, tmp_path):
 
 def test_evaluations_that_start_together_have_a_folder_each(pupil, logs, tmp_path):
     keys = [f"checkpoint={pupil}", f"outputs={tmp_path}", *THE_TWENTY, "evaluation.num_samples=1"]
-    prompt = ["model.prompt.instruction=null", "trainer.max_completion_length=26"]
+    prompt = ["model.prompt.instruction=null", "trainer.rollouts.max_completion_length=26"]
     both = [Command("scripts/evaluate.py", *keys, *prompt, folder=logs) for _ in range(2)]
     assert [command.wait().code for command in both] == [0, 0]
     folders = list((tmp_path / "evaluations").iterdir())
@@ -357,7 +362,11 @@ def test_evaluations_that_start_together_have_a_folder_each(pupil, logs, tmp_pat
 
 
 def test_any_model_is_evaluated(pupil, logs, tmp_path):
-    overrides = ["model.prompt.instruction=null", "trainer.max_completion_length=26", "evaluation.by_level=false"]
+    overrides = [
+        "model.prompt.instruction=null",
+        "trainer.rollouts.max_completion_length=26",
+        "evaluation.by_level=false",
+    ]
     result, rows, summary = evaluate(pupil, tmp_path, logs, *overrides)
     assert rows["correct"].sum() > 0
     assert summary["metrics"]["eval/arithmetic/pass@1"] == pytest.approx(rows["correct"].sum() / 80)
@@ -412,7 +421,7 @@ def test_valid_keys_follow_the_chosen_groups():
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("trainer.learnin_rate=1", "trainer.learnin_rate='1': no such key; did you mean trainer.learning_rate?"),
+        ("trainer.learnin_rate=1", "trainer.learnin_rate='1': no such key; did you mean optimizer.learning_rate?"),
         ("objective.alhpa=2", "objective.alhpa='2': no such key; did you mean objective.alpha?"),
         ("evaluation.sets.arithmetic.sise=5", "did you mean evaluation.sets.arithmetic.size?"),
         ("objective=lans", "objective='lans': one of grpo, lens, "),
@@ -442,43 +451,43 @@ OUT_OF_BOUNDS = {
     "check_golds": [1],
     "profile": [1],
     "trainer.max_steps": [0],
-    "trainer.num_prompts_per_rollout": [0],
+    "trainer.rollouts.num_prompts_per_rollout": [0],
     "trainer.num_prompts_per_step": [0],
-    "trainer.num_generations": [1],
-    "trainer.max_completion_length": [0],
-    "trainer.temperature": [0, -1],
-    "trainer.top_p": [0.99, 1.01],
-    "trainer.truncated": ["drop"],
-    "trainer.old_logprobs": ["engine"],
-    "trainer.confidence": ["engine"],
-    "trainer.importance_sampling": ["sequence_truncate"],
-    "trainer.importance_cap": [1, 0.5],
-    "trainer.autocast": ["float16"],
+    "trainer.rollouts.num_generations": [1],
+    "trainer.rollouts.max_completion_length": [0],
+    "trainer.rollouts.temperature": [0, -1],
+    "trainer.rollouts.top_p": [0.99, 1.01],
+    "trainer.rollouts.truncated": ["drop"],
+    "trainer.rollouts.old_logprobs": ["engine"],
+    "trainer.rollouts.confidence": ["engine"],
+    "trainer.rollouts.importance_sampling": ["sequence_truncate"],
+    "trainer.rollouts.importance_cap": [1, 0.5],
+    "trainer.memory.autocast": ["float16"],
     "model.attention": ["fast", "org/kernel"],
-    "trainer.epsilon_low": [0, 1, -0.2],
-    "trainer.epsilon_high": [0, -0.2],
-    "trainer.dual_clip": [1, 0.5],
-    "trainer.loss_agg_mode": ["token-sum"],
-    "trainer.beta": [-0.1],
-    "trainer.entropy_coef": [-0.01],
-    "trainer.learning_rate": [-1e-6],
-    "trainer.adam_eps": [0],
-    "trainer.weight_decay": [-0.1],
-    "trainer.max_grad_norm": [0],
-    "trainer.lr_scheduler": ["triangle"],
-    "trainer.warmup_steps": [-1],
-    "trainer.max_tokens_per_microbatch": [0],
-    "trainer.logits_chunk_size": [0],
-    "trainer.gradient_checkpointing": ["yes", 1],
-    "trainer.torch_compile": ["yes", 1],
+    "loss.epsilon_low": [0, 1, -0.2],
+    "loss.epsilon_high": [0, -0.2],
+    "loss.dual_clip": [1, 0.5],
+    "loss.loss_agg_mode": ["token-sum"],
+    "loss.beta": [-0.1],
+    "loss.entropy_coef": [-0.01],
+    "optimizer.learning_rate": [-1e-6],
+    "optimizer.adam_eps": [0],
+    "optimizer.weight_decay": [-0.1],
+    "optimizer.max_grad_norm": [0],
+    "optimizer.lr_scheduler": ["triangle"],
+    "optimizer.warmup_steps": [-1],
+    "trainer.memory.max_tokens_per_microbatch": [0],
+    "trainer.memory.logits_chunk_size": [0],
+    "trainer.memory.gradient_checkpointing": ["yes", 1],
+    "trainer.memory.torch_compile": ["yes", 1],
     "trainer.grad_share_every": [-1],
-    "trainer.checkpoint_every": [0],
-    "trainer.keep_checkpoints": [0],
-    "trainer.keep_best": ["reward", "pass@"],
+    "trainer.checkpoints.checkpoint_every": [0],
+    "trainer.checkpoints.keep_checkpoints": [0],
+    "trainer.checkpoints.keep_best": ["reward", "pass@"],
     "trainer.non_finite": ["ignore"],
     "trainer.max_entropy": [0],
-    "trainer.rollouts_every": [-1],
-    "trainer.num_threads": [0],
+    "trainer.rollouts.rollouts_every": [-1],
+    "trainer.memory.num_threads": [0],
     "evaluation.every": [-1],
     "evaluation.num_samples": [0],
     "evaluation.temperature": [-0.1],
@@ -524,14 +533,14 @@ OUT_OF_BOUNDS = {
 
 def test_every_rule_is_about_a_key_that_there_is():
     assert OUT_OF_BOUNDS.keys() == RULES.keys()
-    chosen = ["experiment=smollm2_math", "model/lora=default"]
+    chosen = ["experiment=smollm2/math", "model/lora=default"]
     there = [*valid_keys("train", chosen), *valid_keys("benchmark", ["part=step"])]
     assert RULES.keys() <= set(there)
 
 
 @pytest.fixture(scope="module")
 def plain() -> DictConfig:
-    return composed("experiment=smollm2_math", "model/lora=default", "evaluation.num_samples=16")
+    return composed("experiment=smollm2/math", "model/lora=default", "evaluation.num_samples=16")
 
 
 @pytest.mark.parametrize("key", RULES)
@@ -548,23 +557,23 @@ def test_every_rule_refuses(plain, key):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("trainer.temperature", 0.7),
-        ("trainer.top_p", 1),
-        ("trainer.dual_clip", None),
-        ("trainer.dual_clip", 3),
-        ("trainer.num_threads", None),
-        ("trainer.keep_best", None),
-        ("trainer.keep_best", "pass@16"),
+        ("trainer.rollouts.temperature", 0.7),
+        ("trainer.rollouts.top_p", 1),
+        ("loss.dual_clip", None),
+        ("loss.dual_clip", 3),
+        ("trainer.memory.num_threads", None),
+        ("trainer.checkpoints.keep_best", None),
+        ("trainer.checkpoints.keep_best", "pass@16"),
         ("trainer.max_entropy", None),
         ("resume", "/"),
-        ("trainer.beta", 0),
-        ("trainer.entropy_coef", 0.01),
+        ("loss.beta", 0),
+        ("loss.entropy_coef", 0.01),
         ("evaluation.temperature", 0),
         ("evaluation.every", 0),
         ("objective.alpha", 0),
         ("objective.scale_mixed", None),
         ("objective.scale_negative", 1),
-        ("trainer.loss_agg_mode", "seq-mean-token-sum-norm"),
+        ("loss.loss_agg_mode", "seq-mean-token-sum-norm"),
         ("model.lora", None),
         ("model.lora.r", 1),
         ("model.lora.target_modules", ["q_proj"]),

@@ -189,7 +189,7 @@ def test_nothing_is_left_of_a_sweep_that_is_killed(pupil, logs, tmp_path):
 @pytest.mark.parametrize(
     ("launcher", "keys", "code", "says"),
     [
-        ("basic", {"num_generations": "1,4"}, 2, "trainer.num_generations=1: an integer >= 2"),
+        ("basic", {"num_generations": "1,4"}, 2, "trainer.rollouts.num_generations=1: an integer >= 2"),
         ("local", {"learning_rate": "1e+300,1e-4"}, 1, ("RuntimeError: ", "RunFailed: step ")),
     ],
 )
@@ -345,7 +345,7 @@ def config_of(overrides: list[str], params: dict[str, str] | None = None) -> Dic
         (["experiment=demo"], {"objective": "grpo,lens,lens_strong", "seed": "range(5)"}, 15, 150),
         (["seed=0,1", "trainer.max_steps=3"], {"objective": "grpo,lens,lens_strong", "seed": "range(5)"}, 6, 18),
         (["seed=7"], {"objective": "grpo", "seed": "range(5)"}, 1, 10),
-        (["+trainer.extra=1,2", "trainer.adam_betas=[0.9,0.95],[0.8,0.9]"], None, 4, 40),
+        (["+trainer.extra=1,2", "optimizer.adam_betas=[0.9,0.95],[0.8,0.9]"], None, 4, 40),
         (["objective.scale_negative=null,1.0", "objective.alpha=0.25,1,4,16"], {"seed": "range(6)"}, 48, 480),
         (["seed=range(3)"], {"trainer.max_steps": "240"}, 3, 720),
         ([], {"trainer.max_steps": "75,85", "seed": "range(4)"}, 8, 640),

@@ -20,9 +20,9 @@ SWAPPED = [
     "evaluation=arithmetic",
     "evaluation.sets.arithmetic.size=5",
     "evaluation.num_samples=2",
-    "trainer.max_completion_length=26",
+    "trainer.rollouts.max_completion_length=26",
     "trainer.max_steps=1",
-    "trainer.num_threads=1",
+    "trainer.memory.num_threads=1",
     "grader.num_workers=1",
     "tracking.wandb.mode=disabled",
 ]
@@ -44,7 +44,7 @@ def test_the_first_update_runs(pupil, tmp_path, experiment):
     result = run("scripts/train.py", *overrides, f"hydra.run.dir={folder}", folder=tmp_path / "logs")
     assert result.code == 0, result.stderr
     config = OmegaConf.load(folder / ".hydra" / "config.yaml")
-    assert config.trainer.learning_rate == RATES.get(experiment.split("_")[1], 3e-7)
+    assert config.optimizer.learning_rate == RATES.get(experiment.split("_")[1], 3e-7)
     assert config.objective.alpha == 0.25
     (update,) = [line for line in metrics_of(folder) if "loss" in line]
     assert update["train/global_step"] == 1
@@ -56,13 +56,13 @@ def test_the_first_update_runs(pupil, tmp_path, experiment):
 CELLS = {
     "tiny_map": ["objective=lens_strong"],
     "tiny_map_levels": ["dataset.arithmetic.levels=[4,5]"],
-    "tiny_map_generations": ["trainer.num_generations=16"],
+    "tiny_map_generations": ["trainer.rollouts.num_generations=16"],
     "tiny_map_updates": ["trainer.num_prompts_per_step=5"],
-    "tiny_map_learning_rate": ["trainer.learning_rate=4e-4", "objective=grpo"],
+    "tiny_map_learning_rate": ["optimizer.learning_rate=4e-4", "objective=grpo"],
     "tiny_map_alpha": ["objective=lens", "objective.alpha=16"],
     "tiny_map_unscaled": ["objective=lens_unscaled", "objective.alpha=16"],
     "tiny_map_penalty": ["objective=uniform", "objective.alpha=4"],
-    "tiny_map_entropy": ["objective=grpo", "trainer.entropy_coef=0.03"],
+    "tiny_map_entropy": ["objective=grpo", "loss.entropy_coef=0.03"],
     "tiny_map_compute": ["objective=grpo", "trainer.max_steps=1"],
     "tiny_map_long": ["objective=lens_strong", "trainer.max_steps=1"],
     "tiny_map_collapse": ["objective=lens_unscaled", "objective.alpha=4", "trainer.max_steps=1"],
@@ -76,7 +76,7 @@ SWEEPS = {
     "tiny_alpha": ["objective=lens", "objective.scale_negative=1.0"],
     "tiny_objectives": ["objective=lens_sequence_dimp"],
     "tiny_paired": ["objective=lens"],
-    "tiny_tune": ["objective=grpo", "trainer.learning_rate=1e-4", "evaluation.sets.arithmetic.split=train"],
+    "tiny_tune": ["objective=grpo", "optimizer.learning_rate=1e-4", "evaluation.sets.arithmetic.split=train"],
 }
 LARGER = ("smollm2_arithmetic", "smollm2_math")
 
@@ -101,7 +101,7 @@ def test_the_first_update_of_a_pretrained_models_experiment_runs(pupil, tmp_path
     result = run("scripts/train.py", *overrides, *problems, f"hydra.run.dir={folder}", folder=tmp_path / "logs")
     assert result.code == 0, result.stderr
     config = OmegaConf.load(folder / ".hydra" / "config.yaml")
-    assert (config.trainer.autocast, config.trainer.num_generations) == ("bfloat16", 8)
+    assert (config.trainer.memory.autocast, config.trainer.rollouts.num_generations) == ("bfloat16", 8)
     (update,) = [line for line in metrics_of(folder) if "loss" in line]
     assert update["grad_norm"] > 0
 
@@ -137,7 +137,7 @@ def test_the_map_is_one_command_over_all_of_its_experiments():
 
 
 def test_a_cell_of_the_map_is_confirmed_on_seeds_that_the_map_does_not_have():
-    cell = "experiment=tiny_map_levels dataset.arithmetic.levels=[4,5]"
+    cell = "experiment=map/levels dataset.arithmetic.levels=[4,5]"
     recipe = subprocess.run(["make", "-n", "confirm", f"OF={cell}"], cwd=CONFIGS.parent, capture_output=True, text=True)
     assert recipe.returncode == 0, recipe.stderr
     assert f"train.py -m {cell} seed='range(100,120)' hydra.sweep.dir=outputs/sweeps/confirm" in recipe.stdout
@@ -146,11 +146,16 @@ def test_a_cell_of_the_map_is_confirmed_on_seeds_that_the_map_does_not_have():
 
 @pytest.mark.parametrize("preset", ["fast", "overfit", "profile"])
 def test_every_debug_preset_runs(pupil, tmp_path, preset):
-    overrides = [f"debug={preset}", f"model.name_or_path={pupil}", f"outputs={tmp_path}", "trainer.num_threads=1"]
+    overrides = [
+        f"debug={preset}",
+        f"model.name_or_path={pupil}",
+        f"outputs={tmp_path}",
+        "trainer.memory.num_threads=1",
+    ]
     if preset != "overfit":
         overrides += ["evaluation.sets.arithmetic.size=5", "dataset.arithmetic.size=20"]
     if preset == "profile":
-        overrides += ["trainer.num_prompts_per_rollout=4", "trainer.num_prompts_per_step=4"]
+        overrides += ["trainer.rollouts.num_prompts_per_rollout=4", "trainer.num_prompts_per_step=4"]
     result = run("scripts/train.py", *overrides, folder=tmp_path / "logs")
     assert result.code == 0, result.stderr
     (folder,) = (tmp_path / "debug").iterdir()

@@ -191,7 +191,10 @@ def test_two_processes_that_sample_are_stopped_at_once(command, alone, logs, tmp
 
 def test_two_processes_that_update_are_stopped_between_micro_batches(command, logs, tmp_path):
     folder = tmp_path / "run"
-    long = ["trainer.num_generations=256", "trainer.max_tokens_per_microbatch=90"]  # some hundred micro-batches
+    long = [
+        "trainer.rollouts.num_generations=256",
+        "trainer.memory.max_tokens_per_microbatch=90",
+    ]  # some hundred micro-batches
     running = Command(*command, *long, f"hydra.run.dir={folder}", folder=logs, processes=2)
     running.wait_until(lambda: any(folder.glob("rollouts/*.parquet")))  # the update is next
     assert f"at step 0 of {STEPS}" in terminated(running)
@@ -221,7 +224,7 @@ def test_one_process_stops_and_two_go_on(command, alone, logs, tmp_path):
 @pytest.fixture(scope="module")
 def adapting(command, logs, tmp_path_factory) -> tuple[list[object], Path]:
     """(command, run folder) of a run by one process that trains adapters."""
-    command = [*command, "model/lora=default", "model.lora.r=4", "trainer.learning_rate=1e-3"]
+    command = [*command, "model/lora=default", "model.lora.r=4", "optimizer.learning_rate=1e-3"]
     folder = tmp_path_factory.mktemp("adapting") / "run"
     result = run(*command, f"hydra.run.dir={folder}", folder=logs)
     assert result.code == 0, result.stderr
@@ -260,7 +263,7 @@ def test_an_evaluation_by_two_is_that_by_one(alone, logs, tmp_path):
 
 def test_two_processes_with_an_engine_each_are_killed_and_one_goes_on(command, logs, tmp_path):
     folder = tmp_path / "run"
-    command = [*command, *VLLM, "sampler.parity_every=1", "trainer.beta=0", f"hydra.run.dir={folder}"]
+    command = [*command, *VLLM, "sampler.parity_every=1", "loss.beta=0", f"hydra.run.dir={folder}"]
     running = Command(*command, folder=logs, processes=2)
     running.wait_until(lambda: (folder / "checkpoints" / "step_000002").exists())
     running.signal(signal.SIGKILL)

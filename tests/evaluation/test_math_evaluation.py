@@ -27,8 +27,8 @@ from tests.support.command_line import environment, run
 
 SIZES = [
     "evaluation.num_samples=2",
-    "trainer.max_completion_length=8",
-    "trainer.num_threads=1",
+    "trainer.rollouts.max_completion_length=8",
+    "trainer.memory.num_threads=1",
     "grader.num_workers=1",
 ]
 
@@ -110,9 +110,9 @@ def train(command, write, tiny_folder):
             "evaluation=math500",
             f"evaluation.sets.math500.path={math500}",
             "trainer.max_steps=1",
-            "trainer.num_prompts_per_rollout=2",
+            "trainer.rollouts.num_prompts_per_rollout=2",
             "trainer.num_prompts_per_step=2",
-            "trainer.num_generations=2",
+            "trainer.rollouts.num_generations=2",
             "tracking.wandb.mode=disabled",
             "model.prompt.max_length=32",
             *SIZES,

@@ -64,7 +64,7 @@ def test_it_speaks(folder, model):
 
 
 def test_a_fetched_model_has_to_be_there(tmp_path, logs):
-    result = run("scripts/train.py", "experiment=smollm2_math", f"outputs={tmp_path}", folder=logs)
+    result = run("scripts/train.py", "experiment=smollm2/math", f"outputs={tmp_path}", folder=logs)
     assert result.code == 2
     assert "python scripts/fetch_model.py model=smollm2" in result.one_line()
 

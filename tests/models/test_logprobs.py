@@ -337,7 +337,7 @@ def test_a_row_beyond_the_budget_is_refused_with_its_size(tiny, rollouts):
     model, _ = tiny
     with pytest.raises(ConfigError, match="max_tokens_per_microbatch=16: at least 17") as caught:
         list(microbatches(model, rollouts, range(6), 16))
-    assert caught.value.key == "trainer.max_tokens_per_microbatch"
+    assert caught.value.key == "trainer.memory.max_tokens_per_microbatch"
 
 
 @pytest.mark.parametrize("max_tokens", [17, 40, 10_000])

@@ -218,7 +218,7 @@ def test_without_peft_the_error_says_what_installs_it(tiny, monkeypatch):
 def finished(pupil, logs, tmp_path_factory) -> tuple[list[object], Path]:
     """(command, run folder) of a run with adapters that never stopped."""
     outputs = tmp_path_factory.mktemp("lora")
-    chosen = ["model/lora=default", "model.lora.r=4", "trainer.gradient_checkpointing=true"]
+    chosen = ["model/lora=default", "model.lora.r=4", "trainer.memory.gradient_checkpointing=true"]
     command = training(pupil, outputs, *chosen, learning_rate=1e-2, checkpoint_every=1, keep_checkpoints=4)
     result = run(*command, f"hydra.run.dir={outputs / 'run'}", folder=logs)
     assert result.code == 0, result.stderr

@@ -58,14 +58,14 @@ def test_every_experiment_has_a_plan(experiment):
 
 
 def test_the_batches_of_the_paper():
-    made = make_plan(composed("experiment=table1_llama", "num_gpus=8"))
+    made = make_plan(composed("experiment=paper/table1_llama", "num_gpus=8"))
     assert made.answers_a_round == 2048 and made.updates_a_round == 4 and made.rounds == 400
     assert made.problems == 7_500 + 17_500 and made.steps_an_epoch == 25_000 // 128 * 4
     assert made.evaluations == 5 and made.evaluated == 5_500
 
 
 def test_memory_is_what_a_pencil_says():
-    made = make_plan(composed("experiment=table1_llama", "num_gpus=8"))
+    made = make_plan(composed("experiment=paper/table1_llama", "num_gpus=8"))
     states = 4 * 8_030_261_248 / 8  # float32, an eighth
     assert made.states() == {"weights": states, "optimizer state (AdamW)": 2 * states}
     assert made.sampling() == {"engine's weights": 2 * 8_030_261_248}  # bfloat16, whole
@@ -78,7 +78,7 @@ def test_memory_is_what_a_pencil_says():
 
 
 def test_hours_are_what_a_pencil_says():
-    made = make_plan(composed("experiment=table1_llama", "num_gpus=8", "trained_share=0.5"))
+    made = make_plan(composed("experiment=paper/table1_llama", "num_gpus=8", "trained_share=0.5"))
     tokens, hours = made.hours()["updates"]
     assert tokens == 1600 * 512 * 0.5 * 750
     # A forward pass: 2 a parameter but for the embedding, and attention to 375 tokens; the backward pass is two of
@@ -88,7 +88,7 @@ def test_hours_are_what_a_pencil_says():
 
 
 def test_with_adapters_nothing_else_has_gradients():
-    overrides = ["experiment=table1_llama", "num_gpus=8"]
+    overrides = ["experiment=paper/table1_llama", "num_gpus=8"]
     whole, made = make_plan(composed(*overrides)), make_plan(composed(*overrides, "model/lora=default"))
     # Rank 16, in and out: queries and output, keys and values, gate and up, down.
     widths = 2 * (4096 + 4096) + 2 * (4096 + 1024) + 2 * (4096 + 14336) + (14336 + 4096)
@@ -100,7 +100,7 @@ def test_with_adapters_nothing_else_has_gradients():
     }
     assert made.update()["gradients"] == adapters
     assert made.hours()["updates"][1] == pytest.approx(3 / 4 * whole.hours()["updates"][1])
-    make_plan(composed("experiment=table1_llama", "model/lora=default", "num_gpus=1"))  # else refused
+    make_plan(composed("experiment=paper/table1_llama", "model/lora=default", "num_gpus=1"))  # else refused
     with pytest.raises(ConfigError, match=r"model\.lora\.target_modules=\['qkv'\]: all-linear, or some of down_proj"):
         make_plan(composed(*overrides, "model/lora=default", "model.lora.target_modules=[qkv]"))
 
@@ -111,7 +111,11 @@ def test_with_adapters_nothing_else_has_gradients():
         (["num_gpus=3"], "num_gpus", "a divisor of trainer.num_prompts_per_step=32"),
         (["num_gpus=1"], "num_gpus", r"the update needs \d+\.\d GiB a GPU, .* optimizer state"),
         (
-            ["num_gpus=8", "trainer.gradient_checkpointing=false", "trainer.max_tokens_per_microbatch=20480"],
+            [
+                "num_gpus=8",
+                "trainer.memory.gradient_checkpointing=false",
+                "trainer.memory.max_tokens_per_microbatch=20480",
+            ],
             "num_gpus",
             "activations; 73.6 GiB of 80 can be used",
         ),
@@ -120,18 +124,22 @@ def test_with_adapters_nothing_else_has_gradients():
             "sampler.gpu_memory_utilization",
             "for the cache of one sequence of 5,120",
         ),
-        (["num_gpus=8", "dataset.math.size=50", "dataset.dapo.size=50"], "trainer.num_prompts_per_rollout", "at most"),
+        (
+            ["num_gpus=8", "dataset.math.size=50", "dataset.dapo.size=50"],
+            "trainer.rollouts.num_prompts_per_rollout",
+            "at most",
+        ),
         (["num_gpus=0"], "num_gpus", "an integer >= 1"),
     ],
 )
 def test_plans_that_cannot_work_are_refused_with_the_numbers(overrides, key, says):
     with pytest.raises(ConfigError, match=says) as error:
-        make_plan(composed("experiment=table1_llama", *overrides))
+        make_plan(composed("experiment=paper/table1_llama", *overrides))
     assert error.value.key == key
 
 
 def test_the_embedded_engine_needs_room_for_all_that_it_decodes_at_once():
-    overrides = ["experiment=table1_qwen", "sampler=transformers", "num_gpus=1", "sampler.max_num_seqs=512"]
+    overrides = ["experiment=paper/table1_qwen", "sampler=transformers", "num_gpus=1", "sampler.max_num_seqs=512"]
     with pytest.raises(ConfigError, match=r"at most \d+: each of 512 sequences takes 0\.\d\d GiB") as error:
         make_plan(composed(*overrides))
     assert error.value.key == "sampler.max_num_seqs"
@@ -147,9 +155,9 @@ def test_every_rule_is_about_a_key_of_the_plan(key):
 
 
 def test_the_script_prints_the_plan(tmp_path):
-    result = run("scripts/plan.py", "experiment=table1_llama", "num_gpus=8", folder=tmp_path)
+    result = run("scripts/plan.py", "experiment=paper/table1_llama", "num_gpus=8", folder=tmp_path)
     assert result.code == 0, result.stderr
     for part in ("8,030,261,248 parameters on 8 GPU(s)", "128 x 16 = 2,048", "2.05 epochs", "GPU-hours", "Assumed:"):
         assert part in result.stdout
-    refused = run("scripts/plan.py", "experiment=table1_llama", "num_gpus=3", folder=tmp_path)
+    refused = run("scripts/plan.py", "experiment=paper/table1_llama", "num_gpus=3", folder=tmp_path)
     assert refused.code == 2 and refused.one_line().startswith("error: num_gpus=3: a divisor of")

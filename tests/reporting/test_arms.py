@@ -29,7 +29,7 @@ def test_labels_leave_out_what_changes_no_result():
     overrides = ["objective=lens", "seed=1", "outputs=/x", "tracking.wandb.mode=offline", "experiment=demo"]
     overrides += ["jobs=1", "profile=true"]
     assert label_of("lens", overrides) == "lens"
-    assert label_of("lens", [*overrides, "objective.alpha=1", "trainer.beta=0.1"]) == "lens alpha=1 beta=0.1"
+    assert label_of("lens", [*overrides, "objective.alpha=1", "loss.beta=0.1"]) == "lens alpha=1 beta=0.1"
 
 
 def test_a_seed_that_occurs_twice_is_refused(runs):
@@ -71,7 +71,7 @@ def test_configs_differ_in_what_decides_results():
     a = {"seed": 1, "outputs": "x", "trainer": {"beta": 0, "lr": [1, 2]}, "tracking": {"mode": 1}}
     b = {"seed": 2, "outputs": "y", "trainer": {"beta": 1, "lr": [1, 2], "seed": 3}, "tracking": {"mode": 2}}
     assert differing_keys(a, a) == []
-    assert differing_keys(a, b) == ["trainer.beta", "trainer.seed"]
+    assert differing_keys(a, b) == ["loss.beta", "trainer.seed"]
 
 
 # --- what is odd -----------------------------------------------------------------------------------------------------

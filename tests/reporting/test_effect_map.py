@@ -30,10 +30,10 @@ ARMS = [
     ("tiny_map", "lens", [], {}),
     ("tiny_map", "lens_strong", [], {}),
     ("tiny_map_alpha", "lens", ["objective.alpha=16"], {"objective": {"_target_": LENS, "alpha": 16}}),
-    ("tiny_map_generations", "grpo", ["trainer.num_generations=16"], {"trainer": {"num_generations": 16}}),
-    ("tiny_map_generations", "lens", ["trainer.num_generations=16"], {"trainer": {"num_generations": 16}}),
+    ("tiny_map_generations", "grpo", ["trainer.rollouts.num_generations=16"], {"trainer": {"num_generations": 16}}),
+    ("tiny_map_generations", "lens", ["trainer.rollouts.num_generations=16"], {"trainer": {"num_generations": 16}}),
     ("tiny_map_penalty", "uniform", ["objective.alpha=4"], {}),
-    ("tiny_map_entropy", "grpo", ["trainer.entropy_coef=0.01"], {"trainer": {"entropy_coef": 0.01}}),
+    ("tiny_map_entropy", "grpo", ["loss.entropy_coef=0.01"], {"trainer": {"entropy_coef": 0.01}}),
     ("tiny_map_levels", "grpo", ["dataset.arithmetic.levels=[4,5]"], {"dataset": {"levels": [4, 5]}}),
     ("tiny_map_levels", "lens", ["dataset.arithmetic.levels=[4,5]"], {"dataset": {"levels": [4, 5]}}),
 ]

@@ -57,7 +57,10 @@ def test_runs_that_are_not_there_are_missing_and_never_zero(tmp_path):
     [
         ([], True),
         (["model.name_or_path=/models/llama", "dataset.math.path=/m.jsonl", "evaluation.sets.math.path=/t"], True),
-        (["sampler.tensor_parallel_size=2", "trainer.max_tokens_per_microbatch=9", "tracking.wandb.mode=x"], True),
+        (
+            ["sampler.tensor_parallel_size=2", "trainer.memory.max_tokens_per_microbatch=9", "tracking.wandb.mode=x"],
+            True,
+        ),
         (["hydra/launcher=submitit_slurm", "jobs=1", "outputs=/o"], True),
         (["trainer.max_steps=3"], False),
         (["model=tiny"], False),
@@ -70,7 +73,7 @@ def test_only_runs_as_the_paper_has_them_are_ours(tmp_path, typed, is_ours):
     """What all arms share decides as much as what one of them alone has."""
     choices = {"experiment": "table1_llama", "model": "llama3.1_8b", "dataset": "math_dapo"}
     for objective in ("grpo", "lens"):
-        overrides = ["experiment=table1_llama", *typed]
+        overrides = ["experiment=paper/table1_llama", *typed]
         make_run(tmp_path / objective, objective, 0, *overrides, choices=choices, sets=("math",))
     beside = beside_paper(BY_NAME["table1"], load_arms([tmp_path])[0])
     assert [cell != "missing" for cell in beside["pass@1"].iloc[[1, 3]]] == [is_ours, is_ours]
@@ -80,13 +83,13 @@ def test_our_runs_stand_below_the_published_row(tmp_path):
     experiment = {"experiment": "table1_llama", "model": "llama3.1_8b", "dataset": "math_dapo"}
     named = {"choices": experiment, "sets": ("math",)}
     for seed in (0, 1):
-        make_run(tmp_path / f"grpo{seed}", "grpo", seed, "experiment=table1_llama", **named)
+        make_run(tmp_path / f"grpo{seed}", "grpo", seed, "experiment=paper/table1_llama", **named)
         changed = {"trainer": {"max_steps": 3}}  # not the paper's run, whatever its objective
         make_run(
             tmp_path / f"lens{seed}",
             "lens",
             seed,
-            "experiment=table1_llama",
+            "experiment=paper/table1_llama",
             "trainer.max_steps=3",
             config=changed,
             **named,

@@ -127,7 +127,7 @@ def test_keys_that_differ_are_named_with_both_values():
     with pytest.raises(ConfigError) as error:
         check_config(config, there, Path("run"))
     message = str(error.value)
-    assert "trainer.learning_rate is 0.2, there 0.1; " in message
+    assert "optimizer.learning_rate is 0.2, there 0.1; " in message
     assert "objective.alpha is 4, there 0.25; " in message
     assert "seed is 0, there None" in message
     assert "outputs" not in message
@@ -142,7 +142,7 @@ def test_a_longer_run_is_refused_where_the_learning_rate_depends_on_the_length()
 
 def test_speed_may_differ_with_a_warning(caplog):
     check_config(changed(trainer__max_tokens_per_microbatch=180), changed(), Path("run"))
-    assert "trainer.max_tokens_per_microbatch is 180, there 90" in caplog.text
+    assert "trainer.memory.max_tokens_per_microbatch is 180, there 90" in caplog.text
     caplog.clear()
     check_config(changed(tracking__wandb__mode="online", resume="must", profile=True), changed(), Path("run"))
     assert not caplog.text
@@ -185,12 +185,17 @@ def test_the_best_checkpoint_is_kept_and_named(stopped):
 def test_another_config_is_refused_and_leaves_the_run_as_it_was(stopped, steps):
     command, folder, logs = stopped
     before = contents(folder)
-    other = [f"trainer.max_steps={steps}", "trainer.learning_rate=0.5", "objective.alpha=2", "trainer.num_threads=2"]
+    other = [
+        f"trainer.max_steps={steps}",
+        "optimizer.learning_rate=0.5",
+        "objective.alpha=2",
+        "trainer.memory.num_threads=2",
+    ]
     result = run(*command, *other, f"hydra.run.dir={folder}", folder=logs)
     assert result.code == 2
     line = result.one_line()
     assert line.startswith("error: resume='auto': ")
-    assert "trainer.learning_rate is 0.5, there 0.001" in line
+    assert "optimizer.learning_rate is 0.5, there 0.001" in line
     assert "objective.alpha is 2, there 0.25" in line
     assert "max_steps" not in line
     assert contents(folder) == before
@@ -221,7 +226,7 @@ def test_a_new_run_goes_on_from_another_as_that_would_have(stopped, tmp_path):
 def test_a_run_whose_last_checkpoint_is_truncated_goes_on_from_the_one_before(stopped, tmp_path):
     command, _, logs = stopped
     whole, folder = tmp_path / "whole", tmp_path / "run"
-    longer = [*command, "trainer.max_steps=6", "trainer.keep_checkpoints=3"]
+    longer = [*command, "trainer.max_steps=6", "trainer.checkpoints.keep_checkpoints=3"]
     for target in (whole, folder):
         assert run(*longer, f"hydra.run.dir={target}", folder=logs).code == 0
     (folder / "summary.json").unlink()

@@ -194,9 +194,9 @@ def test_an_answer_beyond_the_models_positions_is_refused_by_the_longest_prompt(
 def test_a_sweep_of_processes_survives_a_failing_job_and_names_it(pupil, logs, tmp_path):
     sweep = ["-m", "hydra/launcher=submitit_local", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
     command = commands(pupil, tmp_path, *sweep, "objective=grpo,lens", max_steps=2)
-    result = run(*command, "trainer.beta=0,-1", folder=logs, real=True)
+    result = run(*command, "loss.beta=0,-1", folder=logs, real=True)
     assert result.code == 2, result.stderr
     failed = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(failed) == 2 and all("trainer.beta=-1: a number >= 0" in line for line in failed)
+    assert len(failed) == 2 and all("loss.beta=-1: a number >= 0" in line for line in failed)
     assert len(list((tmp_path / "sweep").glob("*/summary.json"))) == 2
     assert subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, check=False).stdout == b""

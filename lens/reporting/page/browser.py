@@ -78,7 +78,7 @@ def chunks_of(run: Run, key: str, limit: int) -> tuple[list[Chunk], list[str]]:
     """Stored rollouts of a run, at most ``limit`` answers, and a line if there are files that cannot be read."""
     try:
         files = stored_answers(run.folder, "rollouts")
-    except ConfigError:  # trainer.rollouts_every=0
+    except ConfigError:  # trainer.rollouts.rollouts_every=0
         return [], []
     columns = [*STORED, "prompt_ids", "finish_reason", "text", "answer"]
     read, unread = {}, []
