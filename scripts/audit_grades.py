@@ -7,11 +7,11 @@ from lens.cli.entry_point import entry_point
 
 @entry_point("audit_grades")
 def main(config: DictConfig) -> None:
-    from lens.commands.audit_grades import audit
+    from lens.commands.audit_grades import audit_grades
     from lens.config.checks import as_path
 
     run, target = as_path("run", config.run), as_path("target", config.target)
-    audit(run, source=config.source, step=config.step, limit=config.limit, target=target)
+    audit_grades(run, source=config.source, step=config.step, limit=config.limit, target=target)
 
 
 if __name__ == "__main__":

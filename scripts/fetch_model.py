@@ -11,11 +11,11 @@ from lens.errors import ConfigError
 
 @entry_point("fetch_model")
 def main(config: DictConfig) -> None:
-    from lens.models.fetching import fetch
+    from lens.models.fetching import fetch_model
 
     if config.model.fetch is None:
         raise ConfigError("model", HydraConfig.get().runtime.choices.model, "one with a fetch section, as smollm2 has")
-    print(fetch(Path(config.model.name_or_path), **config.model.fetch, source=config.source))
+    print(fetch_model(Path(config.model.name_or_path), **config.model.fetch, source=config.source))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from lens.cli.entry_point import entry_point
 
 @entry_point("theory")
 def main(config: DictConfig) -> None:
-    from lens.commands.theory import check_theory, w_figure
+    from lens.commands.theory import check_theory, draw_w
     from lens.config.checks import at_least, check_values, check_writable
     from lens.terminal import show_table
 
@@ -17,7 +17,7 @@ def main(config: DictConfig) -> None:
     check_writable("target", Path(config.target))
     table = check_theory(config.num_spaces, config.num_answers)
     show_table("The theory on answer spaces that can be summed over, in float64", table)
-    print(f"figure: {w_figure(Path(config.target) / 'figure_4_w')}, .pdf")
+    print(f"figure: {draw_w(Path(config.target) / 'figure_4_w')}, .pdf")
 
 
 if __name__ == "__main__":

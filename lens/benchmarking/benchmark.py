@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from lens.benchmarking.measuring import (
     Row,
-    machine_state,
-    matrix_peaks,
+    describe_machine,
+    measure_matrix_peaks,
 )
 from lens.benchmarking.objective import measure_objective, tabulate_objective
 from lens.benchmarking.sampling import measure_sampling, tabulate_sampling
@@ -24,7 +24,7 @@ from lens.commands.assembly import model_path, use_threads
 from lens.config.checks import check_values
 from lens.errors import ConfigError
 from lens.files import write_json
-from lens.runs.provenance import provenance
+from lens.runs.provenance import describe_provenance
 from lens.terminal import show_table
 
 log = logging.getLogger(__name__)
@@ -45,11 +45,11 @@ def benchmark(config: DictConfig, folder: Path) -> pd.DataFrame:
     part = PARTS[config.part]
 
     use_threads(config.trainer.memory.num_threads)
-    before, peaks = machine_state(), matrix_peaks(config.peak_size)
+    before, peaks = describe_machine(), measure_matrix_peaks(config.peak_size)
     rows = part.measure(config)
-    again, after = matrix_peaks(config.peak_size), machine_state()
+    again, after = measure_matrix_peaks(config.peak_size), describe_machine()
     peaks = {dtype: max(peaks[dtype], again[dtype]) for dtype in peaks}
-    write_json(folder / "provenance.json", provenance())
+    write_json(folder / "provenance.json", describe_provenance())
     write_json(
         folder / MEASUREMENTS,
         {

@@ -43,13 +43,13 @@ class Meter:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         release_memory()
-        before = resident("VmRSS")
+        before = read_resident_memory("VmRSS")
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # VmHWM, the highest resident size, starts anew
         started = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - started
-        highest = resident("VmHWM")
+        highest = read_resident_memory("VmHWM")
         self.above[name], self.peak = highest - before, max(self.peak, highest)
 
     def row(self) -> Row:
@@ -58,7 +58,7 @@ class Meter:
         return seconds | {f"{name}_gib": value for name, value in self.above.items()} | {"peak_gib": self.peak}
 
 
-def resident(field: str) -> float:
+def read_resident_memory(field: str) -> float:
     """GiB of this process: VmRSS, resident now, or VmHWM, at the highest; nan on other systems than Linux."""
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
@@ -92,44 +92,44 @@ def alternate(arms: dict[str, Callable[[int], Row]], *, rounds: int, warmup: int
     rows = []
     with progress_bar((warmup + rounds) * len(arms), unit="turn") as bar:
         for number in range(warmup + rounds):
-            for name in by_turns(list(arms), number):
+            for name in rotate_names(list(arms), number):
                 try:
                     row = arms[name](number)
                 except ConfigError as error:
                     if number <= warmup:
                         raise
                     log.error("%s; the %d rounds before are kept", error, number - warmup)
-                    return in_order([row for row in rows if row["round"] < number - warmup], list(arms))
+                    return sort_rows([row for row in rows if row["round"] < number - warmup], list(arms))
                 bar.update()
                 if number >= warmup:
                     rows.append({"arm": name, "round": number - warmup, **row})
-    return in_order(rows, list(arms))
+    return sort_rows(rows, list(arms))
 
 
-def in_order(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
+def sort_rows(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
     """Round after round, and the arms of each in the order of their names here, whoever was first."""
     return sorted(rows, key=lambda row: (row["round"], names.index(row["arm"])))
 
 
-def by_turns(names: Sequence[str], number: int) -> list[str]:
+def rotate_names(names: Sequence[str], number: int) -> list[str]:
     """The names in the order of round ``number``: another one first in each."""
     shift = number % len(names)
     return [*names[shift:], *names[:shift]]
 
 
-def medians(rows: Sequence[Row]) -> pd.DataFrame:
+def take_medians(rows: Sequence[Row]) -> pd.DataFrame:
     """The median of every number over the rounds: a row per arm, in the order of their first appearance."""
     return pd.DataFrame(rows).groupby("arm", sort=False).median(numeric_only=True)
 
 
-def paired_ratio(rows: Sequence[Row], value: str, arm: str, baseline: str) -> str:
+def format_paired_ratio(rows: Sequence[Row], value: str, arm: str, baseline: str) -> str:
     """The median over rounds of arm / baseline, with the smallest and the largest."""
     table = pd.DataFrame(rows).pivot(index="round", columns="arm", values=value)
     ratios = table[arm] / table[baseline]
     return f"{ratios.median():.2f} [{ratios.min():.2f}, {ratios.max():.2f}]"
 
 
-def matrix_peaks(size: int) -> dict[str, float]:
+def measure_matrix_peaks(size: int) -> dict[str, float]:
     """FLOP/s of a product of two square matrices of this size, the best of a few, in each data type."""
     peaks = {}
     for dtype in (torch.bfloat16, torch.float32):
@@ -143,7 +143,7 @@ def matrix_peaks(size: int) -> dict[str, float]:
     return peaks
 
 
-def training_flops(model: PreTrainedModel, sequences: Iterable[tuple[int, Sequence[int]]]) -> float:
+def count_training_flops(model: PreTrainedModel, sequences: Iterable[tuple[int, Sequence[int]]]) -> float:
     """FLOPs of one forward and backward pass, the latter twice the former; padding and recomputation do not count.
 
     Two for each weight and token, four for each channel of attention and pair of tokens that see each other; the head
@@ -165,11 +165,11 @@ def training_flops(model: PreTrainedModel, sequences: Iterable[tuple[int, Sequen
     return 3 * forward
 
 
-def machine_state() -> Row:
+def describe_machine() -> Row:
     """What else tells whether times can be trusted: niceness, threads, and the load of the last minute."""
     return {"niceness": os.nice(0), "threads": torch.get_num_threads(), "load_1min": os.getloadavg()[0]}
 
 
-def share(flops_per_s: float, peaks: dict[str, float]) -> str:
+def format_share(flops_per_s: float, peaks: dict[str, float]) -> str:
     """In percent of the machine's bfloat16 peak."""
     return f"{100 * flops_per_s / peaks['bfloat16']:.1f} %"

@@ -9,10 +9,10 @@ import pandas as pd
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from lens.benchmarking.measuring import Meter, Row, by_turns, in_order
+from lens.benchmarking.measuring import Meter, Row, rotate_names, sort_rows
 from lens.benchmarking.workload import Workload
 from lens.objectives.groups import group_kinds
-from lens.training.experience import weigh
+from lens.training.experience import weigh_rollouts
 
 ADVANTAGE_CALLS = 20  # a call takes a millisecond or less
 
@@ -31,9 +31,9 @@ def measure_objective(config: DictConfig) -> list[Row]:
             with meter.phase("logprobs"):
                 recomputed = work.old_logprobs(rollouts)
             shared = meter.row() | {"shared_s": sum(meter.seconds.values())}
-            for name in by_turns(list(objectives), number):
+            for name in rotate_names(list(objectives), number):
                 own = Meter()
-                experience = weigh(
+                experience = weigh_rollouts(
                     rollouts,
                     [None] * len(batch.prompts),
                     verdicts,
@@ -64,7 +64,7 @@ def measure_objective(config: DictConfig) -> list[Row]:
                         "tokens_trained": int(seen["tokens/trained"]),
                     }
                 )
-    return in_order(rows, list(objectives))
+    return sort_rows(rows, list(objectives))
 
 
 def tabulate_objective(rows: Sequence[Row], peaks: dict[str, float]) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from functools import partial
 import pandas as pd
 from omegaconf import DictConfig
 
-from lens.benchmarking.measuring import Meter, Row, alternate, medians, paired_ratio
+from lens.benchmarking.measuring import Meter, Row, alternate, format_paired_ratio, take_medians
 from lens.benchmarking.workload import Workload, count_tokens
 
 
@@ -34,7 +34,7 @@ def measure_sampling(config: DictConfig) -> list[Row]:
 
 def tabulate_sampling(rows: Sequence[Row], peaks: dict[str, float]) -> pd.DataFrame:
     """Tokens per second of each engine, and how many times the first one's."""
-    middle, baseline = medians(rows), rows[0]["arm"]
+    middle, baseline = take_medians(rows), rows[0]["arm"]
     return pd.DataFrame(
         [
             {
@@ -42,7 +42,7 @@ def tabulate_sampling(rows: Sequence[Row], peaks: dict[str, float]) -> pd.DataFr
                 "tokens": f"{values.completion_tokens:.0f}",
                 "seconds": f"{values.sample_s:.2f}",
                 "tokens/s": f"{values.tokens_per_s:.0f}",
-                f"times {baseline}": paired_ratio(rows, "tokens_per_s", arm, baseline),
+                f"times {baseline}": format_paired_ratio(rows, "tokens_per_s", arm, baseline),
             }
             for arm, values in middle.iterrows()
         ]

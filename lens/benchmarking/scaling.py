@@ -14,12 +14,12 @@ from matplotlib.ticker import MaxNLocator
 from omegaconf import DictConfig, OmegaConf
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from lens.benchmarking.measuring import Meter, Row, medians
-from lens.benchmarking.workload import Batch, Workload, every_answer_teaches, made_up_rollouts
+from lens.benchmarking.measuring import Meter, Row, take_medians
+from lens.benchmarking.workload import Batch, Workload, make_every_answer_teach, make_up_rollouts
 from lens.models.loading import DTYPES
 from lens.problems.prompts import Prompt
 from lens.progress import progress_bar
-from lens.reporting.figures import COLORS, COLUMN_WIDTH, MARKERS, STYLE, plt, save
+from lens.reporting.figures import COLORS, COLUMN_WIDTH, MARKERS, STYLE, plt, save_figure
 from lens.training.experience import Experience
 
 AXES = {
@@ -44,11 +44,11 @@ def measure_scaling(config: DictConfig) -> list[Row]:
     Models have the architecture of the config's and random weights, so that hardly an answer ends before the limit.
     """
     base, rows = Workload.load(config), []
-    points = list(scaling_points(config, base.model))
+    points = list(iterate_points(config, base.model))
     with progress_bar(len(points), unit="size") as bar:
         for axis, value, sizes in points:
-            work = resized(base, config, sizes)
-            with answering(work, config) as answers:
+            work = resize(base, config, sizes)
+            with open_answers(work, config) as answers:
                 for number in range(config.warmup + config.rounds):
                     meter = Meter()
                     experience = answers(number, meter)
@@ -65,10 +65,10 @@ def measure_scaling(config: DictConfig) -> list[Row]:
 
 
 @contextmanager
-def answering(work: Workload, config: DictConfig) -> Iterator[Callable[[int, Meter], Experience]]:
+def open_answers(work: Workload, config: DictConfig) -> Iterator[Callable[[int, Meter], Experience]]:
     """What an update of a round learns from: answers of the engine, which is measured too, or always the same."""
     if not config.scaling.sampled:
-        made_up = every_answer_teaches(made_up_rollouts(work))
+        made_up = make_every_answer_teach(make_up_rollouts(work))
         yield lambda number, meter: made_up
         return
     with work.sampler(config.engines.transformers) as sampler:
@@ -78,12 +78,12 @@ def answering(work: Workload, config: DictConfig) -> Iterator[Callable[[int, Met
                 rollouts = work.sample(sampler, work.batch(number).prompts, number)
             with meter.phase("logprobs"):
                 recomputed = work.old_logprobs(rollouts)
-            return every_answer_teaches(rollouts, work.rollouts.old_logprobs, recomputed)
+            return make_every_answer_teach(rollouts, work.rollouts.old_logprobs, recomputed)
 
         yield answers
 
 
-def scaling_points(config: DictConfig, model: PreTrainedModel) -> Iterator[tuple[str, int, dict[str, int]]]:
+def iterate_points(config: DictConfig, model: PreTrainedModel) -> Iterator[tuple[str, int, dict[str, int]]]:
     """Each axis, its values, and all sizes there; vocabularies over the model's own are left out."""
     of_model = model.config.get_text_config()
     base = {
@@ -98,7 +98,7 @@ def scaling_points(config: DictConfig, model: PreTrainedModel) -> Iterator[tuple
                 yield axis, value, base | {axis: value}
 
 
-def resized(base: Workload, config: DictConfig, sizes: dict[str, int]) -> Workload:
+def resize(base: Workload, config: DictConfig, sizes: dict[str, int]) -> Workload:
     """The same questions for a model of other sizes, with random weights; prompts use the words that it has."""
     rollouts = {name: sizes[name] for name in ("num_generations", "max_completion_length")}
     config = OmegaConf.merge(config, {"trainer": {"rollouts": rollouts}})
@@ -118,7 +118,7 @@ def resized(base: Workload, config: DictConfig, sizes: dict[str, int]) -> Worklo
 
 def tabulate_scaling(rows: Sequence[Row], peaks: dict[str, float]) -> pd.DataFrame:
     """Medians over rounds at every size."""
-    middle = medians(rows)
+    middle = take_medians(rows)
     axes = pd.DataFrame(rows).drop_duplicates("arm").set_index("arm")["axis"]
     return pd.DataFrame(
         [
@@ -135,7 +135,7 @@ def tabulate_scaling(rows: Sequence[Row], peaks: dict[str, float]) -> pd.DataFra
 
 def draw_scaling(rows: Sequence[Row], path: Path) -> Path:
     """A column of panels for each axis: seconds above, memory below, over the size; both axes start at 0."""
-    middle, axes = medians(rows), pd.DataFrame(rows).drop_duplicates("arm").set_index("arm")["axis"]
+    middle, axes = take_medians(rows), pd.DataFrame(rows).drop_duplicates("arm").set_index("arm")["axis"]
     shown = list(dict.fromkeys(axes))
     quantities = {
         "seconds": {"step": "step_s", "sampling": "sample_s", "update": "update_s"},
@@ -165,4 +165,4 @@ def draw_scaling(rows: Sequence[Row], path: Path) -> Path:
             panels[1][column].set_xlabel(AXES[axis])
             panels[1][column].xaxis.set_major_locator(MaxNLocator(6, integer=True))
         panels[0][0].legend(fontsize=7)
-        return save(figure, path)
+        return save_figure(figure, path)

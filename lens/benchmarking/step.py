@@ -12,9 +12,9 @@ from lens.benchmarking.arm import Arm, serve_lens
 from lens.benchmarking.measuring import (
     Row,
     alternate,
-    medians,
-    paired_ratio,
-    share,
+    format_paired_ratio,
+    format_share,
+    take_medians,
 )
 from lens.benchmarking.trl import check_trl, serve_trl
 
@@ -37,7 +37,7 @@ def measure_step(config: DictConfig) -> list[Row]:
 def tabulate_step(rows: Sequence[Row], peaks: dict[str, float]) -> pd.DataFrame:
     """Seconds of a step and of its phases, and how many of a step TRL's (else the first arm's) takes."""
     rows = [{**row, "tokens_per_s": row["completion_tokens"] / row["step_s"]} for row in rows]
-    middle = medians(rows)
+    middle = take_medians(rows)
     other = "trl" if "trl" in middle.index else middle.index[0]
     phases = {"sync": "sync_s", "sampling": "sample_s", "grading": "grade_s", "log-probs": "logprobs_s"}
     return pd.DataFrame(
@@ -50,8 +50,8 @@ def tabulate_step(rows: Sequence[Row], peaks: dict[str, float]) -> pd.DataFrame:
                 "tokens/s": f"{values.tokens_per_s:.0f}",
                 "tokens": f"{values.completion_tokens:.0f}",
                 "peak GiB": f"{values.peak_gib:.2f}",
-                "update's share of bf16 peak": share(values.update_flops / values.update_s, peaks),
-                f"{other} / arm": paired_ratio(rows, "step_s", other, arm),
+                "update's share of bf16 peak": format_share(values.update_flops / values.update_s, peaks),
+                f"{other} / arm": format_paired_ratio(rows, "step_s", other, arm),
             }
             for arm, values in middle.iterrows()
         ]

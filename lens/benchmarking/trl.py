@@ -19,8 +19,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from lens.benchmarking.arm import Report, Turn
-from lens.benchmarking.measuring import Meter, training_flops
-from lens.benchmarking.workload import Workload, alternating_rewards, count_tokens
+from lens.benchmarking.measuring import Meter, count_training_flops
+from lens.benchmarking.workload import Workload, count_tokens, make_alternating_rewards
 from lens.errors import ConfigError
 
 
@@ -89,7 +89,7 @@ def serve_trl(turn: Turn, report: Report, config: DictConfig) -> None:
             passes = ((prompt, [length]) for prompt, length in zip(each, lengths, strict=True))
             update = self.meter.seconds["step"] - seconds["sample"] - seconds["grade"]
             times = {"sync_s": 0.0, "sample_s": seconds["sample"], "grade_s": seconds["grade"], "logprobs_s": 0.0}
-            flops = {"update_s": update, "update_flops": training_flops(work.model, passes)}
+            flops = {"update_s": update, "update_flops": count_training_flops(work.model, passes)}
             report(self.meter.row() | times | flops | count_tokens(prompts, lengths))
 
     with instantiate(config.grader) as grader, tempfile.TemporaryDirectory() as folder:
@@ -97,9 +97,9 @@ def serve_trl(turn: Turn, report: Report, config: DictConfig) -> None:
         def reward(completion_ids: list[list[int]], answer: list[str], **others: Any) -> list[float]:
             lengths[:] = map(len, completion_ids)
             grader.grade(work.tokenizer.batch_decode(completion_ids, skip_special_tokens=True), answer)
-            return list(map(float, alternating_rewards(len(completion_ids))))
+            return list(map(float, make_alternating_rewards(len(completion_ids))))
 
-        questions = [pair for number in range(steps) for pair in rows_of(work, config, number)]
+        questions = [pair for number in range(steps) for pair in make_rows(work, config, number)]
         work.model.generate = timed("sample", work.model.generate)
         trainer = GRPOTrainer(
             work.model,
@@ -140,7 +140,7 @@ def serve_trl(turn: Turn, report: Report, config: DictConfig) -> None:
         trainer.train()
 
 
-def rows_of(work: Workload, config: DictConfig, number: int) -> list[dict[str, Any]]:
+def make_rows(work: Workload, config: DictConfig, number: int) -> list[dict[str, Any]]:
     """The questions of a round as TRL takes them: messages for the chat template, or text."""
     prompt, rows = config.model.prompt, []
     batch = work.batch(number)

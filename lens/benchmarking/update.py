@@ -15,13 +15,13 @@ from lens.benchmarking.measuring import (
     Meter,
     Row,
     alternate,
-    medians,
-    paired_ratio,
-    share,
-    training_flops,
+    count_training_flops,
+    format_paired_ratio,
+    format_share,
+    take_medians,
 )
 from lens.benchmarking.naive_update import naive_gradient
-from lens.benchmarking.workload import Workload, every_answer_teaches, made_up_rollouts
+from lens.benchmarking.workload import Workload, make_every_answer_teach, make_up_rollouts
 from lens.errors import ConfigError
 from lens.models.layers import check_layers
 from lens.training.experience import Experience
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 def measure_update(config: DictConfig) -> list[Row]:
     """The update of lens, and a naive one, on the same completions; compiled; and where some groups teach nothing."""
     work = Workload.load(config)
-    batch = every_answer_teaches(made_up_rollouts(work, shortest_share=config.made_up.shortest_share))
+    batch = make_every_answer_teach(make_up_rollouts(work, shortest_share=config.made_up.shortest_share))
     silent = round(config.made_up.silent_share * len(batch.advantages))
     quiet = replace(batch, advantages=batch.advantages * (torch.arange(len(batch.advantages)) >= silent)[:, None])
     naive = partial(naive_gradient, work.model, batch, work.loss, sequences=config.naive.sequences)
@@ -44,7 +44,7 @@ def measure_update(config: DictConfig) -> list[Row]:
         meter = Meter()
         with meter.phase("update"):
             work.update(naive) if experience is None else work.learn(experience, **choices)
-        flops = training_flops(work.model, alone if experience is None else work.sequences(experience))
+        flops = count_training_flops(work.model, alone if experience is None else work.sequences(experience))
         return meter.row() | {"update_flops": flops}
 
     arms = {
@@ -68,11 +68,11 @@ def tabulate_update(rows: Sequence[Row], peaks: dict[str, float]) -> pd.DataFram
             {
                 "update": arm,
                 "seconds": f"{values.update_s:.2f}",
-                "naive / this": paired_ratio(rows, "update_s", "naive", arm),
+                "naive / this": format_paired_ratio(rows, "update_s", "naive", arm),
                 "model TFLOP": f"{values.update_flops / 1e12:.3g}",
-                "share of bf16 peak": share(values.update_flops / values.update_s, peaks),
+                "share of bf16 peak": format_share(values.update_flops / values.update_s, peaks),
                 "GiB above weights": f"{values.update_gib:.2f}",
             }
-            for arm, values in medians(rows).iterrows()
+            for arm, values in take_medians(rows).iterrows()
         ]
     )

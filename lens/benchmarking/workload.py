@@ -12,18 +12,18 @@ from omegaconf import DictConfig
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lens.benchmarking.measuring import Meter, training_flops
+from lens.benchmarking.measuring import Meter, count_training_flops
 from lens.commands.assembly import longest_sequence, make_sampler, use_threads
 from lens.grading.pool import Grader, grade_groups
 from lens.models.layers import check_layers
 from lens.models.loading import load_model
-from lens.models.packing import microbatches
-from lens.models.sharding import named_weights
+from lens.models.packing import split_into_microbatches
+from lens.models.sharding import gather_named_weights
 from lens.objectives import grpo_advantages
 from lens.problems.prompts import Prompt, PromptFormat, encode_problems
 from lens.sampling.rollouts import Rollouts, Sampler
 from lens.seeding import derive_seed
-from lens.training.experience import Experience, weigh
+from lens.training.experience import Experience, weigh_rollouts
 from lens.training.policy import make_optimizer
 from lens.training.update import Loss, compute_gradient
 
@@ -86,7 +86,7 @@ class Workload:
         """A rollout engine with the policy's weights, closed in the end."""
         longest = longest_sequence(self.model, self.questions.prompts, self.rollouts.max_completion_length)
         with make_sampler(settings, self.model, self.tokenizer, longest) as sampler:
-            sampler.sync(named_weights(self.model))
+            sampler.sync(gather_named_weights(self.model))
             yield sampler
 
     def sample(self, sampler: Sampler, prompts: Sequence[Prompt], number: int) -> Rollouts:
@@ -128,7 +128,7 @@ class Workload:
         """What an update of lens passes through the model: tokens of a prompt, and of the completions that share it."""
         r = experience.rollouts
         rows = (experience.advantages.flatten() != 0).nonzero().squeeze(1).tolist()
-        for packs in microbatches(self.model, r, rows, self.loss.max_tokens_per_microbatch):
+        for packs in split_into_microbatches(self.model, r, rows, self.loss.max_tokens_per_microbatch):
             for pack in packs:
                 yield len(r.prompts[pack[0] // r.num_generations].token_ids), r.lengths[pack].tolist()
 
@@ -136,18 +136,18 @@ class Workload:
         """One step of GRPO, measured; the answers are graded, and half of each group is then taken for right."""
         meter, batch = Meter(), self.batch(number)
         with meter.phase("sync"):
-            sampler.sync(named_weights(self.model))
+            sampler.sync(gather_named_weights(self.model))
         with meter.phase("sample"):
             rollouts = self.sample(sampler, batch.prompts, number)
         with meter.phase("grade"):
             self.grade(grader, rollouts, batch.answers)
         with meter.phase("logprobs"):
             recomputed = self.old_logprobs(rollouts)
-        experience = every_answer_teaches(rollouts, self.rollouts.old_logprobs, recomputed)
+        experience = make_every_answer_teach(rollouts, self.rollouts.old_logprobs, recomputed)
         with meter.phase("update"):
             self.learn(experience)
         tokens = count_tokens([len(prompt.token_ids) for prompt in batch.prompts], rollouts.lengths.tolist())
-        flops = training_flops(self.model, self.sequences(experience))
+        flops = count_training_flops(self.model, self.sequences(experience))
         return meter.row() | tokens | {"step_s": sum(meter.seconds.values()), "update_flops": flops}
 
 
@@ -156,17 +156,17 @@ def count_tokens(prompts: Sequence[int], completions: Sequence[int]) -> dict[str
     return {"prompt_tokens": sum(prompts), "completion_tokens": sum(completions)}
 
 
-def alternating_rewards(number: int) -> list[int]:
+def make_alternating_rewards(number: int) -> list[int]:
     """1 for every second answer: every group is mixed, and no completion has an advantage of 0."""
     return [place % 2 for place in range(number)]
 
 
-def every_answer_teaches(
+def make_every_answer_teach(
     rollouts: Rollouts, old_from: str = "sampler", trainer_logprobs: Tensor | None = None
 ) -> Experience:
     """These rollouts under GRPO with `alternating_rewards`."""
-    verdicts = ["correct" if reward else "incorrect" for reward in alternating_rewards(len(rollouts.lengths))]
-    return weigh(
+    verdicts = ["correct" if reward else "incorrect" for reward in make_alternating_rewards(len(rollouts.lengths))]
+    return weigh_rollouts(
         rollouts,
         [None] * len(rollouts.prompts),
         verdicts,
@@ -176,7 +176,7 @@ def every_answer_teaches(
     )
 
 
-def made_up_rollouts(work: Workload, *, shortest_share: float = 1.0, num_prompts: int | None = None) -> Rollouts:
+def make_up_rollouts(work: Workload, *, shortest_share: float = 1.0, num_prompts: int | None = None) -> Rollouts:
     """Random tokens in place of sampled ones: what an update costs does not depend on what they say.
 
     Lengths are spread evenly from shortest_share x max_completion_length up to max_completion_length, and shuffled.

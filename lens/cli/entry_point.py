@@ -22,8 +22,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from lens.cli.explaining import BAD_CONFIG, explain
-from lens.config.keys import config_hash
-from lens.distributed.processes import is_one_of_several, leave_at_once, rank
+from lens.config.keys import hash_config
+from lens.distributed.processes import exit_at_once, is_one_of_several, rank
 from lens.errors import BAD_INPUT, FAILED, INTERRUPTED, NO_SPACE, ConfigError, RunFailed, StopRequested
 from lens.files import CONFIGS
 from lens.progress import close_open_bars
@@ -36,30 +36,30 @@ FIRST_SPEAKS_WITHIN = 30  # seconds in which the first of several processes come
 ONE_OF = ("run", "multirun", "cfg", "info", "shell_completion")  # Hydra's options that say what to do
 
 
-def time_of_start(pattern: str) -> str:
+def format_start_time(pattern: str) -> str:
     """The time at which this command was started, one for all its processes."""
     return STARTED[0].strftime(pattern)
 
 
-OmegaConf.register_new_resolver("lens.config_hash", config_hash, replace=True)
-OmegaConf.register_new_resolver("lens.started", time_of_start, replace=True)
+OmegaConf.register_new_resolver("lens.config_hash", hash_config, replace=True)
+OmegaConf.register_new_resolver("lens.started", format_start_time, replace=True)
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def join_processes() -> Iterator[None]:
     """Meanwhile the processes that were launched together know of each other, and of the time at which they started."""
     if not is_one_of_several():
         STARTED[0] = datetime.now()
         yield
         return
-    from lens.distributed.collectives import gather, process_group
+    from lens.distributed.collectives import gather_objects, process_group
 
     with process_group():
-        STARTED[0] = gather(datetime.now())[0]
+        STARTED[0] = gather_objects(datetime.now())[0]
         yield
 
 
-def name_tasks() -> None:
+def name_submitit_tasks() -> None:
     """Where submitit has started several tasks of a job, set the variables by which they find each other."""
     if "SUBMITIT_EXECUTOR" in os.environ and "WORLD_SIZE" not in os.environ:
         from submitit import JobEnvironment
@@ -85,29 +85,29 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
             hydra_config = HydraConfig.get()
             folder, alone = Path(hydra_config.runtime.output_dir), hydra_config.mode == RunMode.RUN
             if not alone:
-                leave_console_to_the_sweep()
-                name_tasks()
+                remove_console_logging()
+                name_submitit_tasks()
             if rank() > 0:
-                leave_words_to_the_first()
+                silence_logging()
             try:
-                with nullcontext() if alone else together():
+                with nullcontext() if alone else join_processes():
                     task(config)
             except BAD_CONFIG as error:
                 if folder != Path.cwd():  # else it is no run's own folder
                     remove_half_made(folder)
                 if alone:
-                    fail(explain(error, config_name, sys.argv[1:]))
+                    exit_with(explain(error, config_name, sys.argv[1:]))
                 raise
             except (StopRequested, KeyboardInterrupt) as stop:
                 if alone:
-                    fail(f"{str(stop) or 'at once'}; to go on: {command_of(hydra_config)}", INTERRUPTED)
+                    exit_with(f"{str(stop) or 'at once'}; to go on: {make_resume_command(hydra_config)}", INTERRUPTED)
                 raise KeyboardInterrupt from stop  # launchers take it for no failed job, but end the sweep
             except (RunFailed, OSError) as failure:
                 if isinstance(failure, OSError) and failure.errno not in NO_SPACE:
                     raise
                 if alone:
                     where = f" while writing below {folder}" if isinstance(failure, OSError) else ""
-                    fail(f"{failure}{where}; to go on: {command_of(hydra_config)}", FAILED)
+                    exit_with(f"{failure}{where}; to go on: {make_resume_command(hydra_config)}", FAILED)
                 raise
 
         composed = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(guarded)
@@ -115,51 +115,53 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
         @functools.wraps(task)
         def script() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors reach the lines below
-            sys.argv[1:] = options_first(sys.argv[1:])
+            sys.argv[1:] = put_options_first(sys.argv[1:])
             if is_one_of_several() and {"-m", "--multirun"} & set(sys.argv):
-                fail("--multirun: not under torchrun; hydra.launcher.processes_per_job=N starts N for each job")
+                exit_with("--multirun: not under torchrun; hydra.launcher.processes_per_job=N starts N for each job")
             try:
-                with together():
+                with join_processes():
                     composed()
                 if is_one_of_several():
-                    leave_at_once()
+                    exit_at_once()
             except BAD_CONFIG as error:
-                fail(explain(error, config_name, sys.argv[1:]))
+                exit_with(explain(error, config_name, sys.argv[1:]))
             except (StopRequested, KeyboardInterrupt):
-                fail("the same command goes on from the last checkpoint", INTERRUPTED)
+                exit_with("the same command goes on from the last checkpoint", INTERRUPTED)
             except RunFailed as failure:
-                fail(f"{failure}; the same command goes on from the last checkpoint", FAILED)
+                exit_with(f"{failure}; the same command goes on from the last checkpoint", FAILED)
             except ValueError as error:  # of Hydra, where a group that has to be chosen is null
                 if started:
                     raise
-                fail(" ".join(str(error).split()))
+                exit_with(" ".join(str(error).split()))
             except OSError as error:
                 if started or error.filename is None:
                     raise
-                fail(str(ConfigError("outputs", error.filename, f"a folder that can be written to ({error.strerror})")))
+                exit_with(
+                    str(ConfigError("outputs", error.filename, f"a folder that can be written to ({error.strerror})"))
+                )
 
         return script
 
     return decorate
 
 
-def options_first(arguments: list[str]) -> list[str]:
+def put_options_first(arguments: list[str]) -> list[str]:
     """Put Hydra's options before the overrides, in the only order that Hydra takes; exit if it would not take them."""
     parser = get_args_parser()
-    parser.error = fail
+    parser.error = exit_with
     parsed = parser.parse_intermixed_args(arguments)
     if parsed.experimental_rerun:
-        fail("--experimental-rerun: the same overrides with hydra.run.dir=FOLDER instead")
+        exit_with("--experimental-rerun: the same overrides with hydra.run.dir=FOLDER instead")
     asked = [f"--{name.replace('_', '-')}" for name in ONE_OF if getattr(parsed, name)]
     if len(asked) > 1:
-        fail(f"{' and '.join(asked)}: one of them at a time")
+        exit_with(f"{' and '.join(asked)}: one of them at a time")
     if parsed.resolve and not (parsed.cfg or parsed.help):
-        fail("--resolve: with --cfg or --help only")
+        exit_with("--resolve: with --cfg or --help only")
     options = [argument for argument in arguments if argument not in parsed.overrides]
     return [*options, *parsed.overrides]
 
 
-def fail(message: str, code: int = BAD_INPUT) -> None:
+def exit_with(message: str, code: int = BAD_INPUT) -> None:
     """Print one line, once for all processes, and exit."""
     close_open_bars()
     if rank() > 0 and code != INTERRUPTED:
@@ -171,20 +173,20 @@ def fail(message: str, code: int = BAD_INPUT) -> None:
     sys.exit(code)
 
 
-def command_of(hydra_config: DictConfig) -> str:
+def make_resume_command(hydra_config: DictConfig) -> str:
     """The command that goes on in the folder of this one."""
     overrides = [o for o in hydra_config.overrides.task if not o.startswith("resume=")]
     return shlex.join(["python", sys.argv[0], *overrides, f"hydra.run.dir={hydra_config.runtime.output_dir}"])
 
 
-def leave_console_to_the_sweep() -> None:
+def remove_console_logging() -> None:
     """Jobs of a sweep log to their run folders alone: the console shows the sweep's progress."""
     for handler in list(logging.getLogger().handlers):
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
             logging.getLogger().removeHandler(handler)
 
 
-def leave_words_to_the_first() -> None:
+def silence_logging() -> None:
     """One process of several logs for all."""
     logging.getLogger().handlers[:] = [logging.NullHandler()]
 

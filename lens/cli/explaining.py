@@ -10,6 +10,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from lens.config.moved import MOVED_KEYS, MOVED_OPTIONS
 from lens.errors import ConfigError
 from lens.files import CONFIGS
 
@@ -24,19 +25,31 @@ def explain(error: BaseException, config_name: str, arguments: list[str]) -> str
             return str(cause)
         cause = cause.__cause__
     message = " ".join(str(error).split())
-    if option := re.search(
-        r"Could not find '([^']+)/([^'/]+)' Available options in '[^']+': (.*?) Config search", message
-    ):
-        return str(ConfigError(option[1], option[2], f"one of {', '.join(option[3].split())}"))
+    # Hydra names the group, the option and the options beside it; one of another folder has the folder in its name.
+    if option := re.search(r"Could not find '([^']+)' Available options in '([^']+)': ", message):
+        return explain_unknown_option(option[2], option[1].removeprefix(f"{option[2]}/"))
+    if group := re.search(r"Could not find '([^']+)'", message):
+        return explain_unknown_option(*group[1].split("/", 1)) if "/" in group[1] else message
     if unknown := re.search(r"Could not override '([^']+)'", message):
         return explain_unknown_key(unknown[1].lstrip("+~"), config_name, arguments)
     return message
 
 
+def explain_unknown_option(group: str, option: str) -> str:
+    """That a config group has no such option, what it is called now if it was renamed, and which there are."""
+    if moved := MOVED_OPTIONS.get((group, option)):
+        return f"{group}={option}: since version 0.2 it is {moved}"
+    folder = CONFIGS / group
+    options = sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+    return str(ConfigError(group, option, f"one of {', '.join(options)}"))
+
+
 def explain_unknown_key(key: str, config_name: str, arguments: list[str]) -> str:
     """That there is no such key, the nearest that there are, and those beside it."""
     value = next((a.split("=", 1)[1] for a in arguments if a.lstrip("+~").startswith(f"{key}=")), None)
-    keys = valid_keys(config_name, arguments)
+    if moved := MOVED_KEYS.get(key):
+        return str(ConfigError(key, value, f"since version 0.2 it is {moved}"))
+    keys = list_valid_keys(config_name, arguments)
     nearest = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
     parent = key.rpartition(".")[0]
     beside = [other for other in keys if other.rpartition(".")[0] == parent and "._" not in other]
@@ -45,7 +58,7 @@ def explain_unknown_key(key: str, config_name: str, arguments: list[str]) -> str
     return str(ConfigError(key, value, "; ".join(["no such key", *hints])))
 
 
-def valid_keys(config_name: str, arguments: list[str]) -> list[str]:
+def list_valid_keys(config_name: str, arguments: list[str]) -> list[str]:
     """The dotted keys of the config that the arguments' group choices alone compose."""
     groups = {str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*") if path.is_dir()}
     choices = [a for a in arguments if a.split("=")[0] in groups and "," not in a]

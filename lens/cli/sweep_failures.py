@@ -39,7 +39,7 @@ class FailedJobs(Callback):
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Forget how this job failed the last time."""
-        note_of(config).unlink(missing_ok=True)
+        note_path(config).unlink(missing_ok=True)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Leave a note of a job of a sweep that failed, and hide it from Hydra, which would stop at the first."""
@@ -53,7 +53,7 @@ class FailedJobs(Callback):
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             failure = Failure(overrides, f"{reason} ({config.hydra.runtime.output_dir} holds the log)", FAILED)
         if rank() == 0:
-            note_of(config).write_text(json.dumps(asdict(failure)) + "\n")
+            note_path(config).write_text(json.dumps(asdict(failure)) + "\n")
         job_return.status, job_return.return_value = JobStatus.COMPLETED, None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -70,7 +70,7 @@ class FailedJobs(Callback):
             sys.exit(min(failure.code for failure in failures.values()))
 
 
-def note_of(config: DictConfig) -> Path:
+def note_path(config: DictConfig) -> Path:
     """The note of the job with this config: its run folder's name with another ending."""
     folder = Path(config.hydra.runtime.output_dir)
     return folder.with_name(f"{folder.name}.failed")

@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from lens.cli.entry_point import fail
+from lens.cli.entry_point import exit_with
 from lens.config.checks import check_values
 from lens.errors import ConfigError
 from lens.progress import progress_bar
@@ -34,7 +34,7 @@ class SweepProgress(Callback):
         try:
             check_values(OmegaConf.masked_copy(config, "jobs"))
         except ConfigError as error:  # which Hydra would only warn of
-            fail(str(error))
+            exit_with(str(error))
         self._over = threading.Event()
         self._watcher = threading.Thread(target=self._watch, args=(config, time.time()), daemon=True)
         self._watcher.start()
@@ -45,15 +45,15 @@ class SweepProgress(Callback):
         self._watcher.join()
 
     def _watch(self, config: DictConfig, started: float) -> None:
-        jobs, steps = plan_of(config)
+        jobs, steps = count_jobs_and_steps(config)
         with progress_bar(steps, desc=f"{jobs} runs") as bar:
             over = False
             while not over:
                 over = self._over.wait(POLL_SECONDS)
-                bar.update(steps_done(Path(config.hydra.sweep.dir), since=started) - bar.n)
+                bar.update(count_steps(Path(config.hydra.sweep.dir), since=started) - bar.n)
 
 
-def plan_of(config: DictConfig) -> tuple[int, int | None]:
+def count_jobs_and_steps(config: DictConfig) -> tuple[int, int | None]:
     """How many jobs a sweep's overrides expand to, those of hydra.sweeper.params included, and steps of all jobs."""
     parser = OverridesParser.create()
     given = {}
@@ -69,17 +69,17 @@ def plan_of(config: DictConfig) -> tuple[int, int | None]:
     return jobs, jobs * sum(lengths) // len(lengths)
 
 
-def steps_done(folder: Path, since: float) -> int:
+def count_steps(folder: Path, since: float) -> int:
     """Steps in the metrics of all run folders whose config was written at or after a time (seconds since 1970)."""
     total = 0
     for config in folder.glob("*/.hydra/config.yaml"):
         metrics = config.parent.parent / "metrics.jsonl"
         if config.stat().st_mtime >= since and metrics.exists():
-            total += last_step(metrics)
+            total += read_last_step(metrics)
     return total
 
 
-def last_step(metrics: Path) -> int:
+def read_last_step(metrics: Path) -> int:
     """The step of the last whole line of a metrics.jsonl."""
     with metrics.open("rb") as file:
         file.seek(max(0, metrics.stat().st_size - 65536))

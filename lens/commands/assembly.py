@@ -52,7 +52,7 @@ def use_threads(number: int | None) -> None:
         torch.set_num_threads(number)
 
 
-def loading(config: DictConfig) -> dict[str, str | None]:
+def loading_options(config: DictConfig) -> dict[str, str | None]:
     """How a config's model is loaded."""
     return {"dtype": config.model.dtype, "attention": config.model.attention}
 
@@ -108,7 +108,7 @@ def longest_sequence(model: PreTrainedModel, prompts: Sequence[Prompt], max_comp
     return needed
 
 
-def evaluator_needs(model: PreTrainedModel, evaluator: Evaluator) -> int:
+def longest_evaluation_sequence(model: PreTrainedModel, evaluator: Evaluator) -> int:
     """The `longest_sequence` of an evaluation."""
     return max(longest_sequence(model, s.prompts, evaluator.max_completion_length) for s in evaluator.sets)
 
@@ -134,16 +134,18 @@ def make_sampler(
         sampler.close()
 
 
-def failing_golds(config: DictConfig, grader: Grader, sets: Mapping[str, Dataset]) -> dict[str, list[dict[str, str]]]:
+def find_failing_golds(
+    config: DictConfig, grader: Grader, sets: Mapping[str, Dataset]
+) -> dict[str, list[dict[str, str]]]:
     """What `lens.audit.check_golds` finds, in the first process; nothing in others, or where it is not asked for."""
     return check_golds(grader, sets) if config.check_golds and is_first() else {}
 
 
-def problems_of(evaluator: Evaluator) -> dict[str, Dataset]:
+def list_problems(evaluator: Evaluator) -> dict[str, Dataset]:
     """The problems that are evaluated on, by the name of their set."""
     return {evaluation_set.name: evaluation_set.problems for evaluation_set in evaluator.sets}
 
 
-def too_long_of(evaluator: Evaluator) -> dict[str, int]:
+def count_too_long(evaluator: Evaluator) -> dict[str, int]:
     """How many problems of each set were left out because of their length."""
     return {evaluation_set.name: evaluation_set.too_long for evaluation_set in evaluator.sets}

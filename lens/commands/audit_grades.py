@@ -13,9 +13,9 @@ import pandas as pd
 from lens.config.checks import check_writable
 from lens.errors import ConfigError
 from lens.grading.judge import WRONG
-from lens.grading.second_opinion import second_opinion
+from lens.grading.second_opinion import agrees
 from lens.problems.math import last_boxed
-from lens.runs.answers import read_answers, stored_answers
+from lens.runs.answers import find_answers, read_answers
 from lens.terminal import show_table
 
 ID = {"rollouts": "problem_id", "evaluations": "id"}  # what the column is called
@@ -24,7 +24,7 @@ COLUMNS = ["problem", "level", "confidence", "times", "gold", "answer", "second 
 PRINTED_CHARACTERS = 80  # of an answer; the CSV file has all of it
 
 
-def audit(run: Path, *, source: str, step: int | None, limit: int, target: Path) -> pd.DataFrame:
+def audit_grades(run: Path, *, source: str, step: int | None, limit: int, target: Path) -> pd.DataFrame:
     """List a run's most confident answers that were graded wrong, beside a second opinion.
 
     Prints two tables, the surest of all and the surest whose second opinion is that they are right, and writes all of
@@ -46,17 +46,17 @@ def audit(run: Path, *, source: str, step: int | None, limit: int, target: Path)
         raise ConfigError("limit", limit, "an integer >= 1")
     if source == "auto":
         source = "rollouts" if any((run / "rollouts").glob("step_*.parquet")) else "evaluations"
-    files = stored_answers(run, source, step)
+    files = find_answers(run, source, step)
     if target.is_dir():
         raise ConfigError("target", str(target), "a file, not a folder")
     check_writable("target", target.parent)
     parts, graded = [], 0
     for at, file in files.items():
         answers = read_answers(file, ["sample", "level", "text", "answer", "verdict", "confidence", ID[source]])
-        parts.append(graded_wrong(answers.rename(columns={ID[source]: "problem"})).assign(step=at))
+        parts.append(find_wrong(answers.rename(columns={ID[source]: "problem"})).assign(step=at))
         graded += len(answers)
     wrong = pd.concat(parts, ignore_index=True)
-    listed = distinct(wrong[wrong["answer"] != ""])
+    listed = merge_equal_answers(wrong[wrong["answer"] != ""])
     doubted = listed[listed["second opinion"] == "correct"]
 
     compared, disputed = listed["times"].sum(), doubted["times"].sum()
@@ -67,28 +67,28 @@ def audit(run: Path, *, source: str, step: int | None, limit: int, target: Path)
         ("The most confident of those that are correct by the second opinion", doubted),
     ):
         if len(rows):
-            show_table(title, rows.head(limit)[COLUMNS].map(shortened))
+            show_table(title, rows.head(limit)[COLUMNS].map(shorten_value))
     listed.to_csv(target, index=False)
     print(f"all {len(listed):,} different ones: {target}")
     return listed
 
 
-def graded_wrong(answers: pd.DataFrame) -> pd.DataFrame:
+def find_wrong(answers: pd.DataFrame) -> pd.DataFrame:
     """The rows graded wrong; the gold answer is called ``gold``, and ``answer`` is what the last box holds, or ""."""
     wrong = answers[answers["verdict"].isin(WRONG)].rename(columns={"answer": "gold"})
     return wrong.assign(answer=[last_boxed(text) for text in wrong["text"]]).drop(columns="text")
 
 
-def distinct(wrong: pd.DataFrame) -> pd.DataFrame:
+def merge_equal_answers(wrong: pd.DataFrame) -> pd.DataFrame:
     """A row per problem and answer with ``times`` it was given and a ``second opinion``, the most confident first."""
     ranked = wrong.sort_values("confidence", ascending=False, kind="stable")
     ranked = ranked.assign(times=ranked.groupby(SAME)["sample"].transform("size")).drop_duplicates(SAME)
-    agrees = [second_opinion(gold, answer) for gold, answer in zip(ranked["gold"], ranked["answer"], strict=True)]
+    agrees = [agrees(gold, answer) for gold, answer in zip(ranked["gold"], ranked["answer"], strict=True)]
     ranked["second opinion"] = ["correct" if same else "incorrect" for same in agrees]
     return ranked[COLUMNS]
 
 
-def shortened(value: object) -> str:
+def shorten_value(value: object) -> str:
     """A value in one line of a table."""
     if isinstance(value, float):
         return f"{value:.3f}"

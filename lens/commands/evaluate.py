@@ -10,24 +10,24 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from lens.commands.assembly import (
-    evaluator_needs,
-    failing_golds,
-    loading,
+    count_too_long,
+    find_failing_golds,
+    list_problems,
+    loading_options,
+    longest_evaluation_sequence,
     make_evaluator,
     make_sampler,
-    problems_of,
-    too_long_of,
     use_threads,
 )
 from lens.config.checks import check_values
 from lens.distributed.collectives import is_first
 from lens.errors import ConfigError
-from lens.evaluation.scores import metrics_of, table_of
+from lens.evaluation.scores import compute_metrics, make_table
 from lens.files import write_json, write_parquet
-from lens.grading.golds import count_all
+from lens.grading.golds import count_failing
 from lens.grading.shared import SharedGrader
 from lens.models.loading import load_model
-from lens.models.sharding import named_weights
+from lens.models.sharding import gather_named_weights
 from lens.problems import load_evaluation_sets
 from lens.runs import checkpoints
 from lens.runs.run import SUMMARY, read_config
@@ -43,7 +43,7 @@ def evaluate(config: DictConfig, folder: Path) -> pd.DataFrame:
     Raises:
         ConfigError: a value that cannot work.
     """
-    run, checkpoint = locate(config.checkpoint)
+    run, checkpoint = locate_checkpoint(config.checkpoint)
     if run is not None:
         trained = read_config(run, "checkpoint")
         config.model.prompt = trained.model.prompt
@@ -51,30 +51,32 @@ def evaluate(config: DictConfig, folder: Path) -> pd.DataFrame:
     check_values(config)
     use_threads(config.trainer.memory.num_threads)
     raw_sets = load_evaluation_sets(config.evaluation.sets)
-    model, tokenizer = load_model(checkpoint, **loading(config), key="checkpoint")
+    model, tokenizer = load_model(checkpoint, **loading_options(config), key="checkpoint")
     evaluator = make_evaluator(config, raw_sets, tokenizer)
     with ExitStack() as stack:
         grader = stack.enter_context(instantiate(config.grader))
-        failing = failing_golds(config, grader, problems_of(evaluator))
-        sampler = stack.enter_context(make_sampler(config.sampler, model, tokenizer, evaluator_needs(model, evaluator)))
-        sampler.sync(named_weights(model))
+        failing = find_failing_golds(config, grader, list_problems(evaluator))
+        sampler = stack.enter_context(
+            make_sampler(config.sampler, model, tokenizer, longest_evaluation_sequence(model, evaluator))
+        )
+        sampler.sync(gather_named_weights(model))
         seed = derive_seed(config.seed, "evaluation")
         per_problem, answers = evaluator.evaluate(sampler, SharedGrader(grader), seed, show_progress=is_first())
     if not is_first():
         return per_problem
     write_parquet(folder / "evaluation.parquet", per_problem)
     write_parquet(folder / "completions.parquet", answers)
-    metrics = metrics_of(per_problem, by_level=evaluator.by_level)
+    metrics = compute_metrics(per_problem, by_level=evaluator.by_level)
     write_json(folder / "failing_golds.json", failing)
-    counts = {"failing_golds": count_all(failing), "prompts_too_long": too_long_of(evaluator)}
+    counts = {"failing_golds": count_failing(failing), "prompts_too_long": count_too_long(evaluator)}
     write_json(folder / SUMMARY, {"checkpoint": checkpoint, "metrics": metrics, **counts})
-    table = table_of(per_problem, by_level=evaluator.by_level)
+    table = make_table(per_problem, by_level=evaluator.by_level)
     show_table(f"{checkpoint}: pass@k in %, 95 % bootstrap interval over problems", table)
     print(f"rows and answers: {folder}")
     return per_problem
 
 
-def locate(checkpoint: str) -> tuple[Path | None, str]:
+def locate_checkpoint(checkpoint: str) -> tuple[Path | None, str]:
     """The run folder that a checkpoint belongs to, if any, and the model's name or folder.
 
     Raises:
@@ -82,7 +84,7 @@ def locate(checkpoint: str) -> tuple[Path | None, str]:
     """
     path = Path(checkpoint)
     if (path / ".hydra").is_dir():
-        found = checkpoints.all_checkpoints(path / "checkpoints")
+        found = checkpoints.list_checkpoints(path / "checkpoints")
         if not found:
             raise ConfigError("checkpoint", checkpoint, "a run folder with a checkpoint")
         return path, str(found[-1])

@@ -11,11 +11,11 @@ import pandas as pd
 
 from lens.config.checks import check_writable
 from lens.errors import ConfigError
-from lens.evaluation.scores import metrics_of, table_of, tally
+from lens.evaluation.scores import compute_metrics, count_per_problem, make_table
 from lens.files import write_json, write_parquet
 from lens.grading.judge import Settings
 from lens.grading.pool import Grader
-from lens.runs.answers import read_answers, stored_answers
+from lens.runs.answers import find_answers, read_answers
 from lens.terminal import show_table
 
 COLUMNS = ["set", "id", "level", "subject", "sample", "text", "answer", "verdict", "length", "finish_reason"]
@@ -40,14 +40,14 @@ def regrade(grader: Grader, settings: Settings, *, run: Path, step: int | None, 
     Raises:
         ConfigError: no such evaluation, or a target that exists or cannot be made.
     """
-    file = list(stored_answers(run, "evaluations", step).values())[-1]
+    file = list(find_answers(run, "evaluations", step).values())[-1]
     stored = read_answers(file, [*COLUMNS, "confidence"])
     if target.exists():
         raise ConfigError("target", str(target), "a folder that does not exist yet")
     check_writable("target", target)
     grades = grader.grade(stored["text"].tolist(), stored["answer"].tolist(), settings)
     answers = stored.assign(verdict=[grade.verdict for grade in grades], verdict_before=stored["verdict"])
-    per_problem, changes = tally(answers), changes_of(answers)
+    per_problem, changes = count_per_problem(answers), count_changes(answers)
 
     write_parquet(target / "evaluation.parquet", per_problem)
     write_parquet(target / "completions.parquet", answers)
@@ -57,10 +57,10 @@ def regrade(grader: Grader, settings: Settings, *, run: Path, step: int | None, 
         "settings": asdict(settings),
         "answers": len(answers),
         "changed": changes.to_dict("records"),
-        "metrics": metrics_of(per_problem),
+        "metrics": compute_metrics(per_problem),
     }
     write_json(target / "summary.json", summary)
-    show_table(f"{file}, graded again: pass@k in %, 95 % bootstrap interval over problems", table_of(per_problem))
+    show_table(f"{file}, graded again: pass@k in %, 95 % bootstrap interval over problems", make_table(per_problem))
     print(f"verdicts that changed: {changes['answers'].sum():,} of {len(answers):,}")
     if len(changes):
         show_table("Changed verdicts", changes)
@@ -68,7 +68,7 @@ def regrade(grader: Grader, settings: Settings, *, run: Path, step: int | None, 
     return changes
 
 
-def changes_of(answers: pd.DataFrame) -> pd.DataFrame:
+def count_changes(answers: pd.DataFrame) -> pd.DataFrame:
     """How many answers of each set went from which verdict to which, where the two differ."""
     changed = answers[answers["verdict"] != answers["verdict_before"]]
     counts = changed.groupby(["set", "verdict_before", "verdict"], sort=False).size()

@@ -12,10 +12,10 @@ from torch import Tensor
 from lens.config.checks import check_objective, check_writable
 from lens.files import write_parquet
 from lens.losses.aggregation import token_weights
-from lens.runs.answers import read_answers, stored_answers
+from lens.runs.answers import find_answers, read_answers
 from lens.runs.run import read_config
 from lens.terminal import show_table
-from lens.training.stored_experience import STORED, compared, weigh_again
+from lens.training.stored_experience import STORED, compare_advantages, weigh_again
 
 
 def replay(run: Path, objective: Callable[..., Tensor], *, name: str, step: int | None, target: Path) -> pd.DataFrame:
@@ -42,7 +42,7 @@ def replay(run: Path, objective: Callable[..., Tensor], *, name: str, step: int 
     if (run / ".hydra" / "config.yaml").exists():
         trained = read_config(run, "run")
         mode, longest = trained.loss.loss_agg_mode, trained.trainer.rollouts.max_completion_length
-    files = stored_answers(run, "rollouts", step)
+    files = find_answers(run, "rollouts", step)
     check_writable("target", target)
     rows = []
     for at, file in files.items():
@@ -51,7 +51,9 @@ def replay(run: Path, objective: Callable[..., Tensor], *, name: str, step: int 
         before = stored.rename(columns={"advantage": "advantage_trained"}).drop(columns="calibrated_reward")
         write_parquet(target / file.name, before.join(again))
         weights = token_weights(torch.tensor(stored["length"] * stored["valid"]), mode, max_completion_length=longest)
-        rows.append({"step": at} | compared(stored, again["advantage"], weights.numpy() * stored["length"].to_numpy()))
+        rows.append(
+            {"step": at} | compare_advantages(stored, again["advantage"], weights.numpy() * stored["length"].to_numpy())
+        )
     table = pd.DataFrame(rows)
     printed = table.map(lambda value: f"{value:.3g}" if isinstance(value, float) else value)
     show_table(f"{run}: as trained -> under {name}, in %", printed)

@@ -11,7 +11,7 @@ from matplotlib import pyplot as plt
 
 from lens.objectives.theory import w
 from lens.objectives.theory_checks import CHECKS, AnswerSpace
-from lens.reporting.figures import COLUMN_WIDTH, STYLE, save
+from lens.reporting.figures import COLUMN_WIDTH, STYLE, save_figure
 
 
 def check_theory(num_spaces: int = 100, num_answers: int = 10) -> pd.DataFrame:
@@ -24,7 +24,7 @@ def check_theory(num_spaces: int = 100, num_answers: int = 10) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def w_figure(path: Path) -> Path:
+def draw_w(path: Path) -> Path:
     """Figure 4: w(z), with the size of the gradient's weight z / (1 - z) beside it."""
     z = torch.linspace(0, 0.98, 400, dtype=torch.float64)
     with plt.rc_context(STYLE):
@@ -34,4 +34,4 @@ def w_figure(path: Path) -> Path:
         axes.set(xlabel=r"$z = \pi(o|q) \, / \, D(q)$", ylabel="penalty of a wrong answer", xlim=(0, 1), ylim=(0, 5))
         axes.set_xticks(np.linspace(0, 1, 6))
         axes.legend(loc="upper left")
-        return save(figure, path)
+        return save_figure(figure, path)

@@ -17,15 +17,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lens import __version__
 from lens.commands.assembly import (
     check_inputs,
-    evaluator_needs,
-    failing_golds,
-    loading,
+    count_too_long,
+    find_failing_golds,
+    list_problems,
+    loading_options,
+    longest_evaluation_sequence,
     longest_sequence,
     make_evaluator,
     make_sampler,
     model_path,
-    problems_of,
-    too_long_of,
     use_threads,
 )
 from lens.config.checks import check_objective, check_training, check_values
@@ -34,25 +34,25 @@ from lens.distributed.stop_signals import StopSignals
 from lens.errors import ConfigError, RunFailed
 from lens.evaluation.evaluator import Evaluator
 from lens.files import replacing, write_json
-from lens.grading.golds import count_all
+from lens.grading.golds import count_failing
 from lens.grading.shared import SharedGrader
 from lens.models.layers import check_layers
 from lens.models.loading import load_model
 from lens.models.lora import add_adapters, check_adapters, load_adapters
-from lens.models.sharding import shard
+from lens.models.sharding import shard_model
 from lens.problems import load_evaluation_sets
-from lens.problems.decontamination import without_ids
+from lens.problems.decontamination import drop_ids
 from lens.problems.prompts import Prompt, PromptFormat, encode_problems
-from lens.runs.checkpoints import ADAPTER_FOLDER, CheckpointFolder, prune
-from lens.runs.provenance import provenance
-from lens.runs.resuming import copy_history, find_state, finished_summary
+from lens.runs.checkpoints import ADAPTER_FOLDER, CheckpointFolder, prune_checkpoints
+from lens.runs.provenance import describe_provenance
+from lens.runs.resuming import copy_history, find_state, read_finished_summary
 from lens.runs.run import FAILURE, PROVENANCE
 from lens.runs.tracker import SilentTracker, Tracker
 from lens.runs.wandb_account import resolve_wandb_mode
 from lens.seeding import derive_seed, seed_everything
 from lens.training.collecting import Collector
 from lens.training.policy import Policy
-from lens.training.profiling import profiled
+from lens.training.profiling import profile_run
 from lens.training.trainer import Trainer
 from lens.training.weight_sync import SyncedSampler
 
@@ -112,7 +112,7 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
     wandb_mode = resolve_wandb_mode(config.tracking.wandb.mode)
     check_inputs(config)
     plain = OmegaConf.to_container(config, resolve=True)
-    if summary := finished_summary(folder, plain):
+    if summary := read_finished_summary(folder, plain):
         store_config(config, folder)
         log.info("Finished already at step %d: %s", summary["step"], folder)
         return summary["metrics"]
@@ -131,13 +131,13 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
     check_size(config, training_set)
     longest = max(
         longest_sequence(model, training_set.prompts, config.trainer.rollouts.max_completion_length),
-        evaluator_needs(model, evaluator),
+        longest_evaluation_sequence(model, evaluator),
     )
     announce_plan(config, training_set, evaluator)
 
     with ExitStack() as stack:
         grader = stack.enter_context(instantiate(config.grader))
-        failing = failing_golds(config, grader, {"dataset": training_set.problems} | problems_of(evaluator))
+        failing = find_failing_golds(config, grader, {"dataset": training_set.problems} | list_problems(evaluator))
         stop = StopSignals()
         sampler = stack.enter_context(make_sampler(config.sampler, model, tokenizer, longest, stop.interruptible))
         prepare_weights(config, start, model, reference)
@@ -164,7 +164,7 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
         checkpoints = CheckpointFolder(folder / "checkpoints", identity)
         parts = config.trainer, policy, collector, evaluator, tracker, checkpoints, stop, show_progress
         return run_to_the_end(
-            Trainer(*parts), start, counts_of(training_set, evaluator, failing), profile=config.profile
+            Trainer(*parts), start, count_problems(training_set, evaluator, failing), profile=config.profile
         )
 
 
@@ -180,11 +180,11 @@ def load_models(
     """
     name, lora = model_path(config), config.model.lora
     source = name if lora or start.checkpoint is None else start.checkpoint
-    model, tokenizer = load_model(str(source), **loading(config))
+    model, tokenizer = load_model(str(source), **loading_options(config))
     if lora:
         check_adapters(model, lora)
     check_layers(model, config.trainer.memory)
-    reference = load_model(name, **loading(config))[0] if config.loss.beta > 0 else None
+    reference = load_model(name, **loading_options(config))[0] if config.loss.beta > 0 else None
     return model, tokenizer, reference
 
 
@@ -200,7 +200,7 @@ def prepare_weights(
         if start.checkpoint:
             load_adapters(start.checkpoint / ADAPTER_FOLDER, model)
     for sharded in filter(None, (model, reference)):
-        shard(sharded)
+        shard_model(sharded)
 
 
 def make_tracker(config: DictConfig, start: Start, wandb_mode: str) -> Tracker | SilentTracker:
@@ -212,7 +212,7 @@ def make_tracker(config: DictConfig, start: Start, wandb_mode: str) -> Tracker |
         copy_history(start.checkpoint.parent.parent, folder, state["step"])
     if state:
         kept = {"keep": config.trainer.checkpoints.keep_checkpoints, "best": state["best"].get("step")}
-        prune(folder / "checkpoints", state["step"], **kept)
+        prune_checkpoints(folder / "checkpoints", state["step"], **kept)
     choices = HydraConfig.get().runtime.choices
     settings = {
         "mode": wandb_mode,
@@ -223,7 +223,7 @@ def make_tracker(config: DictConfig, start: Start, wandb_mode: str) -> Tracker |
     }
     run_id = state["wandb_run_id"] if start.resumes_itself else None
     tracker = Tracker(folder, start.config, settings, run_id=run_id, lines=state["lines"] if state else 0)
-    write_json(folder / PROVENANCE, {**provenance(), "config": start.config})
+    write_json(folder / PROVENANCE, {**describe_provenance(), "config": start.config})
     return tracker
 
 
@@ -245,7 +245,7 @@ def run_to_the_end(trainer: Trainer, start: Start, counts: dict[str, Any], *, pr
             trainer.restore(start.checkpoint, start.state)
             log.info("Resuming from step %d: %s", start.state["step"], start.checkpoint)
         (folder / FAILURE).unlink(missing_ok=True)
-        with profiled(folder, enabled=profile):
+        with profile_run(folder, enabled=profile):
             metrics = trainer.run()
         at = trainer.state
         summary = {"step": at.step, "metrics": metrics, "best": at.best, **counts, "lens_version": __version__}
@@ -260,14 +260,14 @@ def run_to_the_end(trainer: Trainer, start: Start, counts: dict[str, Any], *, pr
     return metrics
 
 
-def counts_of(
+def count_problems(
     training_set: TrainingSet, evaluator: Evaluator, failing: dict[str, list[dict[str, str]]]
 ) -> dict[str, Any]:
     """What a summary counts: evaluation problems trained on, gold answers that fail, prompts that are too long."""
     return {
-        "contamination": {name: without_ids(found) for name, found in training_set.contamination.items()},
-        "failing_golds": count_all(failing),
-        "prompts_too_long": {"dataset": training_set.too_long} | too_long_of(evaluator),
+        "contamination": {name: drop_ids(found) for name, found in training_set.contamination.items()},
+        "failing_golds": count_failing(failing),
+        "prompts_too_long": {"dataset": training_set.too_long} | count_too_long(evaluator),
     }
 
 

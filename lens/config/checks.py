@@ -14,6 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from transformers import SchedulerType
 
 from lens.config.keys import KEYWORDS
+from lens.config.moved import MOVED_KEYS
 from lens.errors import ConfigError
 from lens.evaluation.scores import ks_up_to
 from lens.losses.aggregation import LossAggMode
@@ -171,6 +172,9 @@ def check_values(config: DictConfig, rules: Mapping[str, Rule] = RULES) -> None:
         ConfigError: for the first that fails, with key, value and what would be valid.
     """
     absent = object()
+    for old, new in MOVED_KEYS.items():
+        if (value := OmegaConf.select(config, old, default=absent)) is not absent:
+            raise ConfigError(old, value, f"since version 0.2 it is {new}")
     for key, (kind, holds, valid) in rules.items():
         value = OmegaConf.select(config, key, default=absent)
         if value is absent or (value is None and key in NULLABLE):

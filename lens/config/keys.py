@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 NOT_HASHED = ("check_golds", "jobs", "outputs", "profile", "resume", "tracking")
 
 
-def config_hash(*, _root_: DictConfig) -> str:
+def hash_config(*, _root_: DictConfig) -> str:
     """A short hash of all that decides a run's results; Hydra's own settings are not part of it."""
     decisive = [key for key in _root_ if key not in ("hydra", *NOT_HASHED)]
     values = {key: _root_[key] for key in decisive}  # values, as some of them refer to keys that are not among them
@@ -49,24 +49,24 @@ ROUNDING = (  # they change speed and memory, and the order in which numbers are
 LENGTHLESS = ("constant", "constant_with_warmup")  # learning rate schedules that do not depend on max_steps
 
 
-def is_among(key: str, names: tuple[str, ...]) -> bool:
+def is_listed(key: str, names: tuple[str, ...]) -> bool:
     """Whether a dotted key is one of the names, or in a section that is."""
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
-def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted keys and their values."""
     found = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
-        found |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+        found |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
     return found
 
 
 NOT_COMPARED = ("seed", *NOT_HASHED)
 
 
-def differing_keys(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[str]:
+def find_differing_keys(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[str]:
     """The dotted keys in which two configs differ, but for those that do not change results."""
     found = []
     for key in sorted(set(a) | set(b)):
@@ -74,7 +74,7 @@ def differing_keys(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> li
             continue
         x, y = a.get(key), b.get(key)
         if isinstance(x, dict) and isinstance(y, dict):
-            found += differing_keys(x, y, f"{prefix}{key}.")
+            found += find_differing_keys(x, y, f"{prefix}{key}.")
         elif x != y:
             found.append(f"{prefix}{key}")
     return found

@@ -58,7 +58,7 @@ def barrier() -> None:
         dist.barrier()
 
 
-def gather(value: T) -> list[T]:
+def gather_objects(value: T) -> list[T]:
     """Every process's value, in the order of their numbers."""
     if world_size() == 1:
         return [value]
@@ -67,9 +67,9 @@ def gather(value: T) -> list[T]:
     return values
 
 
-def any_of(flag: bool) -> bool:
+def is_true_anywhere(flag: bool) -> bool:
     """Whether it is true of some process."""
-    return any(gather(flag))
+    return any(gather_objects(flag))
 
 
 def stop_together() -> None:
@@ -78,11 +78,11 @@ def stop_together() -> None:
     Raises:
         StopRequested: it has come to some process.
     """
-    if world_size() > 1 and any_of(TERMINATED.is_set()):
+    if world_size() > 1 and is_true_anywhere(TERMINATED.is_set()):
         raise StopRequested
 
 
-def total(values: Tensor) -> Tensor:
+def sum_over_processes(values: Tensor) -> Tensor:
     """The sum of a tensor over the processes."""
     if world_size() > 1:
         values = values.clone()
@@ -90,17 +90,17 @@ def total(values: Tensor) -> Tensor:
     return values
 
 
-def whole(values: Tensor) -> Tensor:
+def gather_tensor(values: Tensor) -> Tensor:
     """A tensor of which every process may hold a shard, in full; all have to ask for it."""
     return values.full_tensor() if isinstance(values, DTensor) else values
 
 
-def local(values: Tensor) -> Tensor:
+def local_part(values: Tensor) -> Tensor:
     """The part of a tensor that this process holds."""
     return values.to_local() if isinstance(values, DTensor) else values
 
 
-def turns(items: Sequence[T]) -> Iterator[tuple[T, bool]]:
+def take_turns(items: Sequence[T]) -> Iterator[tuple[T, bool]]:
     """This process's share of a list, and whether it counts.
 
     All processes get equally many, since each pass through a sharded model needs every one of them: where the list does
@@ -118,7 +118,7 @@ def turns(items: Sequence[T]) -> Iterator[tuple[T, bool]]:
 Interruptible = Callable[[], AbstractContextManager[None]]  # around work that waits for no other process
 
 
-def from_each(work: Callable[[], T], interruptible: Interruptible) -> list[T]:
+def gather_from_each(work: Callable[[], T], interruptible: Interruptible) -> list[T]:
     """What every process makes of its share, in the order of their numbers.
 
     Raises:
@@ -129,7 +129,7 @@ def from_each(work: Callable[[], T], interruptible: Interruptible) -> list[T]:
             part = work()
     except StopRequested as stop:
         part = stop
-    parts = gather(part)
+    parts = gather_objects(part)
     if any(isinstance(part, StopRequested) for part in parts):
         raise StopRequested
     return parts

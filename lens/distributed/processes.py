@@ -29,7 +29,7 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def leave_at_once() -> None:
+def exit_at_once() -> None:
     """End this process, which is done, without the interpreter's farewell.
 
     In the middle of that, a thread of gloo that lets go of its last tensor would abort the process.

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from lens.distributed.collectives import any_of, stop_together, world_size
+from lens.distributed.collectives import is_true_anywhere, stop_together, world_size
 from lens.distributed.processes import TERMINATED
 from lens.errors import StopRequested
 from lens.seeding import random_states, restore_random_states
@@ -31,7 +31,7 @@ class StopSignals:
 
     def is_requested(self) -> bool:
         """Whether some process was asked to stop. Every process has to call it."""
-        return any_of(self._requested)
+        return is_true_anywhere(self._requested)
 
     @contextmanager
     def listening(self) -> Iterator[StopSignals]:

@@ -9,7 +9,7 @@ import pandas as pd
 from datasets import Dataset
 
 from lens.errors import ConfigError
-from lens.evaluation.scores import tally
+from lens.evaluation.scores import count_per_problem
 from lens.grading.pool import Grader, grade_groups
 from lens.problems.prompts import Prompt
 from lens.sampling.rollouts import Rollouts, Sampler
@@ -77,12 +77,12 @@ class Evaluator:
                 progress=f"evaluation on {evaluation_set.name}" if show_progress else None,
             )
             verdicts = grade_groups(grader, rollouts.texts, evaluation_set.problems["answer"], self.num_samples)
-            frames.append(frame_of(evaluation_set, rollouts, verdicts))
+            frames.append(make_frame(evaluation_set, rollouts, verdicts))
         answers = pd.concat(frames, ignore_index=True)
-        return tally(answers), answers
+        return count_per_problem(answers), answers
 
 
-def frame_of(evaluation_set: EvaluationSet, rollouts: Rollouts, verdicts: Sequence[str]) -> pd.DataFrame:
+def make_frame(evaluation_set: EvaluationSet, rollouts: Rollouts, verdicts: Sequence[str]) -> pd.DataFrame:
     """A row per answer: its problem, its text, the gold answer, the verdict."""
     problems, samples = evaluation_set.problems, rollouts.num_generations
     of_problem = {

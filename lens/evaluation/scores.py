@@ -40,7 +40,7 @@ def ks_up_to(num_samples: int) -> list[int]:
     return [2**power for power in range(num_samples.bit_length()) if 2**power <= num_samples]
 
 
-def tally(answers: pd.DataFrame) -> pd.DataFrame:
+def count_per_problem(answers: pd.DataFrame) -> pd.DataFrame:
     """Graded answers, a row each, become a row per problem, in the same order: set, id, level, subject and counts.
 
     The counts are ``n`` answers, of which ``correct``, ``truncated`` (cut by the token limit, and graded all the
@@ -53,7 +53,7 @@ def tally(answers: pd.DataFrame) -> pd.DataFrame:
     return groups.agg(level=("level", "first"), subject=("subject", "first"), n=("sample", "size"), **sums)
 
 
-def slices(per_problem: pd.DataFrame, by_level: bool = True) -> Iterator[tuple[str, pd.DataFrame]]:
+def iterate_slices(per_problem: pd.DataFrame, by_level: bool = True) -> Iterator[tuple[str, pd.DataFrame]]:
     """The parts that are reported: all ("" first), each level, Levels 4-5, each subject."""
     yield "", per_problem
     if by_level:
@@ -75,12 +75,12 @@ def pass_at_ks(per_problem: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(table, index=per_problem.index)
 
 
-def metrics_of(per_problem: pd.DataFrame, *, by_level: bool = True) -> dict[str, float]:
+def compute_metrics(per_problem: pd.DataFrame, *, by_level: bool = True) -> dict[str, float]:
     """eval/<set>/pass@k, eval/<set>/level_<n>/pass@k, ...: means over problems, in [0, 1]."""
     metrics = {}
     for name, of_set in per_problem.groupby("set", sort=False):
         values = pass_at_ks(of_set)
-        for part, members in slices(of_set, by_level):
+        for part, members in iterate_slices(of_set, by_level):
             prefix = "/".join(filter(None, ["eval", str(name), part]))
             for k, mean in values.loc[members.index].mean().items():
                 metrics[f"{prefix}/pass@{k}"] = float(mean)
@@ -90,7 +90,7 @@ def metrics_of(per_problem: pd.DataFrame, *, by_level: bool = True) -> dict[str,
     return metrics
 
 
-def table_of(per_problem: pd.DataFrame, *, by_level: bool = True, seed: int = 0) -> pd.DataFrame:
+def make_table(per_problem: pd.DataFrame, *, by_level: bool = True, seed: int = 0) -> pd.DataFrame:
     """The printed table of one evaluation: a row per set and part, pass@k in percent with its 95 % interval.
 
     The interval is a percentile bootstrap over problems (BOOTSTRAP_SAMPLES resamples). Beside it stand the numbers of
@@ -100,7 +100,7 @@ def table_of(per_problem: pd.DataFrame, *, by_level: bool = True, seed: int = 0)
     rows = []
     for name, of_set in per_problem.groupby("set", sort=False):
         values = pass_at_ks(of_set)
-        for part, members in slices(of_set, by_level):
+        for part, members in iterate_slices(of_set, by_level):
             chosen = 100 * values.loc[members.index].to_numpy()  # [problems, ks]
             picks = rng.integers(len(chosen), size=(BOOTSTRAP_SAMPLES, len(chosen)))
             low, high = np.percentile(chosen[picks].mean(axis=1), [2.5, 97.5], axis=0)

@@ -28,10 +28,10 @@ def check_golds(grader: Grader, sets: Mapping[str, Dataset]) -> dict[str, list[d
             log.warning(
                 "%s: and %d more gold answers that fail; all are in failing_golds.json", name, len(found) - NAMED
             )
-    log.info("Gold answers that fail against themselves: %s", count_all(failing))
+    log.info("Gold answers that fail against themselves: %s", count_failing(failing))
     return failing
 
 
-def count_all(failing: Mapping[str, list[dict[str, str]]]) -> dict[str, int]:
+def count_failing(failing: Mapping[str, list[dict[str, str]]]) -> dict[str, int]:
     """How many gold answers of each set fail."""
     return {name: len(golds) for name, golds in failing.items()}

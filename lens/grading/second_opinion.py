@@ -26,21 +26,21 @@ FRACTION = re.compile(r"\\frac\{(-?\d+)\}\{(\d+)\}")
 PLAIN_NUMBER = re.compile(r"[-\d./ ]{1,60}")
 
 
-def second_opinion(gold: str, answer: str) -> bool:
+def agrees(gold: str, answer: str) -> bool:
     """Whether two answers are the same text, spelling aside, or the same plain number."""
-    return spelled_alike(gold) == spelled_alike(answer) or bool(numbers(gold) & numbers(answer))
+    return remove_spelling(gold) == remove_spelling(answer) or bool(read_numbers(gold) & read_numbers(answer))
 
 
-def spelled_alike(text: str) -> str:
+def remove_spelling(text: str) -> str:
     r"""The text without what is but spelling: spaces, ``$``, ``\left``, ``\text{}``, ``\dfrac``, ``x =``, case."""
     for pattern, replacement in SPELLINGS:
         text = pattern.sub(replacement, text)
     return text.casefold()
 
 
-def numbers(text: str) -> set[Fraction]:
+def read_numbers(text: str) -> set[Fraction]:
     r"""The number that a text is, as a decimal, a fraction or a mixed number; ``25\%`` is both 25 and 1/4."""
-    plain = FRACTION.sub(r" \1/\2", THOUSANDS.sub("", spelled_alike(UNIT.sub("", text))))
+    plain = FRACTION.sub(r" \1/\2", THOUSANDS.sub("", remove_spelling(UNIT.sub("", text))))
     if not PLAIN_NUMBER.fullmatch(plain):
         return set()
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 
-from lens.distributed.collectives import Interruptible, from_each, rank, world_size
+from lens.distributed.collectives import Interruptible, gather_from_each, rank, world_size
 from lens.grading.pool import Grade, Grader
 
 
@@ -18,5 +18,7 @@ class SharedGrader:
     def grade(self, completions: Sequence[str], answers: Sequence[str]) -> list[Grade]:
         """See `lens.grading.Grader`."""
         start, end = (len(answers) * number // world_size() for number in (rank(), rank() + 1))
-        parts = from_each(lambda: self.grader.grade(completions[start:end], answers[start:end]), self.interruptible)
+        parts = gather_from_each(
+            lambda: self.grader.grade(completions[start:end], answers[start:end]), self.interruptible
+        )
         return [grade for part in parts for grade in part]

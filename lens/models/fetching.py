@@ -27,7 +27,7 @@ WANTED = ("*.json", "*.jinja", "*.safetensors", "*.txt")  # no pickle, no code
 OUT_OF_REACH = (OSError, HfHubHTTPError, LocalEntryNotFoundError)
 
 
-def fetch(
+def fetch_model(
     folder: Path,
     *,
     repo: str,

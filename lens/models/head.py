@@ -16,7 +16,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 
-def token_head(
+def rate_tokens(
     head: nn.Linear, hidden: Tensor, targets: Tensor, *, temperature: float, chunk_size: int, entropies: bool
 ) -> tuple[Tensor, Tensor | None]:
     """The log-probability of each target, and the entropy of what it was drawn from, in nats; both carry gradients.
@@ -44,20 +44,20 @@ def token_head(
 IN_CACHE, AT_ONCE = 2**20, 2**27
 
 
-def pieces(logits: Tensor, temperature: float) -> Iterator[tuple[slice, Tensor, Tensor]]:
+def iterate_pieces(logits: Tensor, temperature: float) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """A few tokens at a time: which, their logits [r, V] over the temperature, float32 at least, and room as large.
 
     Both are the same memory each time.
     """
     rows = max(1, (IN_CACHE if logits.device.type == "cpu" else AT_ONCE) // logits.shape[1])
-    scaled, room = (torch.empty_like(logits[:rows], dtype=wide(logits)) for _ in range(2))
+    scaled, room = (torch.empty_like(logits[:rows], dtype=widened_dtype(logits)) for _ in range(2))
     for start in range(0, len(logits), rows):
         those = logits[start : start + rows]
         own = scaled[: len(those)].copy_(those)
         yield slice(start, start + rows), own if temperature == 1 else own.div_(temperature), room[: len(those)]
 
 
-def wide(values: Tensor) -> torch.dtype:
+def widened_dtype(values: Tensor) -> torch.dtype:
     """The data type of log-probabilities."""
     return torch.promote_types(values.dtype, torch.float32)
 
@@ -77,9 +77,9 @@ class HeadValues(Function):
     ) -> tuple[Tensor, Tensor | None]:
         with torch.autocast(hidden.device.type, enabled=False):  # as there is none in the backward pass
             logits = nn.functional.linear(hidden, weight, bias)  # [c, V]
-        logprobs = logits.new_empty(len(logits), dtype=wide(logits))
+        logprobs = logits.new_empty(len(logits), dtype=widened_dtype(logits))
         entropies = torch.empty_like(logprobs) if with_entropies else None
-        for part, scaled, room in pieces(logits, temperature):
+        for part, scaled, room in iterate_pieces(logits, temperature):
             logs = torch.log_softmax(scaled, dim=1, out=room)
             logprobs[part] = logs.gather(1, targets[part, None]).squeeze(1)
             if with_entropies:
@@ -97,9 +97,9 @@ class HeadValues(Function):
         hidden, weight, bias, targets, entropies = ctx.saved_tensors
         logits = nn.functional.linear(hidden, weight, bias)
         if of_logprobs is None:
-            of_logprobs = logits.new_zeros(len(logits), dtype=wide(logits))
+            of_logprobs = logits.new_zeros(len(logits), dtype=widened_dtype(logits))
         of_targets = of_logprobs[:, None] / ctx.temperature  # [c, 1]
-        for part, scaled, room in pieces(logits, ctx.temperature):
+        for part, scaled, room in iterate_pieces(logits, ctx.temperature):
             if of_entropies is None:
                 gradient = torch.softmax(scaled, dim=1, out=room).mul_(-of_targets[part])
             else:

@@ -17,7 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from lens.errors import ConfigError
 
 
-def decoder_layers(model: PreTrainedModel, key: str) -> list[GradientCheckpointingLayer]:
+def find_layers(model: PreTrainedModel, key: str) -> list[GradientCheckpointingLayer]:
     """The layers, as transformers marks them, that can be compiled, or computed again in the backward pass.
 
     Raises:
@@ -36,9 +36,9 @@ def check_layers(model: PreTrainedModel, memory: DictConfig) -> None:
         ConfigError: they cannot, or nothing can be compiled on this machine.
     """
     if memory.gradient_checkpointing:
-        decoder_layers(model, "trainer.memory.gradient_checkpointing")
+        find_layers(model, "trainer.memory.gradient_checkpointing")
     if memory.torch_compile:
-        decoder_layers(model, "trainer.memory.torch_compile")
+        find_layers(model, "trainer.memory.torch_compile")
         try:
             torch.compile(torch.sin)(torch.ones(1, device=model.device))
         except torch._dynamo.exc.TorchDynamoException as error:
@@ -47,23 +47,23 @@ def check_layers(model: PreTrainedModel, memory: DictConfig) -> None:
 
 
 @cache
-def compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
+def compile_forward(forward: Callable[..., Any]) -> Callable[..., Any]:
     """A layer's forward method compiled, for all layers of its class and all lengths."""
     return torch.compile(forward, dynamic=True)
 
 
 @contextmanager
-def changed_layers(model: PreTrainedModel, checkpointing: bool, torch_compile: bool) -> Iterator[None]:
+def use_changed_layers(model: PreTrainedModel, checkpointing: bool, torch_compile: bool) -> Iterator[None]:
     """Meanwhile layers run compiled, or a forward pass keeps of each its input alone; the backward pass may come later.
 
     transformers' own switch asks for training mode, which turns dropout on in some layers, and takes the cache away
     from whoever samples with the model; and a module's own compile() would compile that sampling too.
     """
-    layers = decoder_layers(
+    layers = find_layers(
         model, "trainer.memory.gradient_checkpointing" if checkpointing else "trainer.memory.torch_compile"
     )
     for layer in layers:
-        forward = MethodType(compiled(type(layer).forward), layer) if torch_compile else layer.forward
+        forward = MethodType(compile_forward(type(layer).forward), layer) if torch_compile else layer.forward
         layer.forward = partial(checkpoint, forward, use_reentrant=False) if checkpointing else forward
     try:
         yield

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lens.distributed.collectives import total, turns
+from lens.distributed.collectives import sum_over_processes, take_turns
 from lens.errors import ConfigError
-from lens.models.head import token_head
-from lens.models.layers import changed_layers
+from lens.models.head import rate_tokens
+from lens.models.layers import use_changed_layers
 from lens.models.loading import DTYPES
-from lens.models.packing import is_flat, lay_out, microbatches, shares_prompts
-from lens.models.sharding import call
+from lens.models.packing import is_flat, lay_out, shares_prompts, split_into_microbatches
+from lens.models.sharding import call_with_weights
 from lens.sampling.rollouts import Rollouts
 
 
@@ -27,7 +27,7 @@ class TokenValues(NamedTuple):
     entropies: Tensor | None
 
 
-def token_values(
+def rate_completions(
     model: PreTrainedModel,
     rollouts: Rollouts,
     packs: Sequence[Sequence[int]],
@@ -68,7 +68,7 @@ def token_values(
     layout = lay_out(rollouts, packs, flat=is_flat(model), sharing=shares_prompts(model)).to(model.device)
     checkpointing = gradient_checkpointing and torch.is_grad_enabled()
     changed = checkpointing or torch_compile
-    layers = changed_layers(model, checkpointing, torch_compile) if changed else nullcontext()
+    layers = use_changed_layers(model, checkpointing, torch_compile) if changed else nullcontext()
 
     def values(model: PreTrainedModel) -> tuple[Tensor, ...]:
         with torch.autocast(model.device.type, DTYPES[autocast or "bfloat16"], enabled=autocast is not None), layers:
@@ -80,7 +80,7 @@ def token_values(
                 "model.attention", "sdpa", f"eager, as {type(model).__name__} does not hand on what is shared"
             )
         head = model.get_output_embeddings()
-        return token_head(
+        return rate_tokens(
             head,
             hidden.to(head.weight.dtype),
             layout.targets,
@@ -89,11 +89,11 @@ def token_values(
             entropies=entropies,
         )
 
-    return TokenValues(*call(model, values))
+    return TokenValues(*call_with_weights(model, values))
 
 
 @torch.no_grad()
-def recompute(
+def rate_rollouts(
     model: PreTrainedModel,
     rollouts: Rollouts,
     *,
@@ -107,9 +107,11 @@ def recompute(
     logprobs = torch.zeros_like(rollouts.logprobs)
     entropies = torch.zeros_like(rollouts.logprobs)
     mask = rollouts.mask
-    for packs, counts in turns(list(microbatches(model, rollouts, range(len(rollouts.lengths)), max_tokens))):
+    for packs, counts in take_turns(
+        list(split_into_microbatches(model, rollouts, range(len(rollouts.lengths)), max_tokens))
+    ):
         rows = [row for pack in packs for row in pack]
-        values = token_values(
+        values = rate_completions(
             model,
             rollouts,
             packs,
@@ -122,4 +124,4 @@ def recompute(
             block = torch.zeros_like(whole[rows])
             block[mask[rows]] = part.to(block)
             whole[rows] = block * counts
-    return total(logprobs), total(entropies)
+    return sum_over_processes(logprobs), sum_over_processes(entropies)

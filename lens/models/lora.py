@@ -73,7 +73,7 @@ def has_adapters(model: nn.Module) -> bool:
     return hasattr(model, "peft_config")
 
 
-def plain_weights(model: nn.Module, *, remove_duplicate: bool) -> Iterator[tuple[str, Tensor]]:
+def iterate_plain_weights(model: nn.Module, *, remove_duplicate: bool) -> Iterator[tuple[str, Tensor]]:
     """Names and weights of the model as it is without adapters, each with what they add to it; shards stay shards.
 
     Args:
@@ -93,7 +93,7 @@ def plain_weights(model: nn.Module, *, remove_duplicate: bool) -> Iterator[tuple
         yield f"{layer}.{own}", weight
 
 
-def adapter_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+def iterate_adapter_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """The adapters' own weights, by the names that peft stores them under."""
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
@@ -117,5 +117,5 @@ def save_adapters(folder: Path, model: PreTrainedModel, weights: dict[str, Tenso
 def load_adapters(folder: Path, model: PreTrainedModel) -> None:
     """The inverse of `save_adapters`, for a model that has adapters of the same sizes, and is not sharded yet."""
     weights = load_file(folder / WEIGHTS_FILE)
-    for name, parameter in adapter_weights(model):
+    for name, parameter in iterate_adapter_weights(model):
         parameter.copy_(weights[name])

@@ -90,7 +90,7 @@ def shares_prompts(model: PreTrainedModel) -> bool:
     return model.config._attn_implementation == SHARED_PROMPTS
 
 
-def microbatches(
+def split_into_microbatches(
     model: PreTrainedModel, rollouts: Rollouts, rows: Sequence[int], max_tokens: int
 ) -> Iterator[list[list[int]]]:
     """Split completions into micro-batches of packs; the longest come first.

@@ -12,11 +12,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from transformers import PreTrainedModel
 
-from lens.distributed.collectives import whole, world_size
-from lens.models.lora import plain_weights
+from lens.distributed.collectives import gather_tensor, world_size
+from lens.models.lora import iterate_plain_weights
 
 
-def shard(model: PreTrainedModel) -> None:
+def shard_model(model: PreTrainedModel) -> None:
     """Spread a model's weights over the processes: layer by layer, and what is left (embeddings, head) in one piece.
 
     A layer's weights are gathered while it computes. `call` is the way in.
@@ -37,7 +37,7 @@ def shard(model: PreTrainedModel) -> None:
             module.set_force_sum_reduction_for_comms(True)
 
 
-def call(model: PreTrainedModel, function: Callable[..., Any], *arguments: Any) -> Any:
+def call_with_weights(model: PreTrainedModel, function: Callable[..., Any], *arguments: Any) -> Any:
     """``function(model, *arguments)`` with the weights that it needs gathered."""
     if not isinstance(model, FSDPModule):
         return function(model, *arguments)
@@ -47,12 +47,12 @@ def call(model: PreTrainedModel, function: Callable[..., Any], *arguments: Any) 
     return result
 
 
-def named_weights(model: nn.Module, *, remove_duplicate: bool = False) -> Iterator[tuple[str, Tensor]]:
+def gather_named_weights(model: nn.Module, *, remove_duplicate: bool = False) -> Iterator[tuple[str, Tensor]]:
     """Names and whole weights, gathered one after the other, as those of a model without adapters.
 
     Args:
         model: sharded or not, with adapters or without.
         remove_duplicate: name tied weights once, not under each of their names.
     """
-    for name, weight in plain_weights(model, remove_duplicate=remove_duplicate):
-        yield name, whole(weight)
+    for name, weight in iterate_plain_weights(model, remove_duplicate=remove_duplicate):
+        yield name, gather_tensor(weight)

@@ -144,7 +144,7 @@ def shared_prompts_attention(
     if sharing is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     sharing.is_used = True
-    band = window(sharing.places.shape[1], sliding_window, query.device)
+    band = make_window_mask(sharing.places.shape[1], sliding_window, query.device)
     is_plain = band is None and not options.get("dropout") and query.shape[3] == value.shape[3]
     if is_plain and query.device.type == "cpu" and {query.dtype, key.dtype, value.dtype} == {torch.bfloat16}:
         scaling = options.get("scaling") or query.shape[3] ** -0.5
@@ -161,7 +161,7 @@ def shared_prompts_attention(
     return Collect.apply(output.flatten(2), sharing).view(1, len(sharing.home), *output.shape[2:]), None
 
 
-def window(length: int, size: int | None, device: torch.device) -> Tensor | None:
+def make_window_mask(length: int, size: int | None, device: torch.device) -> Tensor | None:
     """bool [1, 1, length, length], who sees whom where a token sees ``size``; None where it sees all before it."""
     if size is None or length <= size:
         return None

@@ -90,7 +90,9 @@ def make_model(recipe: TinyRecipe, tokenizer: PreTrainedTokenizerFast) -> LlamaF
     return LlamaForCausalLM(config)
 
 
-def lessons(tokenizer: PreTrainedTokenizerFast, rng: random.Random, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def make_lessons(
+    tokenizer: PreTrainedTokenizerFast, rng: random.Random, count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """A batch of the teacher's lessons: token ids [count, longest] and labels, IGNORED on prompts and padding."""
     ids, labels = [], []
     for _ in range(count):
@@ -118,7 +120,7 @@ def warm_start(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, reci
     loss = None
     bar = progress_bar(recipe.steps, desc="warm start of the tiny model")
     for _ in range(recipe.steps):
-        ids, labels = lessons(tokenizer, rng, recipe.batch_size)
+        ids, labels = make_lessons(tokenizer, rng, recipe.batch_size)
         hidden = model.model(ids[:, :-1]).last_hidden_state  # [B, T-1, H]; right padding needs no mask
         taught = labels[:, 1:] != IGNORED  # [B, T-1]
         loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[taught]), labels[:, 1:][taught])

@@ -18,7 +18,7 @@ from lens.problems.problem import fingerprint
 
 def overlap(train: Dataset, evaluation: Dataset) -> list[str]:
     """The ids of the evaluation problems that occur in ``train``, in the order of ``evaluation``."""
-    return held_in(fingerprints(train), evaluation)
+    return find_held(fingerprints(train), evaluation)
 
 
 def fingerprints(problems: Dataset) -> set[str]:
@@ -26,13 +26,13 @@ def fingerprints(problems: Dataset) -> set[str]:
     return {fingerprint(text) for text in problems["problem"]}
 
 
-def held_in(texts: Collection[str], evaluation: Dataset) -> list[str]:
+def find_held(texts: Collection[str], evaluation: Dataset) -> list[str]:
     """The ids of the evaluation problems whose fingerprints are among ``texts``."""
     pairs = zip(evaluation["id"], evaluation["problem"], strict=True)
     return [id for id, text in pairs if fingerprint(text) in texts]
 
 
-def describe(ids: Collection[str], evaluation: Dataset) -> dict[str, Any]:
+def describe_overlap(ids: Collection[str], evaluation: Dataset) -> dict[str, Any]:
     """A report on one evaluation set, ready for JSON.
 
     Args:
@@ -52,6 +52,6 @@ def describe(ids: Collection[str], evaluation: Dataset) -> dict[str, Any]:
     return {"count": len(ids), "of": len(evaluation), "by_level": by_level, "ids": ids}
 
 
-def without_ids(report: Mapping[str, Any]) -> dict[str, Any]:
+def drop_ids(report: Mapping[str, Any]) -> dict[str, Any]:
     """A report in short: its numbers."""
     return {name: value for name, value in report.items() if name != "ids"}

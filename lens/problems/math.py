@@ -14,7 +14,7 @@ import re
 
 from datasets import Dataset
 
-from lens.problems.problem import Problem, collect, level_of
+from lens.problems.problem import Problem, collect, parse_level
 from lens.problems.upstream import read_upstream
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def load_math(
     )
 
     def convert(row: dict) -> Problem:
-        return Problem(row["problem"], last_boxed(row["solution"]), level_of(row["level"]), row["type"])
+        return Problem(row["problem"], last_boxed(row["solution"]), parse_level(row["level"]), row["type"])
 
     notes = {"without a level": lambda problem: problem.level is None}
     problems = collect(upstream, convert, drop_empty=drop_empty, notes=notes)
@@ -115,7 +115,7 @@ def load_math500(
     )
 
     def convert(row: dict) -> Problem:
-        return Problem(row["problem"], row["answer"], level_of(row["level"]), row["subject"], row["unique_id"])
+        return Problem(row["problem"], row["answer"], parse_level(row["level"]), row["subject"], row["unique_id"])
 
     return collect(upstream, convert, drop_empty=drop_empty)
 

@@ -9,8 +9,8 @@ from typing import Any
 from datasets import Dataset, concatenate_datasets
 
 from lens.errors import ConfigError
-from lens.problems.decontamination import describe, fingerprints, held_in
-from lens.problems.sources import draw, load_pool, load_problems
+from lens.problems.decontamination import describe_overlap, find_held, fingerprints
+from lens.problems.sources import draw_problems, load_pool, load_problems
 from lens.problems.upstream import find_files
 
 log = logging.getLogger(__name__)
@@ -78,20 +78,20 @@ def load_mixture(
         arguments = {**unsaid, **node, "key": f"dataset.{name}"}
         pools[name] = load_pool(**arguments)
         choice = {argument: arguments[argument] for argument in ("size", "seed", "key")}
-        parts[name] = draw(pools[name], **choice, exclude=exclude)
-    problems = join(parts)
+        parts[name] = draw_problems(pools[name], **choice, exclude=exclude)
+    problems = join_problems(parts)
     if decontaminate is False:
         return problems, {}
     texts = fingerprints(concatenate_datasets(list(pools.values())) if remove else problems)
     report = {
-        name: describe(held_in(texts, evaluation), evaluation) | {"removed": remove}
+        name: describe_overlap(find_held(texts, evaluation), evaluation) | {"removed": remove}
         for name, evaluation in evaluation_sets.items()
     }
-    announce(report)
+    log_contamination(report)
     return problems, report
 
 
-def join(parts: Mapping[str, Dataset]) -> Dataset:
+def join_problems(parts: Mapping[str, Dataset]) -> Dataset:
     """All parts, one after the other; no two may share an id, and together they may not be empty."""
     owner: dict[str, str] = {}
     for name, part in parts.items():
@@ -107,7 +107,7 @@ def join(parts: Mapping[str, Dataset]) -> Dataset:
     return problems
 
 
-def announce(report: Mapping[str, Mapping[str, Any]]) -> None:
+def log_contamination(report: Mapping[str, Mapping[str, Any]]) -> None:
     """Log the report: a warning for each evaluation set that the training set shares problems with."""
     for name, found in report.items():
         levels = ", ".join(f"{level}: {count}" for level, count in found["by_level"].items())

@@ -50,7 +50,7 @@ def fingerprint(text: str) -> str:
     return "".join(text.split())
 
 
-def level_of(value: Any) -> int | None:
+def parse_level(value: Any) -> int | None:
     """The level as a number: 5 for 5 and for "Level 5", None for the "Level ?" of a few MATH rows.
 
     Raises:
@@ -118,8 +118,8 @@ def collect(
         noted.update(name for name, holds in (notes or {}).items() if holds(problem))
         problems.append(vars(problem) | {"source": upstream.source})
 
-    left_out = f"{reasons.total():,} dropped" + (f" ({listing(reasons)})" if reasons else "")
-    kept = f"{len(problems):,} kept" + (f" (among them {listing(noted)})" if noted else "")
+    left_out = f"{reasons.total():,} dropped" + (f" ({format_counts(reasons)})" if reasons else "")
+    kept = f"{len(problems):,} kept" + (f" (among them {format_counts(noted)})" if noted else "")
     log.info("%s: %s rows read from %s, %s, %s", upstream.source, f"{num_read:,}", upstream.origin, left_out, kept)
     return Dataset.from_dict({column: [row[column] for row in problems] for column in FEATURES}, features=FEATURES)
 
@@ -136,6 +136,6 @@ def check_texts(problem: Problem, drop_empty: bool) -> None:
             raise ValueError(f"the {name} is empty, and drop_empty is false")
 
 
-def listing(counts: Mapping[str, int]) -> str:
+def format_counts(counts: Mapping[str, int]) -> str:
     """Counts in words: "2 empty answer, 1 proof"."""
     return ", ".join(f"{count:,} {name}" for name, count in counts.items())

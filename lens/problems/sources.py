@@ -47,7 +47,7 @@ def load_problems(
     """
     key = key or f"dataset.{source}"
     pool = load_pool(source, path=path, split=split, size=size, seed=seed, key=key, **options)
-    return draw(pool, size=size, seed=seed, key=key)
+    return draw_problems(pool, size=size, seed=seed, key=key)
 
 
 def load_pool(
@@ -68,7 +68,9 @@ def load_pool(
     return LOADERS[source](path=path, split=split, key=key, **options)
 
 
-def draw(pool: Dataset, *, size: int | None, seed: int, key: str, exclude: Collection[str] = frozenset()) -> Dataset:
+def draw_problems(
+    pool: Dataset, *, size: int | None, seed: int, key: str, exclude: Collection[str] = frozenset()
+) -> Dataset:
     """A random choice of problems, in the order of the pool; all of them, with a warning, where they are too few.
 
     The seed puts the whole pool in order and the first ``size`` problems that may be taken are. So the choice with

@@ -46,29 +46,29 @@ class Arm:
         return pd.DataFrame({run.seed: run.evaluations.iloc[-1] for run in self.runs}).T
 
 
-def arms_of(runs: Sequence[Run]) -> list[Arm]:
+def group_into_arms(runs: Sequence[Run]) -> list[Arm]:
     """The arms of one setting, GRPO first."""
     shared = set.intersection(*(set(run.overrides) for run in runs))
     members: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
-        variant = label_of(run.objective, [override for override in run.overrides if override not in shared])
+        variant = make_label(run.objective, [override for override in run.overrides if override not in shared])
         members.setdefault((variant, run.experiment), []).append(run)
     common = Counter(variant for variant, _ in members)
     arms = []
-    for variant, experiment in sorted(members, key=lambda key: (key[0] != "grpo", natural(key[0]), key[1])):
+    for variant, experiment in sorted(members, key=lambda key: (key[0] != "grpo", natural_sort_key(key[0]), key[1])):
         label = variant if common[variant] == 1 else f"{experiment}: {variant}"
         of_arm = sorted(members[variant, experiment], key=lambda run: run.seed)
         arms.append(Arm(label, of_arm, variant))
     return arms
 
 
-def natural(text: str) -> list[tuple[float, str]]:
+def natural_sort_key(text: str) -> list[tuple[float, str]]:
     """A key to sort by in which numbers count as numbers: alpha=4 comes before alpha=16."""
     parts = re.split(r"(\d+(?:\.\d+)?)", text)
     return [(float(part), "") if place % 2 else (-1.0, part) for place, part in enumerate(parts)]
 
 
-def label_of(objective: str, overrides: Sequence[str]) -> str:
+def make_label(objective: str, overrides: Sequence[str]) -> str:
     """What a run is called in tables: its objective, and the overrides that not all runs share."""
     apart = []
     for override in overrides:
@@ -79,7 +79,7 @@ def label_of(objective: str, overrides: Sequence[str]) -> str:
     return " ".join([objective, *apart])
 
 
-def title_of(arms: Sequence[Arm]) -> str:
+def make_setting_title(arms: Sequence[Arm]) -> str:
     """What a setting is called: its experiments, its model and its training set."""
     choices = arms[0].runs[0].choices
     experiments = " + ".join(dict.fromkeys(arm.experiment for arm in arms))

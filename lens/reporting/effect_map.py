@@ -11,11 +11,11 @@ import pandas as pd
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from lens.config.keys import NOT_COMPARED
-from lens.reporting.arms import Arm, label_of, natural
-from lens.reporting.figures import COLUMN_WIDTH, STYLE, finish, line_look, plt
+from lens.reporting.arms import Arm, make_label, natural_sort_key
+from lens.reporting.figures import COLUMN_WIDTH, STYLE, finish_figure, line_look, plt
 from lens.reporting.intervals import Difference
-from lens.reporting.pairing import paired_runs, twin_of
-from lens.reporting.tables import ks_of, members_of, reported_parts, signal_table
+from lens.reporting.pairing import find_twin, pair_runs
+from lens.reporting.tables import find_ks, find_members, find_parts, signal_table
 
 MIDDLE = "(middle)"  # the cell in which nothing is changed
 LINEAR = 5  # points within which the figure's axis is linear; beyond, a collapse of 60 points leaves room for the rest
@@ -31,11 +31,11 @@ def map_table(arms: Sequence[Arm], baseline: str | None) -> pd.DataFrame:
     the last column is the entropy at the end of what it is held against.
     """
     rows = []
-    for ours, other in comparisons(arms, baseline):
-        if not (runs := paired_runs(ours, other)):
+    for ours, other in iterate_comparisons(arms, baseline):
+        if not (runs := pair_runs(ours, other)):
             continue
-        prefix = next(iter(reported_parts(ours).values()))
-        index, ks = members_of(runs[0][0])[prefix], ks_of(ours, prefix)
+        prefix = next(iter(find_parts(ours).values()))
+        index, ks = find_members(runs[0][0])[prefix], find_ks(ours, prefix)
         cells = {
             f"pass@{k}": Difference.paired(
                 np.stack([(a.pass_at_ks[k] - b.pass_at_ks[k])[index].to_numpy() for a, b in runs])
@@ -43,12 +43,12 @@ def map_table(arms: Sequence[Arm], baseline: str | None) -> pd.DataFrame:
             for k in dict.fromkeys((ks[0], ks[-1]))
         }
         signal, of_other = signal_table([ours, other]).to_dict("records")
-        cell = cell_of(ours, arms)
+        cell = name_cell(ours, arms)
         rows.append(
             {
                 "cell": cell,
                 "arm": objective_of(ours),
-                "against": objective_of(other) if cell_of(other, arms) == cell else other.variant,
+                "against": objective_of(other) if name_cell(other, arms) == cell else other.variant,
                 "seeds": len(runs),
                 **cells,
                 **{name: signal[name] for name in ("negative at start", "share of gradient", "entropy")},
@@ -58,25 +58,25 @@ def map_table(arms: Sequence[Arm], baseline: str | None) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def comparisons(arms: Sequence[Arm], baseline: str | None) -> Iterator[tuple[Arm, Arm]]:
+def iterate_comparisons(arms: Sequence[Arm], baseline: str | None) -> Iterator[tuple[Arm, Arm]]:
     """Who is held against whom, cell by cell, the middle first.
 
     Each arm against the baseline's that differs in nothing but the objective; and the middle's plain LENS arms against
     each control: an arm of another objective, or of the baseline with something changed that nobody else has changed.
     """
-    twins = {id(arm): twin_of(arm, arms, baseline) for arm in arms}
+    twins = {id(arm): find_twin(arm, arms, baseline) for arm in arms}
     shared = {id(twin) for twin in twins.values()}
-    for arm in sorted(arms, key=lambda a: (cell_of(a, arms) != MIDDLE, natural(cell_of(a, arms)))):
+    for arm in sorted(arms, key=lambda a: (name_cell(a, arms) != MIDDLE, natural_sort_key(name_cell(a, arms)))):
         if twin := twins[id(arm)]:
             yield arm, twin
-    plain = [a for a in arms if is_lens(a) and cell_of(a, arms) == MIDDLE and objective_of(a) == a.runs[0].objective]
+    plain = [a for a in arms if is_lens(a) and name_cell(a, arms) == MIDDLE and objective_of(a) == a.runs[0].objective]
     for control in (a for a in arms if not is_lens(a) and id(a) not in shared):
         for ours in (a for a in plain if a.setting == control.setting):
             if alpha_of(control) in (None, alpha_of(ours)):
                 yield ours, control
 
 
-def cell_of(arm: Arm, arms: Sequence[Arm]) -> str:
+def name_cell(arm: Arm, arms: Sequence[Arm]) -> str:
     """What is changed in an arm besides its objective, as it was typed: num_generations=16."""
     common = set.intersection(*(set(a.runs[0].overrides) for a in arms))
     skipped = ("objective", "experiment", "hydra", *NOT_COMPARED)
@@ -86,7 +86,7 @@ def cell_of(arm: Arm, arms: Sequence[Arm]) -> str:
 
 def objective_of(arm: Arm) -> str:
     """An arm's objective with what was changed in it: lens alpha=16."""
-    return label_of(arm.runs[0].objective, [o for o in arm.runs[0].overrides if o.startswith("objective.")])
+    return make_label(arm.runs[0].objective, [o for o in arm.runs[0].overrides if o.startswith("objective.")])
 
 
 def head_of(override: str) -> str:
@@ -111,7 +111,7 @@ def draw_map(table: pd.DataFrame, path: Path) -> Path:
         figure, axes = plt.subplots(figsize=(2 * COLUMN_WIDTH, ROW_HEIGHT * len(table) + 0.9), layout="constrained")
         plot_map(axes, table, column)
         label = f"difference in {column} (points; logarithmic beyond {LINEAR}; in brackets: seeds)"
-        return finish(figure, [axes], label, path)
+        return finish_figure(figure, [axes], label, path)
 
 
 def plot_map(axes: plt.Axes, table: pd.DataFrame, column: str) -> None:

@@ -26,12 +26,12 @@ LATEX_SPECIAL |= {character: f"\\{character}" for character in "&%$#_{}"} | {"±
 
 def write_table(table: pd.DataFrame, caption: str, path: Path) -> None:
     """Write <path>.csv, .md and .tex."""
-    spread(table).to_csv(path.with_suffix(".csv"), index=False)
+    split_intervals(table).to_csv(path.with_suffix(".csv"), index=False)
     path.with_suffix(".md").write_text(to_markdown(table))
     path.with_suffix(".tex").write_text(to_latex(table, caption))
 
 
-def spread(table: pd.DataFrame) -> pd.DataFrame:
+def split_intervals(table: pd.DataFrame) -> pd.DataFrame:
     """The table with what a cell holds in columns of its own: <name>, <name> half-width, <name> low, high, verdict."""
     columns = {}
     for name in table.columns:

@@ -18,7 +18,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarForm
 
 from lens.reporting.arms import Arm
 from lens.reporting.intervals import Estimate
-from lens.reporting.tables import ks_of, reported_parts
+from lens.reporting.tables import find_ks, find_parts
 from lens.runs.run import Run
 
 logging.getLogger("fontTools").setLevel(logging.ERROR)  # PDFs without a date make it wonder
@@ -64,7 +64,7 @@ Curve = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 def draw_figures(arms: Sequence[Arm], folder: Path) -> dict[str, Path]:
     """Draw every figure that the runs have values for; returns what each shows -> its PNG (a PDF lies beside it)."""
-    parts = {title: p for title, p in reported_parts(arms[0]).items() if title.endswith(("all", "Levels 4-5"))}
+    parts = {title: p for title, p in find_parts(arms[0]).items() if title.endswith(("all", "Levels 4-5"))}
     whole = next(iter(parts.values()))
     drawn = {
         "Accuracy over steps": accuracy_figure(arms, parts, folder / "accuracy_over_steps"),
@@ -84,21 +84,21 @@ def draw_figures(arms: Sequence[Arm], folder: Path) -> dict[str, Path]:
 def accuracy_figure(arms: Sequence[Arm], parts: dict[str, str], path: Path) -> Path:
     """pass@1 over steps, a panel for each part (title -> metric prefix); the paper's figures 5 and 6."""
     with plt.rc_context(STYLE):
-        figure, panels = panels_of(len(parts))
+        figure, panels = make_panels(len(parts))
         for axes, (title, prefix) in zip(panels, parts.items(), strict=True):
             curves = [over_seeds([100 * run.evaluations[f"{prefix}/pass@1"] for run in arm.runs]) for arm in arms]
             draw_arms(axes, arms, curves, marked=True)
             axes.set(title=title, ylabel="pass@1 (%)")
-        return finish(figure, panels, "step (optimizer updates)", path)
+        return finish_figure(figure, panels, "step (optimizer updates)", path)
 
 
 def negative_groups_figure(arms: Sequence[Arm], path: Path) -> Path:
     """Share of negative groups over steps, a moving average over SMOOTHING_STEPS; the paper's figure 2."""
     with plt.rc_context(STYLE):
-        figure, panels = panels_of(1)
-        draw_arms(panels[0], arms, [over_seeds([smoothed(r, "groups/frac_negative") for r in a.runs]) for a in arms])
+        figure, panels = make_panels(1)
+        draw_arms(panels[0], arms, [over_seeds([smooth(r, "groups/frac_negative") for r in a.runs]) for a in arms])
         panels[0].set(ylabel="negative groups (%)", ylim=(0, None))
-        return finish(figure, panels, "step (optimizer updates)", path)
+        return finish_figure(figure, panels, "step (optimizer updates)", path)
 
 
 def negative_levels_figure(arms: Sequence[Arm], path: Path) -> Path | None:
@@ -107,20 +107,20 @@ def negative_levels_figure(arms: Sequence[Arm], path: Path) -> Path | None:
     if not metrics:
         return None
     with plt.rc_context(STYLE):
-        figure, panels = panels_of(len(metrics), columns=2, height=1.25)
+        figure, panels = make_panels(len(metrics), columns=2, height=1.25)
         for axes, metric in zip(panels, metrics, strict=True):
-            draw_arms(axes, arms, [over_seeds([smoothed(r, metric, filled=True) for r in a.runs]) for a in arms])
+            draw_arms(axes, arms, [over_seeds([smooth(r, metric, filled=True) for r in a.runs]) for a in arms])
             axes.set(title=f"Level {metric.rsplit('_', 1)[1]}", ylim=(-3, 103), yticks=(0, 50, 100))
         figure.supylabel("negative groups (%)", fontsize=8)
-        return finish(figure, panels, "step (optimizer updates)", path)
+        return finish_figure(figure, panels, "step (optimizer updates)", path)
 
 
 def pass_at_k_figure(arms: Sequence[Arm], parts: dict[str, str], path: Path) -> Path:
     """pass@k over k after training, and before it."""
     with plt.rc_context(STYLE):
-        figure, panels = panels_of(len(parts))
+        figure, panels = make_panels(len(parts))
         for axes, (title, prefix) in zip(panels, parts.items(), strict=True):
-            ks = ks_of(arms[0], prefix)
+            ks = find_ks(arms[0], prefix)
             columns = [f"{prefix}/pass@{k}" for k in ks]
             curves = [
                 over_seeds([pd.Series(100 * run.evaluations.iloc[-1][columns].to_numpy(float), ks) for run in arm.runs])
@@ -134,7 +134,7 @@ def pass_at_k_figure(arms: Sequence[Arm], parts: dict[str, str], path: Path) -> 
             axes.xaxis.set_major_locator(FixedLocator(ks))
             axes.xaxis.set_major_formatter(ScalarFormatter())
             axes.xaxis.set_minor_locator(NullLocator())
-        return finish(figure, panels, "k (answers drawn)", path)
+        return finish_figure(figure, panels, "k (answers drawn)", path)
 
 
 def signal_figure(arms: Sequence[Arm], path: Path) -> Path:
@@ -145,15 +145,15 @@ def signal_figure(arms: Sequence[Arm], path: Path) -> Path:
     }
     shown = {t: name for t, name in measured.items() if all(name in r.metrics for a in arms for r in a.runs)}
     with plt.rc_context(STYLE):
-        figure, panels = panels_of(len(shown))
+        figure, panels = make_panels(len(shown))
         for axes, (title, name) in zip(panels, shown.items(), strict=True):
             sparse = name.endswith("norm_share_negative")
             curves = [
-                over_seeds([smoothed(r, name, steps=1 if sparse else SMOOTHING_STEPS) for r in a.runs]) for a in arms
+                over_seeds([smooth(r, name, steps=1 if sparse else SMOOTHING_STEPS) for r in a.runs]) for a in arms
             ]
             draw_arms(axes, arms, curves, marked=sparse)
             axes.set(title=f"Negative groups' share {title}", ylabel="share (%)", ylim=(0, None))
-        return finish(figure, panels, "step (optimizer updates)", path)
+        return finish_figure(figure, panels, "step (optimizer updates)", path)
 
 
 def confidence_figure(arms: Sequence[Arm], path: Path) -> Path | None:
@@ -164,7 +164,7 @@ def confidence_figure(arms: Sequence[Arm], path: Path) -> Path | None:
         return None
     with plt.rc_context(STYLE):
         columns = 1 if len(answers) <= 3 else 2
-        figure, panels = panels_of(len(answers), columns=columns, height=1.35)
+        figure, panels = make_panels(len(answers), columns=columns, height=1.35)
         for axes, (label, of_arm) in zip(panels, answers.items(), strict=True):
             right = of_arm["verdict"] == "correct"
             weight = 100 / len(of_arm)
@@ -178,19 +178,19 @@ def confidence_figure(arms: Sequence[Arm], path: Path) -> Path | None:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         figure.supylabel("answers (%, log scale)", fontsize=8)
-        return finish(figure, panels, "confidence (geometric-mean token probability)", path)
+        return finish_figure(figure, panels, "confidence (geometric-mean token probability)", path)
 
 
 def compute_figure(arms: Sequence[Arm], prefix: str, path: Path) -> Path:
     """pass@1 over steps, tokens generated, tokens trained on and seconds of training."""
     axes_of: dict[str, Callable[[Run], pd.Series]] = {
         "steps": lambda run: pd.Series(run.evaluations.index, run.evaluations.index),
-        "tokens generated (millions)": lambda run: so_far(run, "total/tokens_generated") / MILLION,
-        "tokens trained on (millions)": lambda run: so_far(run, "total/tokens_trained") / MILLION,
+        "tokens generated (millions)": lambda run: accumulate(run, "total/tokens_generated") / MILLION,
+        "tokens trained on (millions)": lambda run: accumulate(run, "total/tokens_trained") / MILLION,
         "time in steps (s)": lambda run: at_evaluations(run, run.metrics["time/step_s"].dropna().cumsum()),
     }
     with plt.rc_context(STYLE):
-        figure, panels = panels_of(len(axes_of), columns=2, height=1.6, sharex=False)
+        figure, panels = make_panels(len(axes_of), columns=2, height=1.6, sharex=False)
         for axes, (label, compute) in zip(panels, axes_of.items(), strict=True):
             curves = []
             for arm in arms:
@@ -200,7 +200,7 @@ def compute_figure(arms: Sequence[Arm], prefix: str, path: Path) -> Path:
             draw_arms(axes, arms, curves, marked=True)
             axes.set_xlabel(label, fontsize=7)
         figure.supylabel("pass@1 (%)", fontsize=8)
-        return finish(figure, panels, None, path)
+        return finish_figure(figure, panels, None, path)
 
 
 # --- curves ----------------------------------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ def over_seeds(series: Sequence[pd.Series]) -> Curve:
     return table.index.to_numpy(), np.array([e.mean for e in estimates]), half
 
 
-def smoothed(run: Run, metric: str, *, steps: int = SMOOTHING_STEPS, filled: bool = False) -> pd.Series:
+def smooth(run: Run, metric: str, *, steps: int = SMOOTHING_STEPS, filled: bool = False) -> pd.Series:
     """A metric in percent, a moving average over ``steps``; filled: a step without a value takes those around it."""
     known = run.metrics["groups/frac_negative"].dropna().index
     if metric not in run.metrics:
@@ -225,7 +225,7 @@ def smoothed(run: Run, metric: str, *, steps: int = SMOOTHING_STEPS, filled: boo
     return values.rolling(steps, min_periods=1).mean().ffill() if filled else values.rolling(steps, 1).mean()
 
 
-def so_far(run: Run, total: str) -> pd.Series:
+def accumulate(run: Run, total: str) -> pd.Series:
     """A running total at each evaluation; 0 before the first step."""
     return at_evaluations(run, run.metrics[total].dropna())
 
@@ -239,7 +239,7 @@ def at_evaluations(run: Run, values: pd.Series) -> pd.Series:
 # --- panels ----------------------------------------------------------------------------------------------------------
 
 
-def panels_of(
+def make_panels(
     number: int, *, columns: int = 1, height: float = 1.9, sharex: bool = True
 ) -> tuple[plt.Figure, list[plt.Axes]]:
     """Panels a column wide in all, row after row."""
@@ -282,7 +282,7 @@ def draw_arms(axes: plt.Axes, arms: Sequence[Arm], curves: Sequence[Curve], *, m
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
 
-def finish(figure: plt.Figure, panels: Sequence[plt.Axes], xlabel: str | None, path: Path) -> Path:
+def finish_figure(figure: plt.Figure, panels: Sequence[plt.Axes], xlabel: str | None, path: Path) -> Path:
     """One x label, a legend above the panels if any, and the figure as PNG and PDF; returns the PNG's path."""
     if xlabel:
         figure.supxlabel(xlabel, fontsize=8)
@@ -292,10 +292,10 @@ def finish(figure: plt.Figure, panels: Sequence[plt.Axes], xlabel: str | None, p
         width, height = figure.get_size_inches()
         figure.set_size_inches(width, height + LEGEND_LINE * (-(-len(labels) // columns) - 1))
         figure.legend(handles, labels, loc="outside upper center", ncols=columns)
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
-def save(figure: plt.Figure, path: Path) -> Path:
+def save_figure(figure: plt.Figure, path: Path) -> Path:
     """The figure as PNG and PDF; returns the PNG's path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     png = path.with_suffix(".png")

@@ -11,14 +11,21 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from lens.errors import ConfigError
-from lens.reporting.arms import Arm, arms_of
-from lens.reporting.checks import apart, check_arm, check_evaluations, check_problems, missing_seeds, other_experiments
-from lens.runs.run import load_run, unfinished
+from lens.reporting.arms import Arm, group_into_arms
+from lens.reporting.checks import (
+    check_arm,
+    check_evaluations,
+    check_problems,
+    note_missing_seeds,
+    note_other_experiments,
+    note_separate_setting,
+)
+from lens.runs.run import explain_unfinished, load_run
 
 NOT_RUNS = ("report", "wandb")  # folders beside runs that this package and W&B make
 
 
-def walk(folder: Path, seen: set[str]) -> Iterator[Path | str]:
+def find_run_folders(folder: Path, seen: set[str]) -> Iterator[Path | str]:
     """The run folders below a folder, and a line for each that is empty; links are followed, but no folder twice."""
     if (real := os.path.realpath(folder)) in seen or not folder.is_dir():
         return
@@ -31,7 +38,7 @@ def walk(folder: Path, seen: set[str]) -> Iterator[Path | str]:
         yield f"{folder}: empty"
     for entry in entries:
         if entry.is_dir() and entry.name not in NOT_RUNS and not entry.name.startswith("."):
-            yield from walk(entry, seen)
+            yield from find_run_folders(entry, seen)
 
 
 def load_arms(folders: Sequence[Path]) -> tuple[list[Arm], list[str]]:
@@ -48,12 +55,12 @@ def load_arms(folders: Sequence[Path]) -> tuple[list[Arm], list[str]]:
     for folder in folders:
         if not folder.is_dir():
             oddities.append(f"{folder}: no such folder")
-        for found in walk(folder, set()):
+        for found in find_run_folders(folder, set()):
             if isinstance(found, str):
                 oddities.append(found)
             elif (found / "evaluation.parquet").exists():  # left by scripts/evaluate.py
                 continue
-            elif (reason := unfinished(found)) is not None:
+            elif (reason := explain_unfinished(found)) is not None:
                 oddities.append(f"{found}: {reason}, left out")
             else:
                 try:
@@ -66,13 +73,17 @@ def load_arms(folders: Sequence[Path]) -> tuple[list[Arm], list[str]]:
         raise ConfigError("runs", where, f"a folder with finished runs (each has a summary.json){seen}")
     check_evaluations(runs, where)
     settings = Counter(run.setting for run in runs)
-    arms = [arm for setting, _ in settings.most_common() for arm in arms_of([r for r in runs if r.setting == setting])]
+    arms = [
+        arm
+        for setting, _ in settings.most_common()
+        for arm in group_into_arms([r for r in runs if r.setting == setting])
+    ]
     for arm in arms:
         check_arm(arm)
     for setting in settings:
         members = [arm for arm in arms if arm.setting == setting]
         check_problems(members, where)
-        oddities += other_experiments(members) + missing_seeds(members)
+        oddities += note_other_experiments(members) + note_missing_seeds(members)
     if len(settings) > 1:
-        oddities += [apart(arms, setting) for setting, _ in settings.most_common()[1:]]
+        oddities += [note_separate_setting(arms, setting) for setting, _ in settings.most_common()[1:]]
     return arms, oddities

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from lens.config.keys import FREE, NOT_COMPARED, ROUNDING, is_among
+from lens.config.keys import FREE, NOT_COMPARED, ROUNDING, is_listed
 from lens.reporting.arms import Arm
 from lens.reporting.intervals import Estimate
 
@@ -88,7 +88,7 @@ TABLES = (
 )
 
 
-def beside_paper(table: PaperTable, arms: Sequence[Arm]) -> pd.DataFrame:
+def compare_with_paper(table: PaperTable, arms: Sequence[Arm]) -> pd.DataFrame:
     """A published row and ours below it for each row of a table of the paper; a run that is not there is "missing"."""
     rows = []
     for row in table.rows:
@@ -96,14 +96,14 @@ def beside_paper(table: PaperTable, arms: Sequence[Arm]) -> pd.DataFrame:
         rows.append(
             named | {"numbers": "published"} | {f"pass@{k}": f"{v:.2f}" for k, v in zip(KS, row.published, strict=True)}
         )
-        ours = our_numbers(row, arms)
+        ours = find_our_numbers(row, arms)
         seeds = next((cell.seeds for cell in ours.values()), 0)
         told = f"ours ({seeds} seed{'s' if seeds > 1 else ''})" if ours else "ours"
         rows.append(named | {"numbers": told} | {f"pass@{k}": ours.get(k, MISSING) for k in KS})
     return pd.DataFrame(rows)
 
 
-def our_numbers(row: Row, arms: Sequence[Arm]) -> dict[int, Estimate]:
+def find_our_numbers(row: Row, arms: Sequence[Arm]) -> dict[int, Estimate]:
     """pass@k on MATH's test split of our runs of a published row; nothing where there are none.
 
     A run in which anything was changed that decides results, its model among it, is none of this row.
@@ -119,9 +119,9 @@ def our_numbers(row: Row, arms: Sequence[Arm]) -> dict[int, Estimate]:
 def is_unchanged(arm: Arm) -> bool:
     """Whether all that was typed beside experiment and objective is the seed, where files lie, or how fast it goes."""
     keys = {override.lstrip("+~").partition("=")[0].replace("/", ".") for run in arm.runs for override in run.overrides}
-    return all(key == "objective" or key.endswith("path") or is_among(key, UNCHANGED) for key in keys)
+    return all(key == "objective" or key.endswith("path") or is_listed(key, UNCHANGED) for key in keys)
 
 
 def has_runs(arms: Sequence[Arm]) -> bool:
     """Whether any of the paper's rows has runs of ours."""
-    return any(our_numbers(row, arms) for table in TABLES for row in table.rows)
+    return any(find_our_numbers(row, arms) for table in TABLES for row in table.rows)

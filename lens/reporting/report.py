@@ -10,16 +10,16 @@ import pandas as pd
 
 from lens.config.checks import check_writable
 from lens.errors import ConfigError
-from lens.reporting.arms import Arm, title_of
+from lens.reporting.arms import Arm, make_setting_title
 from lens.reporting.checks import check_baseline
-from lens.reporting.effect_map import MIDDLE, cell_of, draw_map, map_table
+from lens.reporting.effect_map import MIDDLE, draw_map, map_table, name_cell
 from lens.reporting.export import write_table
 from lens.reporting.figures import draw_figures
 from lens.reporting.loading import load_arms
-from lens.reporting.page.browser import browsed_runs
+from lens.reporting.page.browser import choose_runs
 from lens.reporting.page.page import Captioned, Section, write_page
-from lens.reporting.pairing import by_baseline
-from lens.reporting.paper import TABLES, beside_paper, has_runs
+from lens.reporting.pairing import split_by_baseline
+from lens.reporting.paper import TABLES, compare_with_paper, has_runs
 from lens.reporting.tables import (
     EDGE_STEPS,
     accuracy_table,
@@ -66,32 +66,32 @@ def report(runs: Sequence[Path], baseline: str | None, target: Path, *, completi
         raise ConfigError("completions", completions, "an integer >= 0")
     arms, notes = load_arms(runs)
     alike = [[a for a in arms if a.setting == setting] for setting in dict.fromkeys(a.setting for a in arms)]
-    settings = [part for members in alike for part in by_baseline(members, baseline)]
+    settings = [part for members in alike for part in split_by_baseline(members, baseline)]
     notes += check_baseline(settings, baseline)
-    browsed, unread = browsed_runs(arms, completions) if completions else ([], [])
+    browsed, unread = choose_runs(arms, completions) if completions else ([], [])
     notes += unread
     for note in notes:
         print(f"note: {note}")
     check_writable("target", target)
 
     sections, compute, files = [], [], []
-    titles = [titled(members, arms) for members in settings]
-    for members, title, name in zip(settings, titles, names_of(titles), strict=True):
+    titles = [make_title(members, arms) for members in settings]
+    for members, title, name in zip(settings, titles, name_folders(titles), strict=True):
         folder = target / name
         folder.mkdir(exist_ok=True)
-        tables = tables_of(members, baseline)
+        tables = make_tables(members, baseline)
         if len(settings) > 1:
             print(f"\n{title}")
         for stem, (caption, table) in tables.items():
-            show_table(caption, brief(table))
+            show_table(caption, shorten_for_terminal(table))
             write_table(table, f"{title}: {caption}", folder / stem)
         figures = draw_figures(members, folder)
         opened = [tables[stem] for stem in ("difference", "signal") if stem in tables]
         sections.append(Section(title, opened, tables["accuracy"], figures))
         compute.append((title, tables["compute"][1]))
         files += [
-            listed("tables", folder, tables, "csv,md,tex"),
-            listed("figures", folder, figures.values(), "png,pdf"),
+            list_files("tables", folder, tables, "csv,md,tex"),
+            list_files("figures", folder, figures.values(), "png,pdf"),
         ]
 
     mapped = map_table(arms, baseline)
@@ -102,16 +102,19 @@ def report(runs: Sequence[Path], baseline: str | None, target: Path, *, completi
         sections.insert(
             0, Section("Map", [(caption, mapped)], None, {"Differences, cell by cell": figure}, is_wide=True)
         )
-        files += [listed("tables", target, ["map"], "csv,md,tex"), listed("figures", target, [figure], "png,pdf")]
+        files += [
+            list_files("tables", target, ["map"], "csv,md,tex"),
+            list_files("figures", target, [figure], "png,pdf"),
+        ]
 
     results = results_table(settings)
     write_table(results, "Accuracy after training in %", target / "results")
-    paper = [(table.caption, beside_paper(table, arms)) for table in TABLES]
+    paper = [(table.caption, compare_with_paper(table, arms)) for table in TABLES]
     for table, (caption, beside) in zip(TABLES, paper, strict=True):
         write_table(beside, caption, target / table.name)
         if has_runs(arms):
             show_table(caption, beside)
-    files.append(listed("tables", target, ["results", *(table.name for table in TABLES)], "csv,md,tex"))
+    files.append(list_files("tables", target, ["results", *(table.name for table in TABLES)], "csv,md,tex"))
     page = write_page(
         target / "index.html",
         notes=notes,
@@ -128,7 +131,7 @@ def report(runs: Sequence[Path], baseline: str | None, target: Path, *, completi
     return page
 
 
-def tables_of(arms: Sequence[Arm], baseline: str | None) -> dict[str, Captioned]:
+def make_tables(arms: Sequence[Arm], baseline: str | None) -> dict[str, Captioned]:
     """The tables of one setting, by the name of their files; differences only where there are any."""
     tables = {
         "accuracy": (ACCURACY, accuracy_table(arms)),
@@ -145,19 +148,19 @@ def spans_cells(mapped: pd.DataFrame) -> bool:
     return len(mapped) > 0 and mapped["cell"].nunique() > 1
 
 
-def listed(what: str, folder: Path, names: Iterable[str | Path], kinds: str) -> str:
+def list_files(what: str, folder: Path, names: Iterable[str | Path], kinds: str) -> str:
     """A line that names files as a shell would take them: figures: report/{a,b}.{png,pdf}."""
     stems = ",".join(Path(name).stem for name in names)
     return f"{what + ':':<8} {folder}/{f'{{{stems}}}' if ',' in stems else stems}.{{{kinds}}}"
 
 
-def titled(members: Sequence[Arm], arms: Sequence[Arm]) -> str:
+def make_title(members: Sequence[Arm], arms: Sequence[Arm]) -> str:
     """What a setting is called, with what was changed in it where that is the same for all of its arms."""
-    cell, *others = {cell_of(arm, arms) for arm in members}
-    return title_of(members) if others or cell == MIDDLE else f"{title_of(members)} · {cell}"
+    cell, *others = {name_cell(arm, arms) for arm in members}
+    return make_setting_title(members) if others or cell == MIDDLE else f"{make_setting_title(members)} · {cell}"
 
 
-def names_of(titles: Sequence[str]) -> list[str]:
+def name_folders(titles: Sequence[str]) -> list[str]:
     """The folder of each setting below the target; nothing where there is only one."""
     if len(titles) == 1:
         return [""]
@@ -165,7 +168,7 @@ def names_of(titles: Sequence[str]) -> list[str]:
     return [name if plain.count(name) == 1 else f"{name}_{number}" for number, name in enumerate(plain, 1)]
 
 
-def brief(table: pd.DataFrame) -> pd.DataFrame:
+def shorten_for_terminal(table: pd.DataFrame) -> pd.DataFrame:
     """A table for the terminal: of differences, the first and the last k alone."""
     ks = [name for name in table.columns if name.startswith("pass@")]
     return table.drop(columns=ks[1:-1]) if "problems" in table.columns else table

@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
-from lens.evaluation.scores import pass_at_ks, slices
+from lens.evaluation.scores import iterate_slices, pass_at_ks
 from lens.reporting.arms import Arm
 from lens.reporting.intervals import Difference, Estimate
-from lens.reporting.pairing import baseline_of, paired_runs
+from lens.reporting.pairing import find_baseline, pair_runs
 from lens.runs.run import Run
 
 EDGE_STEPS = 10
 
 
-def reported_parts(arm: Arm) -> dict[str, str]:
+def find_parts(arm: Arm) -> dict[str, str]:
     """What is reported of every evaluation set: the title of a part -> the prefix of its metrics."""
     names = [name.removeprefix("eval/") for name in arm.runs[0].evaluations.columns if name.endswith("/pass@1")]
     parts = [name.rsplit("/", 1)[0] for name in names if "/subject_" not in name]
@@ -30,16 +30,16 @@ def reported_parts(arm: Arm) -> dict[str, str]:
     return {title(part): f"eval/{part}" for part in dict.fromkeys(parts)}
 
 
-def members_of(run: Run) -> dict[str, pd.Index]:
+def find_members(run: Run) -> dict[str, pd.Index]:
     """The rows of a run's `problems` that each part holds, by the prefix of its metrics."""
     return {
         "/".join(filter(None, ["eval", str(name), part])): rows.index
         for name, of_set in run.problems.groupby("set", sort=False)
-        for part, rows in slices(of_set)
+        for part, rows in iterate_slices(of_set)
     }
 
 
-def ks_of(arm: Arm, prefix: str) -> list[int]:
+def find_ks(arm: Arm, prefix: str) -> list[int]:
     """The k of pass@k that were measured, ascending."""
     columns = arm.runs[0].evaluations.columns
     return sorted(int(name.rsplit("@", 1)[1]) for name in columns if name.startswith(f"{prefix}/pass@"))
@@ -53,9 +53,9 @@ def accuracy_table(arms: Sequence[Arm]) -> pd.DataFrame:
     before = pd.DataFrame({run.seed: run.evaluations.iloc[0] for run in arms[0].runs}).T
     finals = {"before training": before} | {arm.label: arm.final() for arm in arms}
     rows = []
-    for part, prefix in reported_parts(arms[0]).items():
+    for part, prefix in find_parts(arms[0]).items():
         for label, final in finals.items():
-            cells = {f"pass@{k}": Estimate.over(100 * final[f"{prefix}/pass@{k}"]) for k in ks_of(arms[0], prefix)}
+            cells = {f"pass@{k}": Estimate.over(100 * final[f"{prefix}/pass@{k}"]) for k in find_ks(arms[0], prefix)}
             rows.append({"part": part, "arm": label, "seeds": len(final), **cells})
     return pd.DataFrame(rows)
 
@@ -66,12 +66,12 @@ def results_table(settings: Sequence[Sequence[Arm]]) -> pd.DataFrame:
     for arms in settings:
         choices = arms[0].runs[0].choices
         asked = {"model": str(choices.get("model")), "data": str(choices.get("dataset"))}
-        for part, prefix in reported_parts(arms[0]).items():
+        for part, prefix in find_parts(arms[0]).items():
             if part.rsplit(": ")[-1] != "all":
                 continue
             for arm in arms:
                 final = 100 * arm.final()
-                cells = {f"pass@{k}": Estimate.over(final[f"{prefix}/pass@{k}"]) for k in ks_of(arms[0], prefix)}
+                cells = {f"pass@{k}": Estimate.over(final[f"{prefix}/pass@{k}"]) for k in find_ks(arms[0], prefix)}
                 named = {"algorithm": arm.label, "evaluated on": prefix.removeprefix("eval/"), "seeds": len(arm.runs)}
                 rows.append(asked | named | cells)
     return pd.DataFrame(rows).astype(object).fillna("-")
@@ -84,10 +84,10 @@ def difference_table(arms: Sequence[Arm], baseline: str | None) -> pd.DataFrame:
     the other way round (means over seeds), and all problems of the part. Arms without a baseline or a shared seed have
     no row.
     """
-    members = members_of(arms[0].runs[0])
-    pairs = [(arm, paired_runs(arm, base)) for arm in arms if (base := baseline_of(arm, arms, baseline))]
+    members = find_members(arms[0].runs[0])
+    pairs = [(arm, pair_runs(arm, base)) for arm in arms if (base := find_baseline(arm, arms, baseline))]
     rows = []
-    for part, prefix in reported_parts(arms[0]).items():
+    for part, prefix in find_parts(arms[0]).items():
         index = members[prefix]
         for arm, runs in pairs:
             if not runs:
@@ -96,7 +96,7 @@ def difference_table(arms: Sequence[Arm], baseline: str | None) -> pd.DataFrame:
                 f"pass@{k}": Difference.paired(
                     np.stack([(ours.pass_at_ks[k] - base.pass_at_ks[k])[index].to_numpy() for ours, base in runs])
                 )
-                for k in ks_of(arm, prefix)
+                for k in find_ks(arm, prefix)
             }
             solved = [[run.problems["correct"][index] > 0 for run in pair] for pair in runs]
             alone = [
@@ -110,14 +110,14 @@ def difference_table(arms: Sequence[Arm], baseline: str | None) -> pd.DataFrame:
 
 def gain_table(arms: Sequence[Arm]) -> pd.DataFrame:
     """Points above the model before training, paired by problem: a row per part and arm, cells are `Difference`s."""
-    members = members_of(arms[0].runs[0])
+    members = find_members(arms[0].runs[0])
     rows = []
-    for part, prefix in reported_parts(arms[0]).items():
+    for part, prefix in find_parts(arms[0]).items():
         for arm in arms:
             gains = [run.pass_at_ks - 100 * pass_at_ks(run.evaluated_at(run.evaluations.index[0])) for run in arm.runs]
             cells = {
                 f"pass@{k}": Difference.paired(np.stack([gain[k][members[prefix]].to_numpy() for gain in gains]))
-                for k in ks_of(arm, prefix)
+                for k in find_ks(arm, prefix)
             }
             counts = {"seeds": len(gains), "problems": len(members[prefix])}
             rows.append({"part": part, "arm": arm.label, **counts, **cells})
@@ -136,12 +136,12 @@ def signal_table(arms: Sequence[Arm]) -> pd.DataFrame:
 
     nothing = pd.Series(dtype=float)  # where trainer.grad_share_every is 0
     columns: dict[str, Callable[[pd.DataFrame], float]] = {
-        "negative at start": lambda m: 100 * first(m["groups/frac_negative"]),
-        "negative at end": lambda m: 100 * last(m["groups/frac_negative"]),
+        "negative at start": lambda m: 100 * mean_at_start(m["groups/frac_negative"]),
+        "negative at end": lambda m: 100 * mean_at_end(m["groups/frac_negative"]),
         "share of |A|": lambda m: 100 * m["groups/advantage_share_negative"].mean(),
         "share of gradient": lambda m: 100 * m.get("groups/grad_norm_share_negative", nothing).mean(),
-        "entropy": lambda m: last(m["entropy"]),
-        "tokens trained": lambda m: 100 * final(m, "tokens_trained") / final(m, "tokens_generated"),
+        "entropy": lambda m: mean_at_end(m["entropy"]),
+        "tokens trained": lambda m: 100 * last_total(m, "tokens_trained") / last_total(m, "tokens_generated"),
         "s/step": lambda m: m["time/step_s"].median(),
     }
     return pd.DataFrame(
@@ -166,8 +166,8 @@ def compute_table(arms: Sequence[Arm]) -> pd.DataFrame:
                 "arm": arm.label,
                 "runs": len(arm.runs),
                 "steps": sum(int(m.index.max()) for m in metrics),
-                "M tokens generated": sum(final(m, "tokens_generated") for m in metrics) / 1e6,
-                "M tokens trained": sum(final(m, "tokens_trained") for m in metrics) / 1e6,
+                "M tokens generated": sum(last_total(m, "tokens_generated") for m in metrics) / 1e6,
+                "M tokens trained": sum(last_total(m, "tokens_trained") for m in metrics) / 1e6,
                 "h training": hours("time/step_s"),
                 "h evaluating": hours("time/evaluate_s"),
             }
@@ -176,16 +176,16 @@ def compute_table(arms: Sequence[Arm]) -> pd.DataFrame:
     return pd.DataFrame([*rows, total]).map(lambda value: round(value, 3) if isinstance(value, float) else value)
 
 
-def first(series: pd.Series) -> float:
+def mean_at_start(series: pd.Series) -> float:
     """The mean over the first EDGE_STEPS steps."""
     return series.dropna().head(EDGE_STEPS).mean()
 
 
-def last(series: pd.Series) -> float:
+def mean_at_end(series: pd.Series) -> float:
     """The mean over the last EDGE_STEPS steps."""
     return series.dropna().tail(EDGE_STEPS).mean()
 
 
-def final(metrics: pd.DataFrame, total: str) -> float:
+def last_total(metrics: pd.DataFrame, total: str) -> float:
     """The last value of a running total."""
     return metrics[f"total/{total}"].dropna().iloc[-1]

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from lens.errors import ConfigError
 
 
-def stored_answers(
+def find_answers(
     run: Path, kind: Literal["evaluations", "rollouts"], step: int | None = None
 ) -> dict[int | None, Path]:
     """The parquet files with a row per answer, by step, in order.

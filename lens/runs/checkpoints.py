@@ -24,10 +24,10 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lens import __version__
-from lens.distributed.collectives import barrier, is_first, whole, world_size
+from lens.distributed.collectives import barrier, gather_tensor, is_first, world_size
 from lens.errors import ConfigError, RunFailed
-from lens.models.lora import adapter_weights, has_adapters, save_adapters
-from lens.models.sharding import named_weights
+from lens.models.lora import has_adapters, iterate_adapter_weights, save_adapters
+from lens.models.sharding import gather_named_weights
 from lens.seeding import random_states
 
 ADAPTER_FOLDER = "adapter"  # transformers would take them for its own beside the model
@@ -62,10 +62,10 @@ class CheckpointFolder:
         best: int | None = None,
     ) -> Path:
         """See `save`."""
-        return save(self.path, model, tokenizer, optimizer, {**self.identity, **state}, keep=keep, best=best)
+        return save_checkpoint(self.path, model, tokenizer, optimizer, {**self.identity, **state}, keep=keep, best=best)
 
 
-def save(
+def save_checkpoint(
     folder: Path,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -104,15 +104,15 @@ def save(
         write_files(unfinished, model, tokenizer, optimizer, {**state, "lens_version": __version__})
     except (OSError, RuntimeError, SafetensorError, CheckpointException) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
-        last = max(all_checkpoints(folder), key=step_of, default=None)
+        last = max(list_checkpoints(folder), key=read_step, default=None)
         left = f"the last whole one is {last.name}" if last else "there is none before it"
-        raise RunFailed(f"the checkpoint {target} could not be written ({one_line(error)}); {left}") from error
+        raise RunFailed(f"the checkpoint {target} could not be written ({first_line(error)}); {left}") from error
     if is_first():
         if target.exists():  # of a step that was saved before its evaluation
             target.rename(target.with_name(target.name + REPLACED))
         unfinished.rename(target)
         flush_to_disk(folder)
-        prune(folder, state["step"], keep=keep, best=best)
+        prune_checkpoints(folder, state["step"], keep=keep, best=best)
     barrier()
     return target
 
@@ -125,12 +125,12 @@ def write_files(
     state: dict[str, Any],
 ) -> None:
     """Write the files of one checkpoint, each process its part, and wait until they are on the disk."""
-    if tensors := optimizer_tensors(model, optimizer):
+    if tensors := name_optimizer_tensors(model, optimizer):
         writer = HuggingFaceStorageWriter(str(folder / OPTIMIZER_FOLDER), save_distributed=True)
-        with quiet():
+        with silence_one_process_warning():
             dcp.save(tensors, storage_writer=writer, no_dist=world_size() == 1)
-    weights = whole_state(model)
-    adapters = {name: whole(parameter.detach()) for name, parameter in adapter_weights(model)}
+    weights = gather_weights(model)
+    adapters = {name: gather_tensor(parameter.detach()) for name, parameter in iterate_adapter_weights(model)}
     if not is_first():
         return
     model.save_pretrained(folder, state_dict=weights)
@@ -139,13 +139,13 @@ def write_files(
     tokenizer.save_pretrained(folder)
     groups = optimizer.state_dict()["param_groups"]
     torch.save({**state, "param_groups": groups, "random": random_states()}, folder / STATE_FILE)
-    sums = {str(path.relative_to(folder)): checksum(path) for path in files_of(folder)}
+    sums = {str(path.relative_to(folder)): checksum(path) for path in list_files(folder)}
     (folder / CHECKSUMS_FILE).write_text(json.dumps(sums, indent=2) + "\n")
     for path in folder.rglob("*"):
         flush_to_disk(path)
 
 
-def optimizer_tensors(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def name_optimizer_tensors(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The tensors of an optimizer's state, as "PARAMETER:NAME"; those of a sharded model are shards."""
     parameters = model.named_parameters()
     return {f"{name}:{key}": value for name, p in parameters for key, value in optimizer.state.get(p, {}).items()}
@@ -169,49 +169,49 @@ def restore_optimizer(
         moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
         optimizer.state[parameter] = {"step": torch.zeros((), dtype=torch.float32), **moments}
     reader = HuggingFaceStorageReader(str(checkpoint / OPTIMIZER_FOLDER))
-    with quiet():
-        dcp.load(optimizer_tensors(model, optimizer), storage_reader=reader, no_dist=world_size() == 1)
+    with silence_one_process_warning():
+        dcp.load(name_optimizer_tensors(model, optimizer), storage_reader=reader, no_dist=world_size() == 1)
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silence_one_process_warning() -> Iterator[None]:
     """Without the warning that one process is assumed where there is one."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
         yield
 
 
-def whole_state(model: PreTrainedModel) -> dict[str, Tensor] | None:
+def gather_weights(model: PreTrainedModel) -> dict[str, Tensor] | None:
     """The weights on the first process, as `named_weights`; None where a single one can save them as they are."""
     if world_size() == 1 and not has_adapters(model):
         return None
     weights = {}
-    for name, tensor in named_weights(model, remove_duplicate=True):
+    for name, tensor in gather_named_weights(model, remove_duplicate=True):
         if is_first():
             weights[name] = tensor.cpu()
     return weights
 
 
-def files_of(folder: Path) -> list[Path]:
+def list_files(folder: Path) -> list[Path]:
     """The files below a folder, sorted."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def prune(folder: Path, step: int, *, keep: int, best: int | None) -> None:
+def prune_checkpoints(folder: Path, step: int, *, keep: int, best: int | None) -> None:
     """Drop checkpoints that are not to stay, of those up to a step, and what a kill has left of others; see `save`."""
     for leftover in folder.glob(f"*{UNFINISHED}"):
         shutil.rmtree(leftover)
-    for old in [c for c in all_checkpoints(folder) if step_of(c) <= step][:-keep]:
-        if step_of(old) != best:
-            drop(old)
+    for old in [c for c in list_checkpoints(folder) if read_step(c) <= step][:-keep]:
+        if read_step(old) != best:
+            drop_checkpoint(old)
 
 
-def drop(checkpoint: Path) -> None:
+def drop_checkpoint(checkpoint: Path) -> None:
     """Remove a checkpoint so that a kill in the middle of it leaves no half of one."""
     shutil.rmtree(checkpoint.rename(checkpoint.with_name(f"{checkpoint.name}.dropped{UNFINISHED}")))
 
 
-def take_back(folder: Path) -> None:
+def restore_replaced_name(folder: Path) -> None:
     """Give a checkpoint its name again that a kill has left without, while another was to take its place."""
     for former in folder.glob(f"step_*{REPLACED}"):
         target = former.with_name(former.name.removesuffix(REPLACED))
@@ -219,13 +219,13 @@ def take_back(folder: Path) -> None:
             former.rename(target)
 
 
-def all_checkpoints(folder: Path) -> list[Path]:
+def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a folder, oldest first; each was whole when it got its name."""
     found = folder.glob("step_*") if folder.is_dir() else []
-    return sorted((path for path in found if re.fullmatch(r"step_\d+", path.name)), key=step_of)
+    return sorted((path for path in found if re.fullmatch(r"step_\d+", path.name)), key=read_step)
 
 
-def step_of(checkpoint: Path) -> int:
+def read_step(checkpoint: Path) -> int:
     """The step at which a checkpoint was written."""
     return int(checkpoint.name.removeprefix("step_"))
 
@@ -242,7 +242,7 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
             raise ValueError(f"{CHECKSUMS_FILE} says nothing of {STATE_FILE}")
         damaged = [name for name, value in sums.items() if checksum(checkpoint / name) != value]
     except (OSError, ValueError, AttributeError) as error:
-        valid = f"a whole checkpoint of a run, or the run's folder ({one_line(error)})"
+        valid = f"a whole checkpoint of a run, or the run's folder ({first_line(error)})"
         raise ConfigError("resume", str(checkpoint), valid) from error
     if damaged:
         raise ConfigError("resume", str(checkpoint), f"a whole checkpoint (damaged: {', '.join(damaged)})")
@@ -250,7 +250,7 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
         state = torch.load(checkpoint / STATE_FILE, weights_only=True)
         missing = NEEDED - state.keys()
     except (OSError, RuntimeError, pickle.UnpicklingError, AttributeError) as error:
-        valid = f"a checkpoint of this program ({STATE_FILE}: {one_line(error)})"
+        valid = f"a checkpoint of this program ({STATE_FILE}: {first_line(error)})"
         raise ConfigError("resume", str(checkpoint), valid) from error
     if "lens_version" not in state:
         raise ConfigError("resume", str(checkpoint), "a checkpoint of lens 0.2; lens 0.1 wrote it, and can resume it")
@@ -260,7 +260,7 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def one_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """What an error says first."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 

@@ -29,7 +29,7 @@ PACKAGES = (
 )
 
 
-def provenance() -> dict[str, Any]:
+def describe_provenance() -> dict[str, Any]:
     """Where a result comes from: command, git state of the source, package versions, machine."""
 
     def git(*arguments: str) -> str | None:

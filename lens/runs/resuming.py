@@ -8,16 +8,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lens.config.keys import FREE, KEYWORDS, LENGTHLESS, ROUNDING, flat, is_among
+from lens.config.keys import FREE, KEYWORDS, LENGTHLESS, ROUNDING, flatten, is_listed
 from lens.distributed.collectives import barrier, is_first
 from lens.errors import ConfigError
-from lens.runs.checkpoints import all_checkpoints, load_state, take_back
+from lens.runs.checkpoints import list_checkpoints, load_state, restore_replaced_name
 from lens.runs.run import PROVENANCE, SUMMARY
 
 log = logging.getLogger(__name__)
 
 
-def finished_summary(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
+def read_finished_summary(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
     """The summary of a run that has reached max_steps.
 
     Raises:
@@ -48,15 +48,15 @@ def find_state(folder: Path, config: dict[str, Any]) -> tuple[Path, dict[str, An
         ConfigError: "never" and there is one, "must" and there is none, none that can be used, or another config's.
     """
     if is_first():
-        take_back(folder / "checkpoints")
+        restore_replaced_name(folder / "checkpoints")
     barrier()
-    resume, candidates = config["resume"], all_checkpoints(folder / "checkpoints")
+    resume, candidates = config["resume"], list_checkpoints(folder / "checkpoints")
     if resume == "never" and candidates:
         raise ConfigError("resume", resume, f"auto, or another run folder: {folder} holds {candidates[-1].name}")
     if resume == "must" and not candidates:
         raise ConfigError("resume", resume, f"auto: {folder} holds no checkpoint (name it with hydra.run.dir=...)")
     if not candidates and resume not in KEYWORDS:
-        candidates = all_checkpoints(Path(resume) / "checkpoints") or [Path(resume)]
+        candidates = list_checkpoints(Path(resume) / "checkpoints") or [Path(resume)]
     for place, checkpoint in reversed(list(enumerate(candidates))):
         try:
             state = load_state(checkpoint)
@@ -82,12 +82,12 @@ def check_config(config: dict[str, Any], of_checkpoint: dict[str, Any], where: P
     Raises:
         ConfigError: they differ in more than what may differ, with the keys and both values.
     """
-    here, there = flat(config), flat(of_checkpoint)
-    keys = [key for key in {**there, **here} if here.get(key) != there.get(key) and not is_among(key, FREE)]
+    here, there = flatten(config), flatten(of_checkpoint)
+    keys = [key for key in {**there, **here} if here.get(key) != there.get(key) and not is_listed(key, FREE)]
     if here["optimizer.lr_scheduler"] in LENGTHLESS:
         keys = [key for key in keys if key != "trainer.max_steps"]
     said = {key: f"{key} is {here.get(key)!r}, there {there.get(key)!r}" for key in keys}
-    rounding = [said.pop(key) for key in keys if is_among(key, ROUNDING)]
+    rounding = [said.pop(key) for key in keys if is_listed(key, ROUNDING)]
     if said:
         valid = f"a run goes on with its own config alone, that of {where}: {'; '.join(said.values())}"
         raise ConfigError("resume", config["resume"], valid)

@@ -43,7 +43,7 @@ class Run:
     @cached_property
     def setting(self) -> str:
         """What was asked, of which model, and how it was measured: runs that agree in it can be compared."""
-        parts = [self.config.get("model"), self.config.get("dataset"), without_rhythm(self.evaluation)]
+        parts = [self.config.get("model"), self.config.get("dataset"), drop_rhythm(self.evaluation)]
         return json.dumps(parts, sort_keys=True)
 
     @cached_property
@@ -78,7 +78,7 @@ class Run:
         return pd.read_parquet(file, columns=["verdict", "confidence"]) if file.exists() else pd.DataFrame()
 
 
-def unfinished(folder: Path) -> str | None:
+def explain_unfinished(folder: Path) -> str | None:
     """Why a run folder is left out, or None."""
     if not (folder / "summary.json").exists():
         failure = folder / FAILURE
@@ -118,6 +118,6 @@ def load_run(folder: Path) -> Run:
     return run
 
 
-def without_rhythm(evaluation: dict[str, Any]) -> dict[str, Any]:
+def drop_rhythm(evaluation: dict[str, Any]) -> dict[str, Any]:
     """The evaluation's config without how often there is one."""
     return {key: value for key, value in evaluation.items() if key != "every"}

@@ -12,7 +12,7 @@ import pandas as pd
 import wandb
 
 from lens.files import replacing, write_json, write_parquet
-from lens.runs.wandb_history import lines_in_wandb, remembered_id
+from lens.runs.wandb_history import count_lines_in_wandb, remember_run_id
 
 STEP_AXIS = "train/global_step"
 COMPLETIONS_IN_WANDB = 64
@@ -45,8 +45,8 @@ class Tracker:
         self.metrics_file = folder / "metrics.jsonl"
         self.lines = cut_metrics(self.metrics_file, lines)
         if run_id is None and wandb_settings["mode"] != "disabled":
-            run_id = remembered_id(folder)
-        written = lines_in_wandb(folder, run_id)
+            run_id = remember_run_id(folder)
+        written = count_lines_in_wandb(folder, run_id)
         self._wandb = wandb.init(
             dir=folder,
             config=config,
@@ -99,7 +99,7 @@ class Tracker:
         for number, line in enumerate(map(json.loads, lines[self._fed :]), start=self._fed):
             file = self._answers_file(line[STEP_AXIS])
             if any(name.startswith("eval/") for name in line) and file.exists():
-                line["eval/completions"] = wandb.Table(dataframe=some_of_each_level(pd.read_parquet(file)))
+                line["eval/completions"] = wandb.Table(dataframe=choose_of_each_level(pd.read_parquet(file)))
             self._wandb.log(line, step=number, commit=True)
         self._fed = max(self._fed, len(lines))
 
@@ -131,7 +131,7 @@ class SilentTracker:
     def finish(self, summary: dict[str, Any] | None) -> None: ...
 
 
-def some_of_each_level(answers: pd.DataFrame) -> pd.DataFrame:
+def choose_of_each_level(answers: pd.DataFrame) -> pd.DataFrame:
     """The first answers of each level, COMPLETIONS_IN_WANDB at most."""
     shown = answers.groupby("level", dropna=False).head(COMPLETIONS_IN_WANDB // 5)
     return shown.astype({"level": "float"}).head(COMPLETIONS_IN_WANDB)

@@ -18,7 +18,7 @@ BLOCK, HEADER, PART_HEADER = 32768, 7, 7  # bytes
 WHOLE, LAST = 1, 4  # types of a record's part; the others are its first and middle ones
 
 
-def remembered_id(folder: Path) -> str:
+def remember_run_id(folder: Path) -> str:
     """The id of a run folder's W&B run: one for all its starts, from before the first checkpoint."""
     file = folder / "wandb" / "run_id"
     if not file.exists():
@@ -28,18 +28,18 @@ def remembered_id(folder: Path) -> str:
     return file.read_text()
 
 
-def lines_in_wandb(folder: Path, run_id: str) -> int:
+def count_lines_in_wandb(folder: Path, run_id: str) -> int:
     """How many history steps 0, 1, 2, ... of a run the files of its earlier starts hold."""
     steps = [
         record.history.step.num
         for file in folder.glob(f"wandb/*run-*-{run_id}/run-{run_id}.wandb")
-        for record in records_of(file.read_bytes())
+        for record in read_records(file.read_bytes())
         if record.HasField("history")
     ]
     return max(steps, default=-1) + 1
 
 
-def records_of(data: bytes) -> Iterator[Record]:
+def read_records(data: bytes) -> Iterator[Record]:
     """The whole records of a .wandb file, up to where a kill has cut it.
 
     The format is LevelDB's log behind a header: blocks of 32 KiB that hold records, or parts of them, each behind a

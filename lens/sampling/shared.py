@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from lens.distributed.collectives import Interruptible, from_each, rank, world_size
+from lens.distributed.collectives import Interruptible, gather_from_each, rank, world_size
 from lens.problems.prompts import Prompt
 from lens.sampling.rollouts import Rollouts, Sampler
 
@@ -39,8 +39,8 @@ class SharedSampler:
         def work() -> Rollouts | None:
             return self.sampler.sample(own, num_generations, seed, **options) if own else None
 
-        parts = from_each(work, self.interruptible)[:: self.per_engine]
-        return interleave(prompts, [part for part in parts if part is not None])
+        parts = gather_from_each(work, self.interruptible)[:: self.per_engine]
+        return merge_rollouts(prompts, [part for part in parts if part is not None])
 
     def sync(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Every engine takes over the weights, gathered one after the other."""
@@ -51,7 +51,7 @@ class SharedSampler:
         self.sampler.close()
 
 
-def interleave(prompts: Sequence[Prompt], parts: Sequence[Rollouts]) -> Rollouts:
+def merge_rollouts(prompts: Sequence[Prompt], parts: Sequence[Rollouts]) -> Rollouts:
     """The rollouts of all prompts, of which part i has every len(parts)th from i on."""
     generations, longest = parts[0].num_generations, max(part.completion_ids.shape[1] for part in parts)
     asked = [place for first in range(len(parts)) for place in range(first, len(prompts), len(parts))]

@@ -60,7 +60,7 @@ class TransformersSampler:
         logprobs = torch.zeros(total, max_completion_length)
         lengths = torch.zeros(total, dtype=torch.long)
         uniforms = torch.from_numpy(
-            np.concatenate([uniform_draws(seed, p, num_generations, max_completion_length) for p in prompts])
+            np.concatenate([draw_uniforms(seed, p, num_generations, max_completion_length) for p in prompts])
         )
         by_length = sorted(range(len(prompts)), key=lambda q: len(prompts[q].token_ids))
         questions_at_once = max(1, self.max_num_seqs // num_generations)
@@ -121,7 +121,7 @@ class TransformersSampler:
         row_of = torch.arange(rows)  # the completion that each row of the running batch belongs to
         alive = torch.ones(rows, dtype=torch.bool)
         for step in range(steps):
-            tokens, chosen = choose(logits, uniforms[row_of, step], temperature, top_p)  # [n], [n]
+            tokens, chosen = sample_tokens(logits, uniforms[row_of, step], temperature, top_p)  # [n], [n]
             ids[row_of[alive], step] = tokens[alive]
             logprobs[row_of[alive], step] = chosen[alive]
             ending = alive & torch.isin(tokens, self.end_tokens)
@@ -151,13 +151,13 @@ class TransformersSampler:
         )
 
 
-def uniform_draws(seed: int, prompt: Prompt, num_generations: int, length: int) -> np.ndarray:
+def draw_uniforms(seed: int, prompt: Prompt, num_generations: int, length: int) -> np.ndarray:
     """The numbers in [0, 1) that decide every token of a question's completions: float64 [G, length]."""
     generator = np.random.Generator(np.random.Philox(derive_seed(seed, prompt.problem_id)))
     return generator.random((num_generations, length))
 
 
-def choose(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
+def sample_tokens(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
     """Sample one token a row by inverting its distribution function.
 
     Args:

@@ -138,7 +138,7 @@ class VLLMSampler:
         outputs = self.llm.generate(
             [TokensPrompt(prompt_token_ids=list(prompt.token_ids)) for prompt in prompts],
             requests,
-            use_tqdm=progress is not None and partial(question_bar, title=progress),
+            use_tqdm=progress is not None and partial(make_question_bar, title=progress),
         )
         if self.sleep:
             self.llm.sleep(level=1)  # weights to the host; what the cache held is gone
@@ -186,7 +186,7 @@ class VLLMSampler:
         gc.collect()
 
 
-def question_bar(iterable: Iterable | None = None, *, title: str, total: int | None = None, **_: Any) -> Any:
+def make_question_bar(iterable: Iterable | None = None, *, title: str, total: int | None = None, **_: Any) -> Any:
     """vLLM shows two bars, of which the first, for requests on their way into the engine, is over at once."""
     return iterable if iterable is not None else progress_bar(total, unit="question", desc=title, leave=False)
 

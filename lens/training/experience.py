@@ -131,7 +131,7 @@ class Experience:
             "groups/advantage_share_negative": self._advantage_share_negative(token_weights, kinds.negative),
         }
         if self.trainer_logprobs is not None:
-            metrics |= logp_difference(self.trainer_logprobs, r.logprobs, r.mask)
+            metrics |= measure_logp_difference(self.trainer_logprobs, r.logprobs, r.mask)
         if self.importance is not None:
             ratios = (self.trainer_logprobs - r.logprobs)[r.mask].double().exp()
             metrics |= {
@@ -162,7 +162,7 @@ def mean_where(values: Tensor, where: Tensor) -> float:
     return values[where].double().mean().item()
 
 
-def logp_difference(trainer_logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor) -> dict[str, float]:
+def measure_logp_difference(trainer_logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor) -> dict[str, float]:
     """How far engine and trainer are apart on the same tokens: mean and max of |difference|, [N, T] each."""
     difference = (trainer_logprobs - sampler_logprobs)[mask].abs().double()
     return {
@@ -171,7 +171,7 @@ def logp_difference(trainer_logprobs: Tensor, sampler_logprobs: Tensor, mask: Te
     }
 
 
-def weigh(
+def weigh_rollouts(
     rollouts: Rollouts,
     levels: Sequence[int | None],
     verdicts: Sequence[str],

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 
-from lens.distributed.collectives import whole
+from lens.distributed.collectives import gather_tensor
 from lens.training.update import Loss
 
 
@@ -66,7 +66,7 @@ class Policy:
 
     def clip_gradient(self) -> float:
         """Scale the gradient down to max_grad_norm; returns the norm that it had."""
-        return whole(clip_grad_norm_(self.model.parameters(), self.max_grad_norm)).item()
+        return gather_tensor(clip_grad_norm_(self.model.parameters(), self.max_grad_norm)).item()
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of it besides weights and the optimizer's tensors."""

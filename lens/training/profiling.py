@@ -15,7 +15,7 @@ ROWS = 25  # operations that the log lists
 
 
 @contextmanager
-def profiled(folder: Path, *, enabled: bool) -> Iterator[None]:
+def profile_run(folder: Path, *, enabled: bool) -> Iterator[None]:
     """Profile what runs inside: the costliest operations into the log, all of them into ``folder/profile.json``."""
     if not enabled:
         yield

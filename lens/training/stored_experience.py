@@ -30,7 +30,7 @@ def weigh_again(answers: pd.DataFrame, objective: Callable[..., Tensor]) -> pd.D
     Returns:
         The columns calibrated_reward and advantage, float32.
     """
-    size = group_size(answers)
+    size = find_group_size(answers)
     correct, valid, confidence, lengths = (
         torch.tensor(values.to_numpy()).view(-1, size)  # [Q, G]
         for values in (answers["verdict"] == "correct", answers["valid"], answers["confidence"], answers["length"])
@@ -45,7 +45,7 @@ def weigh_again(answers: pd.DataFrame, objective: Callable[..., Tensor]) -> pd.D
     return pd.DataFrame(weighed, index=answers.index)
 
 
-def group_size(answers: pd.DataFrame) -> int:
+def find_group_size(answers: pd.DataFrame) -> int:
     """G of stored answers.
 
     Raises:
@@ -63,9 +63,9 @@ def group_ids(answers: pd.DataFrame, size: int) -> np.ndarray:
     return answers["problem_id"].to_numpy().reshape(-1, size)
 
 
-def kinds_of(answers: pd.DataFrame) -> list[str]:
+def name_group_kinds(answers: pd.DataFrame) -> list[str]:
     """The kind of each group: negative, mixed, positive, or unjudged where nothing in it may teach."""
-    size = group_size(answers)
+    size = find_group_size(answers)
     correct, valid = (
         torch.tensor(values.to_numpy()).view(-1, size) for values in (answers["verdict"] == "correct", answers["valid"])
     )
@@ -76,14 +76,14 @@ def kinds_of(answers: pd.DataFrame) -> list[str]:
     return list(names)
 
 
-def compared(stored: pd.DataFrame, advantages: pd.Series, weights: np.ndarray) -> dict[str, float | str]:
+def compare_advantages(stored: pd.DataFrame, advantages: pd.Series, weights: np.ndarray) -> dict[str, float | str]:
     """What an objective changes in one file of rollouts, in percent.
 
     ``negative groups`` of all groups; ``share of |A|`` that lies in negative groups, weighed as in the loss, and
     ``trained`` answers (with an advantage), as trained and replayed; ``sign changed``: answers of which one objective
     raises what the other lowers.
     """
-    negative = np.repeat(np.array(kinds_of(stored)) == "negative", group_size(stored))
+    negative = np.repeat(np.array(name_group_kinds(stored)) == "negative", find_group_size(stored))
     trained = stored["advantage"]
 
     def share(a: pd.Series) -> float:
@@ -94,7 +94,7 @@ def compared(stored: pd.DataFrame, advantages: pd.Series, weights: np.ndarray) -
         return f"{measure(trained):.3g} -> {measure(advantages):.3g}"
 
     return {
-        "groups": len(stored) // group_size(stored),
+        "groups": len(stored) // find_group_size(stored),
         "negative groups": 100 * float(negative.mean()),
         "share of |A|": both(share),
         "trained": both(lambda a: 100 * float((a != 0).mean())),

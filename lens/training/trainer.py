@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from lens.distributed.stop_signals import StopSignals
 from lens.errors import RunFailed, StopRequested
 from lens.evaluation.evaluator import Evaluator
-from lens.evaluation.scores import metrics_of
+from lens.evaluation.scores import compute_metrics
 from lens.progress import progress_bar
 from lens.runs.checkpoints import CheckpointFolder, restore_optimizer
 from lens.runs.tracker import Tracker
@@ -162,7 +162,7 @@ class Trainer:
             per_problem, answers = self.evaluator.evaluate(
                 sampler, self.collector.grader, seed, show_progress=self.show_progress
             )
-        metrics = metrics_of(per_problem, by_level=self.evaluator.by_level)
+        metrics = compute_metrics(per_problem, by_level=self.evaluator.by_level)
         self.tracker.write_evaluation(at.step, per_problem, answers)
         self.tracker.log(at.step, metrics | self.stopwatch.read())
         at.evaluation, at.evaluated_at, self.saved_at = metrics, at.step, None

@@ -10,11 +10,11 @@ from omegaconf import DictConfig
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lens.distributed.collectives import local, total, turns, whole
+from lens.distributed.collectives import gather_tensor, local_part, sum_over_processes, take_turns
 from lens.losses.aggregation import LossAggMode, token_weights
 from lens.losses.ppo_clip import clipped_surrogate, kl_to_reference
-from lens.models.logprobs import TokenValues, recompute, token_values
-from lens.models.packing import microbatches
+from lens.models.logprobs import TokenValues, rate_completions, rate_rollouts
+from lens.models.packing import split_into_microbatches
 from lens.objectives.groups import group_kinds
 from lens.sampling.rollouts import Rollouts
 from lens.training.experience import Experience
@@ -56,7 +56,7 @@ class Loss:
 
     def recompute(self, model: PreTrainedModel, rollouts: Rollouts) -> TokenValues:
         """The log-probability and entropy of every sampled token, [Q*G, T] each, without gradients."""
-        return recompute(
+        return rate_rollouts(
             model,
             rollouts,
             temperature=self.temperature,
@@ -78,10 +78,12 @@ class Loss:
         advantages = experience.advantages.flatten()
         mask = experience.rollouts.mask
         tally = Tally()
-        batches = list(microbatches(model, experience.rollouts, rows.tolist(), self.max_tokens_per_microbatch))
-        for packs, counts in turns(batches):
+        batches = list(
+            split_into_microbatches(model, experience.rollouts, rows.tolist(), self.max_tokens_per_microbatch)
+        )
+        for packs, counts in take_turns(batches):
             part = [row for pack in packs for row in pack]
-            logprobs, entropies = token_values(
+            logprobs, entropies = rate_completions(
                 model,
                 experience.rollouts,
                 packs,
@@ -143,7 +145,9 @@ class Tally:
 
     def over_processes(self) -> Tally:
         """The sum of what each process has seen."""
-        sums = total(torch.tensor([getattr(self, name) for name in self.__dataclass_fields__], dtype=torch.float64))
+        sums = sum_over_processes(
+            torch.tensor([getattr(self, name) for name in self.__dataclass_fields__], dtype=torch.float64)
+        )
         return Tally(*(type(f.default)(value) for f, value in zip(fields(self), sums.tolist(), strict=True)))
 
     def metrics(self) -> dict[str, float]:
@@ -184,7 +188,7 @@ def compute_gradient(
         tally = loss.accumulate(model, experience, (teaches & negative).nonzero().squeeze(1), weights)
         of_negative = [p.grad.clone() for p in model.parameters() if p.grad is not None]
         tally += loss.accumulate(model, experience, (teaches & ~negative).nonzero().squeeze(1), weights)
-        of_others = [p.grad - g for p, g in zip(_with_grad(model), of_negative, strict=True)]
+        of_others = [p.grad - g for p, g in zip(_parameters_with_gradient(model), of_negative, strict=True)]
         metrics = compare_gradients(of_negative, of_others)
     else:
         tally = loss.accumulate(model, experience, teaches.nonzero().squeeze(1), weights)
@@ -199,12 +203,12 @@ def find_non_finite(model: PreTrainedModel, experience: Experience, loss: Loss) 
         experience, loss: what `compute_gradient` was given.
     """
     rows, weights = loss.teaches(experience).nonzero().squeeze(1), loss.weights(experience)
-    batches = microbatches(model, experience.rollouts, rows.tolist(), loss.max_tokens_per_microbatch)
+    batches = split_into_microbatches(model, experience.rollouts, rows.tolist(), loss.max_tokens_per_microbatch)
     parts = [[row for pack in packs for row in pack] for packs in batches]
     for number, part in enumerate(parts, start=1):
         model.zero_grad()
         value = loss.accumulate(model, experience, torch.as_tensor(part), weights).loss
-        norm = whole(torch.nn.utils.get_total_norm([p.grad for p in _with_grad(model)])).item()
+        norm = gather_tensor(torch.nn.utils.get_total_norm([p.grad for p in _parameters_with_gradient(model)])).item()
         if not (math.isfinite(value) and math.isfinite(norm)):
             generations = experience.rollouts.num_generations
             of = sorted({experience.rollouts.prompts[row // generations].problem_id for row in part})
@@ -213,15 +217,15 @@ def find_non_finite(model: PreTrainedModel, experience: Experience, loss: Loss) 
     return f"the sum of {len(parts)} micro-batches is not finite, though each of them is"
 
 
-def _with_grad(model: PreTrainedModel) -> list[torch.nn.Parameter]:
+def _parameters_with_gradient(model: PreTrainedModel) -> list[torch.nn.Parameter]:
     return [p for p in model.parameters() if p.grad is not None]
 
 
 def compare_gradients(of_negative: list[Tensor], of_others: list[Tensor]) -> dict[str, float]:
     """|g_neg| / (|g_neg| + |g_other|), and the cosine between the two (0 where either is 0)."""
-    a = torch.cat([local(g).flatten() for g in of_negative]).double()
-    b = torch.cat([local(g).flatten() for g in of_others]).double()
-    squared_a, squared_b, product = total(torch.stack([a @ a, b @ b, a @ b])).tolist()
+    a = torch.cat([local_part(g).flatten() for g in of_negative]).double()
+    b = torch.cat([local_part(g).flatten() for g in of_others]).double()
+    squared_a, squared_b, product = sum_over_processes(torch.stack([a @ a, b @ b, a @ b])).tolist()
     norm_a, norm_b = math.sqrt(squared_a), math.sqrt(squared_b)
     return {
         "groups/grad_norm_share_negative": norm_a / (norm_a + norm_b) if norm_a > 0 else 0.0,

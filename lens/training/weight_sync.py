@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedModel
 
 from lens.errors import ConfigError
-from lens.models.sharding import named_weights
+from lens.models.sharding import gather_named_weights
 from lens.problems.prompts import Prompt
 from lens.sampling.rollouts import Sampler
-from lens.training.experience import logp_difference
+from lens.training.experience import measure_logp_difference
 from lens.training.update import Loss
 
 PROBE_PROMPTS, PROBE_TOKENS = 32, 32  # at most 1,024 tokens
@@ -45,15 +45,15 @@ class SyncedSampler:
             ConfigError: a probe found a difference above sampler.max_logp_difference.
         """
         if self._synced_at != step:
-            self.sampler.sync(named_weights(self.model))
+            self.sampler.sync(gather_named_weights(self.model))
             self._synced_at, self._syncs = step, self._syncs + 1
             every = self.sampler.parity_every
             if every is not None and (self._syncs == 1 or (every > 0 and self._syncs % every == 0)):
-                self.parity = probe(self.sampler, self.model, self.prompts, self.loss)
+                self.parity = probe_engine(self.sampler, self.model, self.prompts, self.loss)
         return self.sampler
 
 
-def probe(sampler: Sampler, model: PreTrainedModel, prompts: Sequence[Prompt], loss: Loss) -> dict[str, float]:
+def probe_engine(sampler: Sampler, model: PreTrainedModel, prompts: Sequence[Prompt], loss: Loss) -> dict[str, float]:
     """Sample a few tokens, and compare the engine's log-probabilities with the trainer's.
 
     Raises:
@@ -62,7 +62,7 @@ def probe(sampler: Sampler, model: PreTrainedModel, prompts: Sequence[Prompt], l
     rollouts = sampler.sample(
         prompts[:PROBE_PROMPTS], 1, 0, max_completion_length=PROBE_TOKENS, temperature=loss.temperature
     )
-    found = logp_difference(loss.recompute(model, rollouts)[0], rollouts.logprobs, rollouts.mask)
+    found = measure_logp_difference(loss.recompute(model, rollouts)[0], rollouts.logprobs, rollouts.mask)
     largest = found["sampling/logp_difference_max"]
     if not largest <= sampler.max_logp_difference:
         valid = (

@@ -20,11 +20,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lens.benchmarking.arm import Arm
 from lens.benchmarking.benchmark import MEASUREMENTS, PARTS, TABLE, benchmark
-from lens.benchmarking.measuring import Meter, alternate, matrix_peaks, medians, paired_ratio, training_flops
+from lens.benchmarking.measuring import (
+    Meter,
+    alternate,
+    count_training_flops,
+    format_paired_ratio,
+    measure_matrix_peaks,
+    take_medians,
+)
 from lens.benchmarking.naive_update import naive_gradient
 from lens.benchmarking.scaling import draw_scaling
 from lens.benchmarking.trl import check_trl
-from lens.benchmarking.workload import Workload, every_answer_teaches, made_up_rollouts
+from lens.benchmarking.workload import Workload, make_every_answer_teach, make_up_rollouts
 from lens.errors import ConfigError
 from lens.files import CONFIGS
 from lens.models.loading import load_model
@@ -197,9 +204,9 @@ def flat_gradient(model) -> torch.Tensor:
 
 
 def test_the_naive_update_and_ours_have_the_same_gradient(work):
-    rollouts = made_up_rollouts(work, shortest_share=0.25)
+    rollouts = make_up_rollouts(work, shortest_share=0.25)
     assert len(set(rollouts.lengths.tolist())) > 4
-    experience = every_answer_teaches(rollouts)
+    experience = make_every_answer_teach(rollouts)
     noise = 0.3 * torch.randn(rollouts.logprobs.shape, generator=torch.Generator().manual_seed(0))
     experience = replace(experience, old_logprobs=experience.old_logprobs + noise * rollouts.mask)
     clipped = compute_gradient(work.model, experience, work.loss)
@@ -211,13 +218,13 @@ def test_the_naive_update_and_ours_have_the_same_gradient(work):
 
 
 def test_every_answer_teaches(work):
-    experience = every_answer_teaches(made_up_rollouts(work))
+    experience = make_every_answer_teach(make_up_rollouts(work))
     assert (experience.advantages != 0).all()
     assert compute_gradient(work.model, experience, work.loss)["completions/trained"] == 8
 
 
 def test_made_up_logprobs_are_the_policys_and_lengths_are_spread(work):
-    rollouts = made_up_rollouts(work, shortest_share=0.5)
+    rollouts = make_up_rollouts(work, shortest_share=0.5)
     assert torch.equal(rollouts.logprobs, work.logprobs(rollouts)) and (rollouts.logprobs[rollouts.mask] < 0).all()
     assert rollouts.lengths.min() == 6 and rollouts.lengths.max() == 12
 
@@ -245,8 +252,8 @@ def test_arms_take_turns_and_warm_up_unseen():
     rows = alternate({"a": arm("a"), "b": arm("b")}, rounds=2, warmup=1)
     assert calls == [("a", 0), ("b", 0), ("b", 1), ("a", 1), ("a", 2), ("b", 2)]
     assert [(row["arm"], row["round"]) for row in rows] == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
-    assert medians(rows).loc["a", "s"] == 5.0
-    assert paired_ratio(rows, "s", "a", "b") == "2.00 [2.00, 2.00]"
+    assert take_medians(rows).loc["a", "s"] == 5.0
+    assert format_paired_ratio(rows, "s", "a", "b") == "2.00 [2.00, 2.00]"
 
 
 def test_flops_are_those_that_torch_counts(tiny_folder):
@@ -256,7 +263,7 @@ def test_flops_are_those_that_torch_counts(tiny_folder):
     ids = torch.arange(7)[:, None]
     with FlopCounterMode(display=False) as counter:
         model(input_ids=ids).logits.sum().backward()
-    assert training_flops(model, [(0, [1])] * 7) == pytest.approx(counter.get_total_flops(), rel=0.01)
+    assert count_training_flops(model, [(0, [1])] * 7) == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
 def test_flops_of_shared_prompts_by_hand(tiny_folder):
@@ -265,11 +272,11 @@ def test_flops_of_shared_prompts_by_hand(tiny_folder):
     pairs = (1 + 2 + 3) + (4 + 5) + 4  # a prompt of 3, completions of 2 and 1
     attention = 4 * pairs * config.num_hidden_layers * config.num_attention_heads * config.head_dim
     head = 2 * 3 * config.hidden_size * config.vocab_size
-    assert training_flops(model, [(3, [2, 1])]) == 3 * (2 * 6 * weights + attention + head)
+    assert count_training_flops(model, [(3, [2, 1])]) == 3 * (2 * 6 * weights + attention + head)
 
 
 def test_matrix_peaks_are_plausible():
-    assert all(1e6 < peak < 1e17 for peak in matrix_peaks(32).values())
+    assert all(1e6 < peak < 1e17 for peak in measure_matrix_peaks(32).values())
 
 
 def fails(turn, report) -> None:

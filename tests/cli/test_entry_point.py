@@ -19,9 +19,9 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 
 from lens.cli.entry_point import remove_half_made
-from lens.cli.explaining import explain, valid_keys
+from lens.cli.explaining import explain, list_valid_keys
 from lens.config.checks import RULES, check_objective, check_training, check_values
-from lens.config.keys import config_hash
+from lens.config.keys import hash_config
 from lens.errors import ConfigError
 from lens.files import CONFIGS
 from lens.problems.dapo import AFTER, BEFORE
@@ -400,7 +400,7 @@ def composed(*overrides: str) -> DictConfig:
 
 def test_the_hash_of_a_config_depends_on_what_decides_the_results():
     def hashed(*overrides: str) -> str:
-        return config_hash(_root_=composed(*overrides))
+        return hash_config(_root_=composed(*overrides))
 
     plain = hashed()
     assert re.fullmatch("[0-9a-f]{8}", plain)
@@ -411,11 +411,11 @@ def test_the_hash_of_a_config_depends_on_what_decides_the_results():
 
 
 def test_valid_keys_follow_the_chosen_groups():
-    keys = valid_keys("train", ["objective=grpo", "seed=1"])
+    keys = list_valid_keys("train", ["objective=grpo", "seed=1"])
     assert {"seed", "trainer.max_steps", "objective.eps", "evaluation.sets.arithmetic.split"} <= set(keys)
     assert "objective.alpha" not in keys
-    assert "objective.alpha" in valid_keys("train", ["objective=lens,grpo"])
-    assert "checkpoint" in valid_keys("evaluate", [])
+    assert "objective.alpha" in list_valid_keys("train", ["objective=lens,grpo"])
+    assert "checkpoint" in list_valid_keys("evaluate", [])
 
 
 @pytest.mark.parametrize(
@@ -534,7 +534,7 @@ OUT_OF_BOUNDS = {
 def test_every_rule_is_about_a_key_that_there_is():
     assert OUT_OF_BOUNDS.keys() == RULES.keys()
     chosen = ["experiment=smollm2/math", "model/lora=default"]
-    there = [*valid_keys("train", chosen), *valid_keys("benchmark", ["part=step"])]
+    there = [*list_valid_keys("train", chosen), *list_valid_keys("benchmark", ["part=step"])]
     assert RULES.keys() <= set(there)
 
 

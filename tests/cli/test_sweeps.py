@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from lens.cli.sweep_progress import last_step, plan_of, steps_done
-from lens.config.keys import config_hash
+from lens.cli.sweep_progress import count_jobs_and_steps, count_steps, read_last_step
+from lens.config.keys import hash_config
 from tests.support.command_line import Command, metrics_of, read_wandb, run, training, wait_until, weights_of
 
 JOBS = [(objective, seed) for objective in ("grpo", "lens") for seed in (0, 1)]
@@ -51,7 +51,7 @@ def test_a_sweep_makes_a_folder_a_job_named_by_its_config(sweep):
     assert [name.rsplit("-", 1)[0] for name in jobs] == [f"{objective}-seed{seed}" for objective, seed in JOBS]
     for name in jobs:
         config = OmegaConf.load(folder / name / ".hydra" / "config.yaml")
-        assert name.rsplit("-", 1)[1] == config_hash(_root_=config)
+        assert name.rsplit("-", 1)[1] == hash_config(_root_=config)
         assert json.loads((folder / name / "summary.json").read_text())["step"] == 2
         assert "Plan:" in (folder / name / "train.log").read_text()
     assert len({weights_of(folder / name) for name in jobs}) == 4
@@ -354,7 +354,7 @@ def config_of(overrides: list[str], params: dict[str, str] | None = None) -> Dic
     ],
 )
 def test_jobs_and_their_steps_are_counted_as_hydra_expands_them(overrides, params, jobs, steps):
-    assert plan_of(config_of(overrides, params)) == (jobs, steps)
+    assert count_jobs_and_steps(config_of(overrides, params)) == (jobs, steps)
 
 
 def test_steps_of_earlier_runs_are_not_counted(tmp_path):
@@ -366,13 +366,13 @@ def test_steps_of_earlier_runs_are_not_counted(tmp_path):
         if lines is not None:
             text = "".join(json.dumps({"train/global_step": step}) + "\n" for step in lines)
             (config.parent.parent / "metrics.jsonl").write_text(text)
-    assert steps_done(tmp_path, since=10_000) == 3
-    assert steps_done(tmp_path, since=9_000) == 12
-    assert steps_done(tmp_path / "absent", since=0) == 0
+    assert count_steps(tmp_path, since=10_000) == 3
+    assert count_steps(tmp_path, since=9_000) == 12
+    assert count_steps(tmp_path / "absent", since=0) == 0
 
 
 def test_the_last_whole_line_counts(tmp_path):
     file = tmp_path / "metrics.jsonl"
     long = "".join(json.dumps({"train/global_step": step, "filling": "x" * 3000}) + "\n" for step in range(100))
     file.write_text(long + '{"train/global_step": 100, "fil')
-    assert last_step(file) == 99
+    assert read_last_step(file) == 99

@@ -13,10 +13,10 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lens.commands.audit_grades import distinct, graded_wrong
-from lens.grading.golds import NAMED, check_golds, count_all
+from lens.commands.audit_grades import find_wrong, merge_equal_answers
+from lens.grading.golds import NAMED, check_golds, count_failing
 from lens.grading.pool import Grader
-from lens.grading.second_opinion import numbers, second_opinion
+from lens.grading.second_opinion import agrees, read_numbers
 from lens.problems.problem import FEATURES
 from tests.support.command_line import run
 
@@ -40,7 +40,7 @@ def test_gold_answers_that_fail_are_named_and_counted(grader, caplog):
     sets = {"dataset": problems_of(["1", "", r"\frac{1}{2}"]), "math500": problems_of(["7"])}
     failing = check_golds(grader, sets)
     assert failing == {"dataset": [{"id": "p1", "answer": "", "verdict": "no_answer"}], "math500": []}
-    assert count_all(failing) == {"dataset": 1, "math500": 0}
+    assert count_failing(failing) == {"dataset": 1, "math500": 0}
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert warning == "dataset: no answer to p1 can be right: its gold answer '', against itself, is no_answer"
 
@@ -96,18 +96,18 @@ DIFFERENT = [
 
 @pytest.mark.parametrize(("gold", "answer"), ALIKE)
 def test_two_spellings_of_one_answer(gold, answer):
-    assert second_opinion(gold, answer) and second_opinion(answer, gold)
+    assert agrees(gold, answer) and agrees(answer, gold)
 
 
 @pytest.mark.parametrize(("gold", "answer"), DIFFERENT)
 def test_two_answers(gold, answer):
-    assert not second_opinion(gold, answer) and not second_opinion(answer, gold)
+    assert not agrees(gold, answer) and not agrees(answer, gold)
 
 
 @given(st.text(st.sampled_from(list(r"\{}$%,./-^ 0123456789xfractext")), max_size=40))
 def test_the_second_opinion_has_one_on_any_text(text):
-    assert second_opinion(text, text)
-    assert all(abs(number) < 10**61 for number in numbers(text))
+    assert agrees(text, text)
+    assert all(abs(number) < 10**61 for number in read_numbers(text))
 
 
 # --- the list --------------------------------------------------------------------------------------------------------
@@ -132,9 +132,9 @@ ROWS = [
 
 
 def test_answers_graded_wrong_are_listed_once_the_most_confident_first():
-    wrong = graded_wrong(answers_of(ROWS).rename(columns={"id": "problem"}))
+    wrong = find_wrong(answers_of(ROWS).rename(columns={"id": "problem"}))
     assert wrong["answer"].tolist() == [r"4:30 \text{ p.m.}"] * 2 + ["[/red] 5:30", "7", ""]
-    listed = distinct(wrong.assign(step=0))
+    listed = merge_equal_answers(wrong.assign(step=0))
     shown = listed[["problem", "answer", "times", "confidence", "second opinion"]].values.tolist()
     assert shown == [
         ["a", "[/red] 5:30", 1, 0.99, "incorrect"],
@@ -225,7 +225,7 @@ def test_on_real_answers_the_two_opinions_differ_in_the_spelling_of_one_time_of_
     file = Path(os.environ["LENS_SHARED"]) / "data" / "model_completions.jsonl"
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     grades = grader.grade([row["completion"] for row in rows], [row["gold"] for row in rows])
-    second = [second_opinion(row["gold"], grade.extracted or "") for row, grade in zip(rows, grades, strict=True)]
+    second = [agrees(row["gold"], grade.extracted or "") for row, grade in zip(rows, grades, strict=True)]
     differing = [n for n, grade in enumerate(grades) if grade.correct != second[n]]
     assert {(rows[n]["gold"], grades[n].extracted) for n in differing} == {(r"\text{4:30 p.m.}", r"4:30 \text{ p.m.}")}
     assert (len(rows), sum(not grade.correct for grade in grades), len(differing)) == (400, 56, 8)

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 
 from lens.commands.regrade import make_settings, regrade
 from lens.errors import ConfigError
-from lens.evaluation.scores import tally
+from lens.evaluation.scores import count_per_problem
 from lens.files import CONFIGS
 from lens.grading.judge import REWARD_SETTINGS
 from lens.grading.pool import Grader
@@ -41,7 +41,7 @@ def run_folder(tmp_path) -> Path:
     folder.mkdir(parents=True)
     for step, answers in ((0, stored(ROWS[:2])), (20, stored())):
         answers.to_parquet(folder / f"step_{step:06d}_completions.parquet")
-        tally(answers).to_parquet(folder / f"step_{step:06d}.parquet")
+        count_per_problem(answers).to_parquet(folder / f"step_{step:06d}.parquet")
     return tmp_path / "run"
 
 

@@ -13,7 +13,7 @@ import torch
 from lens.commands.replay import replay
 from lens.errors import ConfigError
 from lens.objectives import grpo_advantages, lens_advantages, shuffled_advantages
-from lens.training.stored_experience import kinds_of, weigh_again
+from lens.training.stored_experience import name_group_kinds, weigh_again
 from tests.support.command_line import make_pupil, run, training
 
 
@@ -52,7 +52,7 @@ def test_what_lens_would_have_done_with_the_samples_of_grpo(trained, tmp_path, c
     for file in sorted(tmp_path.glob("step_*.parquet")):
         replayed, stored = pd.read_parquet(file), pd.read_parquet(trained["grpo"] / "rollouts" / file.name)
         assert (replayed["advantage_trained"] == stored["advantage"]).all()
-        for group, kind in zip(groups(replayed), kinds_of(stored), strict=True):
+        for group, kind in zip(groups(replayed), name_group_kinds(stored), strict=True):
             confidence, size = group["confidence"].astype(float), len(group)
             right = group["verdict"] == "correct"
             seen.add(kind)

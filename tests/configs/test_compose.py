@@ -18,7 +18,7 @@ from hydra.utils import get_method, get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from lens.config.checks import check_objective, check_training, check_values
-from lens.config.keys import config_hash
+from lens.config.keys import hash_config
 from lens.errors import ConfigError
 from lens.files import CONFIGS
 from lens.models.tiny import TinyRecipe
@@ -88,7 +88,7 @@ def test_every_option_of_every_group_composes(group, option):
     assert config.hydra.runtime.choices[group] == option
     check_values(config)
     check_targets(config)
-    assert re.fullmatch("[0-9a-f]{8}", config_hash(_root_=config))
+    assert re.fullmatch("[0-9a-f]{8}", hash_config(_root_=config))
     if group != "model":  # their prompts are longer than the tiny experiment's micro-batches
         check_training(config)
         check_objective(instantiate(config.objective))
@@ -192,7 +192,7 @@ def test_every_job_of_every_experiment_can_start(experiment):
         check_training(config)
         check_targets(config)
         check_objective(instantiate(config.objective))
-        hashes.append(config_hash(_root_=config))
+        hashes.append(hash_config(_root_=config))
     assert len(set(hashes)) == len(hashes), "two jobs would share a folder"
 
 

@@ -19,8 +19,8 @@ from lens.objectives import lens_advantages
 from lens.problems.prompts import Prompt
 from lens.runs.checkpoints import ADAPTER_FOLDER
 from lens.sampling.rollouts import Rollouts
-from lens.sampling.shared import interleave
-from lens.training.experience import Experience, weigh
+from lens.sampling.shared import merge_rollouts
+from lens.training.experience import Experience, weigh_rollouts
 from tests.support.command_line import ROOT, Command, Result, environment, metrics_of, run, steps_in, training
 from tests.support.vllm_engine import VLLM
 from tests.training.test_update import LOSS, TOLERANCE, error, experience  # noqa: F401
@@ -304,7 +304,7 @@ def stored_experience(rows: pd.DataFrame) -> Experience:
         texts=list(rows["text"]),
     )
     verdicts = list(rows["verdict"])
-    return weigh(rollouts, [None] * (len(rows) // 4), verdicts, lens_advantages, old_from="sampler")
+    return weigh_rollouts(rollouts, [None] * (len(rows) // 4), verdicts, lens_advantages, old_from="sampler")
 
 
 def test_a_number_of_processes_that_does_not_divide_the_questions_is_refused(command, logs, tmp_path):
@@ -376,7 +376,7 @@ def part_of(prompts: list[Prompt], longest: int) -> Rollouts:
 def test_shares_are_put_together_in_the_order_of_the_questions(engines):
     prompts = [Prompt(str(number), (1,)) for number in range(1, 8)]
     parts = [part_of(prompts[first::engines], 3) for first in range(engines)]
-    found = interleave(prompts, parts)
+    found = merge_rollouts(prompts, parts)
     assert found.texts == [f"{number}/{sample}" for number in range(1, 8) for sample in range(2)]
     assert found.lengths.tolist() == [1 + number % 3 for number in range(1, 8) for _ in range(2)]
     assert found.finish_reasons == ["stop" if number % 3 == 0 else "length" for number in range(1, 8) for _ in range(2)]

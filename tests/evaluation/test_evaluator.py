@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from lens.errors import ConfigError
 from lens.evaluation.evaluator import EvaluationSet, Evaluator
-from lens.evaluation.scores import ks_up_to, metrics_of, pass_at_k, pass_at_ks, slices, table_of
+from lens.evaluation.scores import compute_metrics, iterate_slices, ks_up_to, make_table, pass_at_k, pass_at_ks
 from lens.grading.pool import Grader
 from lens.problems import load_problems
 from lens.problems.problem import FEATURES
@@ -158,7 +158,7 @@ def test_a_row_per_answer(evaluated):
 
 
 def test_metrics_have_the_fields_names_and_are_means_over_problems(evaluated):
-    metrics = metrics_of(evaluated[0])
+    metrics = compute_metrics(evaluated[0])
     # Of 3, 1, 0 and 4 right of 4: pass@1 3/4, 1/4, 0, 1; pass@2 1, 1/2 (3 of 6 pairs), 0, 1; pass@4 1, 1, 0, 1.
     expected = {
         "eval/all four/pass@1": 2 / 4,
@@ -186,14 +186,14 @@ def test_metrics_have_the_fields_names_and_are_means_over_problems(evaluated):
 
 
 def test_without_levels_only_the_levels_are_missing(evaluated):
-    with_levels, without = (metrics_of(evaluated[0], by_level=by_level) for by_level in (True, False))
+    with_levels, without = (compute_metrics(evaluated[0], by_level=by_level) for by_level in (True, False))
     assert set(with_levels) - set(without) == {name for name in with_levels if re.search(r"/levels?_", name)}
     assert without == {name: with_levels[name] for name in without}
 
 
 def test_slices_take_each_problem_where_it_belongs(evaluated):
     per_problem = evaluated[0][:4]
-    parts = {name: members["id"].tolist() for name, members in slices(per_problem)}
+    parts = {name: members["id"].tolist() for name, members in iterate_slices(per_problem)}
     assert next(iter(parts)) == ""
     assert parts == {
         "": ["a", "b", "c", "d"],
@@ -210,9 +210,9 @@ def test_problems_without_a_level_are_in_no_level(grader):
     rows = [("x", None, None, "1", [box("1"), box("2")]), ("y", 5, None, "1", [box("1"), box("1")])]
     reciter = Reciter({row[0]: row[4] for row in rows})
     per_problem, _ = make_evaluator(evaluation_set("s", rows), num_samples=2).evaluate(reciter, grader, seed=0)
-    parts = {name: members["id"].tolist() for name, members in slices(per_problem)}
+    parts = {name: members["id"].tolist() for name, members in iterate_slices(per_problem)}
     assert parts == {"": ["x", "y"], "level_5": ["y"], "levels_4-5": ["y"]}
-    assert metrics_of(per_problem)["eval/s/pass@1"] == 0.75
+    assert compute_metrics(per_problem)["eval/s/pass@1"] == 0.75
 
 
 def test_each_set_has_a_seed_of_its_own_that_follows_the_seed(grader):
@@ -241,7 +241,7 @@ def test_evaluation_of_the_tiny_model(tiny, grader):
     assert per_problem["correct"].tolist() == recounted
     again, _ = evaluator.evaluate(sampler, grader, seed=0)
     pd.testing.assert_frame_equal(per_problem, again)
-    assert {f"eval/arithmetic/level_{level}/pass@4" for level in range(1, 6)} <= set(metrics_of(per_problem))
+    assert {f"eval/arithmetic/level_{level}/pass@4" for level in range(1, 6)} <= set(compute_metrics(per_problem))
 
 
 @pytest.mark.parametrize(("num_samples", "temperature"), [(0, 1.0), (4, 0.0)])
@@ -275,14 +275,14 @@ def test_pass_at_ks_has_a_column_for_each_k_that_all_problems_allow():
 
 
 def test_table_has_a_row_for_each_part_and_percent(evaluated):
-    table = table_of(evaluated[0])
+    table = make_table(evaluated[0])
     of_set = table[table["set"] == "all four"].set_index("part")
     assert list(of_set.index)[:5] == ["all", "level_1", "level_4", "level_5", "levels_4-5"]
     assert of_set["problems"].tolist()[:5] == [4, 1, 2, 1, 3]
     assert of_set["truncated"].tolist()[:5] == [2, 1, 1, 0, 1]
     assert interval(of_set.loc["all", "pass@2"])[0] == 62.5
     assert interval(of_set.loc["level_5", "pass@1"]) == (100, 100, 100)  # one problem tells of no spread
-    assert list(table_of(evaluated[0], by_level=False)["part"]) == [
+    assert list(make_table(evaluated[0], by_level=False)["part"]) == [
         "all",
         "subject_Algebra",
         "subject_Geometry",
@@ -293,7 +293,7 @@ def test_table_has_a_row_for_each_part_and_percent(evaluated):
 
 def test_intervals_hold_the_mean_and_have_the_width_of_theory():
     # 400 problems, half of them always and half never right: the mean has the standard error 50/sqrt(400) = 2.5 points.
-    mean, low, high = interval(table_of(counts([0, 4] * 200), by_level=False)["pass@1"][0])
+    mean, low, high = interval(make_table(counts([0, 4] * 200), by_level=False)["pass@1"][0])
     assert mean == 50
     assert low < 50 < high
     assert (high - low) / (2 * 1.96 * 2.5) == pytest.approx(1, abs=0.12)
@@ -301,14 +301,14 @@ def test_intervals_hold_the_mean_and_have_the_width_of_theory():
 
 def test_more_problems_narrow_the_interval_and_none_of_it_is_outside_of_the_possible():
     def width(problems: int) -> float:
-        _, low, high = interval(table_of(counts([0, 1, 4] * problems), by_level=False)["pass@1"][0])
+        _, low, high = interval(make_table(counts([0, 1, 4] * problems), by_level=False)["pass@1"][0])
         assert 0 <= low <= high <= 100
         return high - low
 
     assert width(100) < width(25) < width(4)
-    assert interval(table_of(counts([4] * 30))["pass@4"][0]) == (100, 100, 100)
-    assert interval(table_of(counts([0] * 30))["pass@4"][0]) == (0, 0, 0)
+    assert interval(make_table(counts([4] * 30))["pass@4"][0]) == (100, 100, 100)
+    assert interval(make_table(counts([0] * 30))["pass@4"][0]) == (0, 0, 0)
 
 
 def test_the_table_is_the_same_every_time():
-    pd.testing.assert_frame_equal(table_of(counts([0, 1, 2, 4] * 9)), table_of(counts([0, 1, 2, 4] * 9)))
+    pd.testing.assert_frame_equal(make_table(counts([0, 1, 2, 4] * 9)), make_table(counts([0, 1, 2, 4] * 9)))

@@ -16,7 +16,7 @@ import torch
 from datasets import Dataset
 
 from lens.evaluation.evaluator import EvaluationSet, Evaluator
-from lens.evaluation.scores import metrics_of, table_of
+from lens.evaluation.scores import compute_metrics, make_table
 from lens.files import write_parquet
 from lens.grading.judge import last_boxed
 from lens.grading.pool import Grader
@@ -258,7 +258,7 @@ def test_500_problems_with_16_answers_each_cost_less_than_a_minute_besides_gener
     started, used = time.perf_counter(), cpu_seconds()
     with Grader() as grader:
         per_problem, answers = evaluator.evaluate(Parrot(rollouts), grader, seed=0)
-        metrics_of(per_problem), table_of(per_problem)
+        compute_metrics(per_problem), make_table(per_problem)
         write_parquet(tmp_path / "evaluation.parquet", per_problem)
         write_parquet(tmp_path / "completions.parquet", answers)
     seconds, used = time.perf_counter() - started, cpu_seconds() - used

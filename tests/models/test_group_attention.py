@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from lens.models.group_attention import GroupAttention, Scratch, products_at_the_speed_of
-from lens.models.logprobs import token_values
+from lens.models.logprobs import rate_completions
 from lens.models.packing import lay_out
 from lens.models.shared_prompts import SHARED_PROMPTS, Sharing, shared_prompts_attention
 from tests.models.test_logprobs import ALL, LENGTHS, PROMPT_LENGTHS, gradients_of, random_rollouts
@@ -128,13 +128,13 @@ def test_layers_computed_again_or_compiled_are_the_same_in_bfloat16(choice):
     model.set_attn_implementation(SHARED_PROMPTS)
     rollouts = random_rollouts(PROMPT_LENGTHS, LENGTHS)
     options = {"temperature": 0.9, "logits_chunk_size": 5, "autocast": "bfloat16"}
-    plain = token_values(model, rollouts, ALL, **options)
+    plain = rate_completions(model, rollouts, ALL, **options)
     expected = gradients_of(model, plain.logprobs)
-    values = token_values(model, rollouts, ALL, **options, **dict.fromkeys(choice, True))
+    values = rate_completions(model, rollouts, ALL, **options, **dict.fromkeys(choice, True))
     torch.testing.assert_close(values.logprobs, plain.logprobs, atol=0.02, rtol=0)
     assert (gradients_of(model, values.logprobs) - expected).norm() < 0.02 * expected.norm()
     with torch.no_grad():
-        unlearned = token_values(model, rollouts, ALL, **options)
+        unlearned = rate_completions(model, rollouts, ALL, **options)
     assert torch.equal(unlearned.logprobs, plain.logprobs)
     assert not unlearned.logprobs.requires_grad and not unlearned.entropies.requires_grad
 
@@ -150,7 +150,7 @@ def test_a_model_in_bfloat16_has_nearly_the_values_of_float32(make, autocast):
     if autocast is None:
         model.to(torch.bfloat16)
     rollouts = random_rollouts(PROMPT_LENGTHS, LENGTHS)
-    values = token_values(model, rollouts, ALL, temperature=0.9, logits_chunk_size=5, autocast=autocast)
+    values = rate_completions(model, rollouts, ALL, temperature=0.9, logits_chunk_size=5, autocast=autocast)
     torch.testing.assert_close(values.logprobs.float(), expected, atol=0.05, rtol=0)
     assert (gradients_of(model, values.logprobs) - gradient).norm() < 0.05 * gradient.norm()
 

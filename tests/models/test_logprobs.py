@@ -28,10 +28,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from lens.errors import ConfigError
-from lens.models.layers import changed_layers, check_layers
+from lens.models.layers import check_layers, use_changed_layers
 from lens.models.loading import load_model
-from lens.models.logprobs import recompute, token_values
-from lens.models.packing import lay_out, microbatches
+from lens.models.logprobs import rate_completions, rate_rollouts
+from lens.models.packing import lay_out, split_into_microbatches
 from lens.problems.prompts import Prompt
 from lens.sampling.rollouts import Rollouts
 from lens.sampling.transformers import TransformersSampler
@@ -87,7 +87,7 @@ def gradients_of(model: PreTrainedModel, logprobs: Tensor) -> Tensor:
 def test_values_and_gradients_are_those_of_dense_logits(tiny, rollouts, temperature, chunk, packs):
     model, _ = tiny
     rows = [row for pack in packs for row in pack]
-    values = token_values(model, rollouts, packs, temperature=temperature, logits_chunk_size=chunk)
+    values = rate_completions(model, rollouts, packs, temperature=temperature, logits_chunk_size=chunk)
     dense = [dense_values(model, rollouts, row, temperature) for row in rows]
     logprobs, entropies = (torch.cat(parts) for parts in zip(*dense, strict=True))
     torch.testing.assert_close(values.logprobs, logprobs, atol=2e-6, rtol=1e-5)
@@ -108,10 +108,10 @@ def test_entropies_carry_gradients_and_are_left_out_where_nobody_wants_them(tiny
     for share in (0, 2):  # of the log-probabilities
         logprobs, entropies = dense()
         expected = gradients_of(model, entropies + share * logprobs)
-        values = token_values(model, rollouts, packs, **choices)
+        values = rate_completions(model, rollouts, packs, **choices)
         found = gradients_of(model, values.entropies + share * values.logprobs)
         assert (found - expected).norm() < 1e-5 * expected.norm()
-    without = token_values(model, rollouts, packs, **choices, entropies=False)
+    without = rate_completions(model, rollouts, packs, **choices, entropies=False)
     assert without.entropies is None and torch.equal(without.logprobs, values.logprobs)
 
 
@@ -126,7 +126,7 @@ def kept_bytes(model: PreTrainedModel, rollouts: Rollouts, **choices: bool) -> i
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        values = token_values(model, rollouts, ALL, temperature=1.0, logits_chunk_size=4, **choices)
+        values = rate_completions(model, rollouts, ALL, temperature=1.0, logits_chunk_size=4, **choices)
     del values
     return sum(kept.values())
 
@@ -147,11 +147,14 @@ def test_dropout_stays_off_in_layers_that_are_computed_again(rollouts):
     sizes = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64, "num_hidden_layers": 2}
     model = OPTForCausalLM(OPTConfig(vocab_size=100, num_attention_heads=2, dropout=0.5, **sizes)).eval()
     choices = {"temperature": 1.0, "logits_chunk_size": 5}
-    expected = token_values(model, rollouts, ALL, **choices).logprobs
-    again = token_values(model, rollouts, ALL, **choices, gradient_checkpointing=True).logprobs
+    expected = rate_completions(model, rollouts, ALL, **choices).logprobs
+    again = rate_completions(model, rollouts, ALL, **choices, gradient_checkpointing=True).logprobs
     torch.testing.assert_close(again, expected)
     difference = gradients_of(model, again) - gradients_of(model, expected)
-    assert difference.norm() < 1e-6 * gradients_of(model, token_values(model, rollouts, ALL, **choices).logprobs).norm()
+    assert (
+        difference.norm()
+        < 1e-6 * gradients_of(model, rate_completions(model, rollouts, ALL, **choices).logprobs).norm()
+    )
 
 
 def test_compiled_layers_say_the_same_and_are_compiled_for_all_lengths(tiny, rollouts):
@@ -162,9 +165,9 @@ def test_compiled_layers_say_the_same_and_are_compiled_for_all_lengths(tiny, rol
     seen = []
     for lengths in (LENGTHS, (9, 3, 2, 5, 11, 8), (2, 1, 3, 4, 6, 5)):
         some = random_rollouts(PROMPT_LENGTHS, lengths)
-        expected = token_values(model, some, ALL, **choices)
+        expected = rate_completions(model, some, ALL, **choices)
         gradient = gradients_of(model, expected.logprobs)
-        values = token_values(model, some, ALL, **choices, torch_compile=True)
+        values = rate_completions(model, some, ALL, **choices, torch_compile=True)
         torch.testing.assert_close(values.logprobs, expected.logprobs, atol=1e-5, rtol=0)
         torch.testing.assert_close(values.entropies, expected.entropies, atol=1e-5, rtol=0)
         assert (gradients_of(model, values.logprobs) - gradient).norm() < 1e-5 * gradient.norm()
@@ -185,12 +188,12 @@ def test_between_updates_the_layers_are_as_they_were(tiny, rollouts, choice):
         return found.completion_ids.tolist(), found.logprobs
 
     before = sample()
-    values = token_values(model, rollouts, ALL, **choices, **dict.fromkeys(choice, True))
+    values = rate_completions(model, rollouts, ALL, **choices, **dict.fromkeys(choice, True))
     between = sample()  # before the backward pass, which computes layers again
     gradients_of(model, values.logprobs)
     for ids, logprobs in (between, sample()):
         assert ids == before[0] and torch.equal(logprobs, before[1])
-    with pytest.raises(RuntimeError, match="on the way"), changed_layers(model, True, True):
+    with pytest.raises(RuntimeError, match="on the way"), use_changed_layers(model, True, True):
         raise RuntimeError("on the way")
     assert all("forward" not in vars(module) for module in model.modules())
 
@@ -206,15 +209,15 @@ def test_without_gradients_the_values_are_the_same(tiny, rollouts):
     model, _ = tiny
     choices = {"temperature": 0.7, "logits_chunk_size": 5}
     with torch.no_grad():
-        values = token_values(model, rollouts, ALL, **choices)
+        values = rate_completions(model, rollouts, ALL, **choices)
     assert not values.logprobs.requires_grad
-    torch.testing.assert_close(values.logprobs, token_values(model, rollouts, ALL, **choices).logprobs)
+    torch.testing.assert_close(values.logprobs, rate_completions(model, rollouts, ALL, **choices).logprobs)
 
 
 def test_values_are_at_least_float32(tiny_folder, rollouts):
     for dtype, expected in (("bfloat16", torch.float32), ("float64", torch.float64)):
         model, _ = load_model(str(tiny_folder), dtype=dtype)
-        values = token_values(model, rollouts, [[0]], temperature=1.0, logits_chunk_size=8)
+        values = rate_completions(model, rollouts, [[0]], temperature=1.0, logits_chunk_size=8)
         assert values.logprobs.dtype == values.entropies.dtype == expected
 
 
@@ -235,7 +238,7 @@ class Products(TorchDispatchMode):
 def test_the_head_sees_completion_tokens_alone(tiny, rollouts):
     model, _ = tiny
     with Products(model.config.vocab_size) as seen:
-        values = token_values(model, rollouts, ALL, temperature=1.0, logits_chunk_size=10)
+        values = rate_completions(model, rollouts, ALL, temperature=1.0, logits_chunk_size=10)
     assert seen.rows == [10, 10, 7] and sum(seen.rows) == sum(LENGTHS)
     with seen:
         values.logprobs.sum().backward()  # computes every chunk once more, and nothing else
@@ -257,7 +260,7 @@ def test_microbatches_cover_every_row_once_within_the_budget(tiny, data):
         st.integers(0, 200)
     )
     rollouts = random_rollouts(prompt_lengths, lengths)
-    parts = list(microbatches(model, rollouts, rows, budget))
+    parts = list(split_into_microbatches(model, rollouts, rows, budget))
     assert sorted(row for packs in parts for pack in packs for row in pack) == sorted(rows)
     for packs in parts:
         questions = [{row // GENERATIONS for row in pack} for pack in packs]
@@ -267,15 +270,15 @@ def test_microbatches_cover_every_row_once_within_the_budget(tiny, data):
             members
             and len(members) * max(prompt_lengths[row // GENERATIONS] + lengths[row] for row in members) <= budget
         )
-    assert list(microbatches(model, rollouts, rows[::-1], budget)) == parts
+    assert list(split_into_microbatches(model, rollouts, rows[::-1], budget)) == parts
 
 
 def test_microbatches_are_no_more_than_it_takes(tiny, rollouts):
     model, _ = tiny
     # With their prompts the longest of each question have 9, 8 and 17 tokens, and the last question's other has 10.
-    assert list(microbatches(model, rollouts, range(6), 10_000)) == [[[5, 4], [0, 1], [2, 3]]]
-    assert list(microbatches(model, rollouts, range(6), 30)) == [[[5]], [[4], [0, 1]], [[2, 3]]]
-    assert list(microbatches(model, rollouts, range(6), 17)) == [[[5]], [[4]], [[0]], [[2, 3]], [[1]]]
+    assert list(split_into_microbatches(model, rollouts, range(6), 10_000)) == [[[5, 4], [0, 1], [2, 3]]]
+    assert list(split_into_microbatches(model, rollouts, range(6), 30)) == [[[5]], [[4], [0, 1]], [[2, 3]]]
+    assert list(split_into_microbatches(model, rollouts, range(6), 17)) == [[[5]], [[4]], [[0]], [[2, 3]], [[1]]]
 
 
 def name_attention(model: PreTrainedModel, name: str) -> PreTrainedModel:
@@ -286,7 +289,9 @@ def name_attention(model: PreTrainedModel, name: str) -> PreTrainedModel:
 
 def test_an_attention_that_takes_no_mask_shares_no_prompt(tiny, rollouts):
     model = name_attention(tiny[0], "flash_attention_2")
-    assert [len(pack) for packs in microbatches(model, rollouts, range(6), 10_000) for pack in packs] == [1] * 6
+    assert [len(pack) for packs in split_into_microbatches(model, rollouts, range(6), 10_000) for pack in packs] == [
+        1
+    ] * 6
 
 
 @pytest.fixture
@@ -308,8 +313,8 @@ def test_sequences_in_one_row_do_not_see_each_other(tiny_folder, flat, rollouts)
     assert layout.ids.shape == (1, sum(lengths))
     assert layout.sharing is None
     choices = {"temperature": 0.9, "logits_chunk_size": 7}
-    expected = token_values(padded, rollouts, packs, **choices)
-    values = token_values(flat, rollouts, packs, **choices)
+    expected = rate_completions(padded, rollouts, packs, **choices)
+    values = rate_completions(flat, rollouts, packs, **choices)
     torch.testing.assert_close(values.logprobs, expected.logprobs, atol=1e-5, rtol=0)
     torch.testing.assert_close(values.entropies, expected.entropies, atol=1e-5, rtol=0)
 
@@ -321,7 +326,7 @@ def test_a_row_without_padding_is_filled_to_the_budget(flat, data):
     lengths = lengths[: len(lengths) // GENERATIONS * GENERATIONS]
     budget = 5 + max(lengths) + data.draw(st.integers(0, 200))
     rollouts = random_rollouts([5] * (len(lengths) // GENERATIONS), lengths)
-    parts = list(microbatches(flat, rollouts, range(len(lengths)), budget))
+    parts = list(split_into_microbatches(flat, rollouts, range(len(lengths)), budget))
     sizes = [[5 + lengths[row] for pack in packs for row in pack] for packs in parts]
     assert sorted(row for packs in parts for (row,) in packs) == list(range(len(lengths)))
     assert all(sum(each) <= budget for each in sizes)
@@ -336,14 +341,14 @@ def test_an_attention_that_is_not_here_is_refused(tiny_folder):
 def test_a_row_beyond_the_budget_is_refused_with_its_size(tiny, rollouts):
     model, _ = tiny
     with pytest.raises(ConfigError, match="max_tokens_per_microbatch=16: at least 17") as caught:
-        list(microbatches(model, rollouts, range(6), 16))
+        list(split_into_microbatches(model, rollouts, range(6), 16))
     assert caught.value.key == "trainer.memory.max_tokens_per_microbatch"
 
 
 @pytest.mark.parametrize("max_tokens", [17, 40, 10_000])
 def test_recomputed_values_stand_where_their_tokens_stand(tiny, rollouts, max_tokens):
     model, _ = tiny
-    table = recompute(model, rollouts, temperature=0.7, logits_chunk_size=5, max_tokens=max_tokens)
+    table = rate_rollouts(model, rollouts, temperature=0.7, logits_chunk_size=5, max_tokens=max_tokens)
     for row, length in enumerate(LENGTHS):
         for values, expected in zip(table, dense_values(model, rollouts, row, 0.7), strict=True):
             assert values.shape == rollouts.completion_ids.shape and not values.requires_grad

@@ -18,10 +18,10 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreT
 from lens.config.checks import check_values
 from lens.errors import ConfigError
 from lens.models.loading import load_model
-from lens.models.logprobs import token_values
+from lens.models.logprobs import rate_completions
 from lens.models.lora import WEIGHTS_FILE, add_adapters, check_adapters, load_adapters
-from lens.models.sharding import named_weights
-from lens.runs.checkpoints import ADAPTER_FOLDER, save
+from lens.models.sharding import gather_named_weights
+from lens.runs.checkpoints import ADAPTER_FOLDER, save_checkpoint
 from lens.sampling.transformers import TransformersSampler
 from lens.training.update import make_optimizer
 from tests.models.test_logprobs import ALL, random_rollouts
@@ -81,12 +81,12 @@ def test_adapters_start_without_effect_and_by_their_seed(tiny_folder):
 @pytest.mark.parametrize("choices", [{}, {"gradient_checkpointing": True}, {"torch_compile": True}], ids=str)
 def test_an_update_changes_every_adapter_and_no_other_weight(tiny, choices):
     model, _ = tiny
-    before = {name: tensor.clone() for name, tensor in named_weights(model)}
+    before = {name: tensor.clone() for name, tensor in gather_named_weights(model)}
     add_adapters(model, settings(), seed=0)
     optimizer = make_optimizer(model, ADAM)
     at_first = {name: parameter.clone() for name, parameter in model.named_parameters()}
     for _ in range(2):  # at first the gradient of A is zero, as B is
-        values = token_values(
+        values = rate_completions(
             model,
             random_rollouts((5, 1, 9), (4, 1, 7, 6, 1, 8)),
             ALL,
@@ -100,7 +100,7 @@ def test_an_update_changes_every_adapter_and_no_other_weight(tiny, choices):
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, at_first[name]) != (".lora_" in name), name
         assert (parameter in optimizer.state) == parameter.requires_grad == (".lora_" in name)
-    after = dict(named_weights(model))
+    after = dict(gather_named_weights(model))
     assert after.keys() == before.keys()
     changed = {name for name in after if not torch.equal(after[name], before[name])}
     assert changed == {name for name in after if "_proj." in name}
@@ -118,7 +118,7 @@ def test_adapters_may_be_of_some_layers_alone(tiny):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 def test_the_weights_are_those_of_peft_s_own_merge(tiny_folder, dtype):
     model = load_model(str(tiny_folder), dtype=dtype)[0]
-    names = [name for name, _ in named_weights(model)]
+    names = [name for name, _ in gather_named_weights(model)]
     add_adapters(model, settings(r=3, alpha=5), seed=0)
     perturb(model)
     base = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=getattr(torch, dtype))
@@ -131,7 +131,7 @@ def test_the_weights_are_those_of_peft_s_own_merge(tiny_folder, dtype):
                 parameter.copy_(ours.pop(name.removeprefix("base_model.model.")))
     assert not ours
     merged = dict(theirs.merge_and_unload().named_parameters(remove_duplicate=False))
-    found = list(named_weights(model))
+    found = list(gather_named_weights(model))
     assert [name for name, _ in found] == names
     assert merged.keys() == set(names)
     assert all(torch.equal(tensor, merged[name]) for name, tensor in found)
@@ -144,7 +144,7 @@ def test_layers_that_are_stored_transposed_are_merged_too():
     plain = GPT2LMHeadModel(model.config).eval()
     add_adapters(model, settings(target_modules=["c_attn"]), seed=0)
     perturb(model)
-    plain.load_state_dict(dict(named_weights(model)))
+    plain.load_state_dict(dict(gather_named_weights(model)))
     torch.testing.assert_close(logits(plain), logits(model))
 
 
@@ -152,7 +152,9 @@ def test_the_sampler_and_the_update_use_the_adapted_model(adapted, tiny):
     rollouts = random_rollouts((5, 1, 9), (4, 1, 7, 6, 1, 8))
     sampled = TransformersSampler(*tiny, max_num_seqs=8).sample(rollouts.prompts, 2, 0, max_completion_length=6)
     with torch.no_grad():
-        rated = token_values(adapted, sampled, [[n] for n in range(6)], temperature=1.0, logits_chunk_size=5).logprobs
+        rated = rate_completions(
+            adapted, sampled, [[n] for n in range(6)], temperature=1.0, logits_chunk_size=5
+        ).logprobs
     torch.testing.assert_close(sampled.logprobs[sampled.mask], rated, atol=1e-5, rtol=0)
 
 
@@ -161,7 +163,7 @@ def test_the_sampler_and_the_update_use_the_adapted_model(adapted, tiny):
 
 def test_a_checkpoint_is_the_sum_as_a_plain_model_and_the_adapters_beside_it(adapted, tiny, tiny_folder, tmp_path):
     optimizer = make_optimizer(adapted, ADAM)
-    checkpoint = save(tmp_path, *tiny, optimizer, {"step": 1, "config": {}}, keep=1)
+    checkpoint = save_checkpoint(tmp_path, *tiny, optimizer, {"step": 1, "config": {}}, keep=1)
     whole = AutoModelForCausalLM.from_pretrained(checkpoint)
     assert not any("lora" in name for name in load_file(checkpoint / "model.safetensors"))
     torch.testing.assert_close(logits(whole), logits(adapted), atol=1e-5, rtol=1e-5)

@@ -21,9 +21,9 @@ from transformers import (
 )
 
 from lens.errors import ConfigError
-from lens.models.head import HeadValues, token_head
-from lens.models.logprobs import token_values
-from lens.models.shared_prompts import SHARED_PROMPTS, Collect, Sharing, Spread, window
+from lens.models.head import HeadValues, rate_tokens
+from lens.models.logprobs import rate_completions
+from lens.models.shared_prompts import SHARED_PROMPTS, Collect, Sharing, Spread, make_window_mask
 from tests.models.test_logprobs import ALL, LENGTHS, PROMPT_LENGTHS, dense_values, gradients_of, random_rollouts
 
 SIZES = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -55,7 +55,7 @@ def test_completions_that_share_a_prompt_are_as_if_alone(make):
     torch.testing.assert_close(alone(model), expected)  # without anything shared it is transformers' own
     rollouts = random_rollouts(PROMPT_LENGTHS, LENGTHS)
     for choices in ({}, {"gradient_checkpointing": True}):
-        values = token_values(model, rollouts, ALL, temperature=0.9, logits_chunk_size=5, **choices)
+        values = rate_completions(model, rollouts, ALL, temperature=0.9, logits_chunk_size=5, **choices)
         torch.testing.assert_close(values.logprobs, expected, atol=1e-5, rtol=0)
         assert (gradients_of(model, values.logprobs) - gradient).norm() < 1e-5 * gradient.norm()
 
@@ -68,7 +68,7 @@ def test_a_prompt_is_computed_once():
     rollouts = random_rollouts((40,), (3,) * 8)
     for name, tokens in (("sdpa", (8, 43)), (SHARED_PROMPTS, (1, 40 + 8 * 3))):
         model.set_attn_implementation(name)
-        token_values(model, rollouts, [list(range(8))], temperature=1.0, logits_chunk_size=5)
+        rate_completions(model, rollouts, [list(range(8))], temperature=1.0, logits_chunk_size=5)
         assert seen.pop() == tokens
 
 
@@ -84,7 +84,7 @@ def test_a_model_that_does_not_hand_on_what_is_shared_is_refused():
     model.model.__class__ = Forgetful
     model.set_attn_implementation(SHARED_PROMPTS)
     with pytest.raises(ConfigError, match=r"model\.attention='sdpa': eager, as LlamaForCausalLM"):
-        token_values(model, random_rollouts((5,), (4, 4)), [[0, 1]], temperature=1.0, logits_chunk_size=5)
+        rate_completions(model, random_rollouts((5,), (4, 4)), [[0, 1]], temperature=1.0, logits_chunk_size=5)
 
 
 @given(
@@ -112,8 +112,8 @@ def test_a_batch_of_completions_with_their_prompts_and_back(packs):
 
 
 def test_a_window_lets_a_token_see_so_many():
-    assert window(4, None, torch.device("cpu")) is window(4, 4, torch.device("cpu")) is None
-    assert window(4, 2, torch.device("cpu"))[0, 0].int().tolist() == [
+    assert make_window_mask(4, None, torch.device("cpu")) is make_window_mask(4, 4, torch.device("cpu")) is None
+    assert make_window_mask(4, 2, torch.device("cpu"))[0, 0].int().tolist() == [
         [1, 0, 0, 0],
         [1, 1, 0, 0],
         [0, 1, 1, 0],
@@ -174,7 +174,7 @@ def test_the_head_in_bfloat16_is_near_that_of_float32(chunk, is_frozen):
         states = hidden.to(dtype).requires_grad_()
         own.zero_grad()
         with torch.autocast("cpu", torch.float16 if dtype is torch.float32 else torch.bfloat16):
-            logprobs, entropies = token_head(own, states, targets, temperature=0.7, chunk_size=chunk, entropies=True)
+            logprobs, entropies = rate_tokens(own, states, targets, temperature=0.7, chunk_size=chunk, entropies=True)
         (logprobs - 0.3 * entropies).sum().backward()
         gradients = [states.grad] if is_frozen else [states.grad, own.weight.grad, own.bias.grad]
         found[dtype] = [logprobs.detach(), entropies.detach(), *(gradient.float() for gradient in gradients)]

@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from lens.models.tiny import IGNORED, TinyRecipe, lessons, make_model, make_tiny, make_tokenizer, warm_start
+from lens.models.tiny import IGNORED, TinyRecipe, make_lessons, make_model, make_tiny, make_tokenizer, warm_start
 from lens.problems.prompts import PromptFormat
 from lens.problems.worlds import arithmetic
 
@@ -74,7 +74,7 @@ def test_the_chat_template_frames_the_problem(tokenizer):
 
 
 def test_lessons_teach_the_solution_after_the_prompt_that_training_uses(tokenizer):
-    ids, labels = lessons(tokenizer, random.Random(0), 20)
+    ids, labels = make_lessons(tokenizer, random.Random(0), 20)
     rng = random.Random(0)
     for row in range(20):
         problem, solution = arithmetic.teach(rng)

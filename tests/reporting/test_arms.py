@@ -7,11 +7,11 @@ import json
 import pandas as pd
 import pytest
 
-from lens.config.keys import differing_keys
+from lens.config.keys import find_differing_keys
 from lens.errors import ConfigError
-from lens.reporting.arms import label_of, title_of
+from lens.reporting.arms import make_label, make_setting_title
 from lens.reporting.loading import load_arms
-from lens.reporting.pairing import baseline_of
+from lens.reporting.pairing import find_baseline
 from tests.support.run_folders import SKILL, make_run
 
 
@@ -28,8 +28,8 @@ def test_an_arm_is_called_by_what_sets_it_apart(tmp_path):
 def test_labels_leave_out_what_changes_no_result():
     overrides = ["objective=lens", "seed=1", "outputs=/x", "tracking.wandb.mode=offline", "experiment=demo"]
     overrides += ["jobs=1", "profile=true"]
-    assert label_of("lens", overrides) == "lens"
-    assert label_of("lens", [*overrides, "objective.alpha=1", "loss.beta=0.1"]) == "lens alpha=1 beta=0.1"
+    assert make_label("lens", overrides) == "lens"
+    assert make_label("lens", [*overrides, "objective.alpha=1", "loss.beta=0.1"]) == "lens alpha=1 beta=0.1"
 
 
 def test_a_seed_that_occurs_twice_is_refused(runs):
@@ -70,8 +70,8 @@ def test_a_folder_without_runs_is_refused(tmp_path):
 def test_configs_differ_in_what_decides_results():
     a = {"seed": 1, "outputs": "x", "trainer": {"beta": 0, "lr": [1, 2]}, "tracking": {"mode": 1}}
     b = {"seed": 2, "outputs": "y", "trainer": {"beta": 1, "lr": [1, 2], "seed": 3}, "tracking": {"mode": 2}}
-    assert differing_keys(a, a) == []
-    assert differing_keys(a, b) == ["loss.beta", "trainer.seed"]
+    assert find_differing_keys(a, a) == []
+    assert find_differing_keys(a, b) == ["loss.beta", "trainer.seed"]
 
 
 # --- what is odd -----------------------------------------------------------------------------------------------------
@@ -147,9 +147,9 @@ def test_arms_of_several_experiments_are_told_apart(tmp_path):
     assert "1 run(s) of another experiment than a, with arms of their own: c (uniform)" in oddities
     by_label = {arm.label: arm for arm in arms}
     assert list(by_label) == ["a: grpo", "b: grpo", "a: lens", "b: lens", "uniform"]
-    assert title_of(arms) == "a + b + c · tiny · arithmetic"
+    assert make_setting_title(arms) == "a + b + c · tiny · arithmetic"
     for label, base in (("a: lens", "a: grpo"), ("b: lens", "b: grpo"), ("uniform", "a: grpo"), ("a: grpo", None)):
-        found = baseline_of(by_label[label], arms, "grpo")
+        found = find_baseline(by_label[label], arms, "grpo")
         assert (found and found.label) == base
 
 

@@ -11,10 +11,10 @@ import pytest
 from matplotlib.figure import Figure
 from scipy import stats
 
-from lens.reporting.effect_map import MIDDLE, cell_of, draw_map, map_table, plot_map
+from lens.reporting.effect_map import MIDDLE, draw_map, map_table, name_cell, plot_map
 from lens.reporting.loading import load_arms
-from lens.reporting.pairing import by_baseline
-from lens.reporting.report import report, spans_cells, titled
+from lens.reporting.pairing import split_by_baseline
+from lens.reporting.report import make_title, report, spans_cells
 from tests.support.run_folders import SEEDS, make_run
 
 LENS = "lens.objectives.lens_advantages"
@@ -154,13 +154,13 @@ def test_the_report_has_the_map_as_a_table_a_figure_and_a_section_of_the_page(ru
 def test_a_section_is_a_baseline_with_what_is_compared_with_it(runs):
     arms, _ = load_arms([runs])
     members = [arm for arm in arms if arm.setting == arms[0].setting]
-    parts = by_baseline(members, "grpo")
+    parts = split_by_baseline(members, "grpo")
     assert sorted(arm.label for part in parts for arm in part) == sorted(arm.label for arm in members)
     middle, larger = parts
     assert [arm.label for arm in larger] == ["grpo num_generations=16", "lens num_generations=16"]
-    assert titled(larger, arms) == "tiny_map_generations · tiny · arithmetic · num_generations=16"
+    assert make_title(larger, arms) == "tiny_map_generations · tiny · arithmetic · num_generations=16"
     assert "grpo entropy_coef=0.01" in [arm.label for arm in middle]
-    assert by_baseline(members, None) == [members]
+    assert split_by_baseline(members, None) == [members]
     others = [arm for arm in arms if arm.setting != arms[0].setting]
-    assert by_baseline(others, "grpo") == [others]
-    assert {cell_of(arm, arms) for arm in others} == {"arithmetic.levels=[4,5]"}
+    assert split_by_baseline(others, "grpo") == [others]
+    assert {name_cell(arm, arms) for arm in others} == {"arithmetic.levels=[4,5]"}

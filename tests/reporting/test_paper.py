@@ -10,7 +10,7 @@ import pytest
 
 from lens.reporting.export import to_latex, to_markdown
 from lens.reporting.loading import load_arms
-from lens.reporting.paper import KS, TABLES, beside_paper, has_runs
+from lens.reporting.paper import KS, TABLES, compare_with_paper, has_runs
 from tests.support.run_folders import make_run
 
 BY_NAME = {table.name: table for table in TABLES}
@@ -45,7 +45,7 @@ def test_runs_that_are_not_there_are_missing_and_never_zero(tmp_path):
     arms, _ = load_arms([tmp_path])
     assert not has_runs(arms)
     for table in TABLES:
-        beside = beside_paper(table, arms)
+        beside = compare_with_paper(table, arms)
         assert list(beside["numbers"]) == ["published", "ours"] * len(table.rows)
         ours = beside[beside["numbers"] == "ours"]
         assert (ours[[f"pass@{k}" for k in KS]] == "missing").all(axis=None)
@@ -75,7 +75,7 @@ def test_only_runs_as_the_paper_has_them_are_ours(tmp_path, typed, is_ours):
     for objective in ("grpo", "lens"):
         overrides = ["experiment=paper/table1_llama", *typed]
         make_run(tmp_path / objective, objective, 0, *overrides, choices=choices, sets=("math",))
-    beside = beside_paper(BY_NAME["table1"], load_arms([tmp_path])[0])
+    beside = compare_with_paper(BY_NAME["table1"], load_arms([tmp_path])[0])
     assert [cell != "missing" for cell in beside["pass@1"].iloc[[1, 3]]] == [is_ours, is_ours]
 
 
@@ -96,7 +96,7 @@ def test_our_runs_stand_below_the_published_row(tmp_path):
         )
     arms, _ = load_arms([tmp_path])
     assert has_runs(arms)
-    beside = beside_paper(BY_NAME["table1"], arms)
+    beside = compare_with_paper(BY_NAME["table1"], arms)
     published, ours, _, lens = (row for _, row in beside.head(4).iterrows())
     assert published["pass@1"] == "54.09"
     assert ours["numbers"] == "ours (2 seeds)"

@@ -14,7 +14,7 @@ from lens.errors import ConfigError
 from lens.reporting.figures import over_seeds
 from lens.reporting.loading import load_arms
 from lens.reporting.report import report
-from lens.reporting.tables import accuracy_table, difference_table, gain_table, reported_parts
+from lens.reporting.tables import accuracy_table, difference_table, find_parts, gain_table
 from lens.runs.run import FAILURE
 from lens.terminal import show_table
 from tests.support.run_folders import SEEDS, SKILL, make_run
@@ -99,7 +99,7 @@ def test_several_sets_are_told_apart_and_the_baseline_comes_first(tmp_path):
         make_run(tmp_path / objective, objective, 0, sets=("math500", "arithmetic"))
     arms, _ = load_arms([tmp_path])
     assert [arm.label for arm in arms] == ["grpo", "lens"]
-    parts = reported_parts(arms[0])
+    parts = find_parts(arms[0])
     assert parts["math500: all"] == "eval/math500"
     assert parts["arithmetic: Levels 4-5"] == "eval/arithmetic/levels_4-5"
     assert len(parts) == 14

@@ -14,7 +14,15 @@ from torch.optim import AdamW
 
 from lens.errors import ConfigError, RunFailed
 from lens.runs import checkpoints
-from lens.runs.checkpoints import CHECKSUMS_FILE, STATE_FILE, all_checkpoints, checksum, load_state, save, take_back
+from lens.runs.checkpoints import (
+    CHECKSUMS_FILE,
+    STATE_FILE,
+    checksum,
+    list_checkpoints,
+    load_state,
+    restore_replaced_name,
+    save_checkpoint,
+)
 from tests.support.faults import no_file_above
 
 STATE = {"config": {"seed": 0}}  # what every state holds, besides its step
@@ -23,7 +31,7 @@ STATE = {"config": {"seed": 0}}  # what every state holds, besides its step
 @pytest.fixture
 def saved(tiny, tmp_path):
     """(folder of checkpoints, the checkpoint in it), of step 2."""
-    return tmp_path, save(
+    return tmp_path, save_checkpoint(
         tmp_path, *tiny, AdamW(tiny[0].parameters()), STATE | {"step": 2, "values": torch.arange(3)}, keep=1
     )
 
@@ -49,36 +57,36 @@ def test_a_checkpoint_holds_weights_tokenizer_state_and_checksums(saved, tiny):
 
 def test_the_latest_are_kept_in_the_order_of_their_steps(tiny, tmp_path):
     for step in (1, 9, 10, 100_000):
-        save(tmp_path, *tiny, AdamW(tiny[0].parameters()), {"step": step}, keep=2)
-    assert [path.name for path in all_checkpoints(tmp_path)] == ["step_000010", "step_100000"]
+        save_checkpoint(tmp_path, *tiny, AdamW(tiny[0].parameters()), {"step": step}, keep=2)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step_000010", "step_100000"]
     assert names(tmp_path) == ["step_000010", "step_100000"]
 
 
 def test_the_best_is_kept_besides_the_latest_until_there_is_a_better_one(tiny, tmp_path):
     for step, best in ((1, 1), (2, 1), (3, 1), (4, 4), (5, 4)):
-        save(tmp_path, *tiny, AdamW(tiny[0].parameters()), {"step": step}, keep=2, best=best)
+        save_checkpoint(tmp_path, *tiny, AdamW(tiny[0].parameters()), {"step": step}, keep=2, best=best)
         kept = {1: [1], 2: [1, 2], 3: [1, 2, 3], 4: [3, 4], 5: [4, 5]}[step]
         assert names(tmp_path) == [f"step_{number:06d}" for number in kept]
 
 
 def test_what_stands_after_this_step_is_not_counted_among_the_latest(tiny, tmp_path):
-    save(
+    save_checkpoint(
         tmp_path, *tiny, AdamW(tiny[0].parameters()), {"step": 9}, keep=1
     )  # such as a damaged one, which a run has fallen back from
-    save(tmp_path, *tiny, AdamW(tiny[0].parameters()), {"step": 3}, keep=1)
-    save(tmp_path, *tiny, AdamW(tiny[0].parameters()), {"step": 4}, keep=1)
+    save_checkpoint(tmp_path, *tiny, AdamW(tiny[0].parameters()), {"step": 3}, keep=1)
+    save_checkpoint(tmp_path, *tiny, AdamW(tiny[0].parameters()), {"step": 4}, keep=1)
     assert names(tmp_path) == ["step_000004", "step_000009"]
 
 
 def test_a_step_that_is_saved_again_replaces_the_first(saved, tiny):
     folder, checkpoint = saved
-    save(folder, *tiny, AdamW(tiny[0].parameters()), STATE | {"step": 2, "values": torch.zeros(1)}, keep=1)
+    save_checkpoint(folder, *tiny, AdamW(tiny[0].parameters()), STATE | {"step": 2, "values": torch.zeros(1)}, keep=1)
     assert names(folder) == ["step_000002"]
     assert torch.equal(load_state(checkpoint)["values"], torch.zeros(1))
 
 
 def test_there_are_none_where_there_is_no_folder(tmp_path):
-    assert all_checkpoints(tmp_path / "absent") == []
+    assert list_checkpoints(tmp_path / "absent") == []
 
 
 class CrashError(Exception):
@@ -89,9 +97,9 @@ def test_where_nothing_can_be_written_the_run_fails_and_gives_the_space_back(sav
     folder, _ = saved
     with no_file_above(10_000):
         with pytest.raises(RunFailed, match=r"step_000004 could not be written .+ last whole one is step_000002"):
-            save(folder, *tiny, AdamW(tiny[0].parameters()), STATE | {"step": 4}, keep=1)
+            save_checkpoint(folder, *tiny, AdamW(tiny[0].parameters()), STATE | {"step": 4}, keep=1)
         with pytest.raises(RunFailed, match=r"there is none before it"):
-            save(folder / "empty", *tiny, AdamW(tiny[0].parameters()), STATE | {"step": 4}, keep=1)
+            save_checkpoint(folder / "empty", *tiny, AdamW(tiny[0].parameters()), STATE | {"step": 4}, keep=1)
     assert names(folder) == ["empty", "step_000002"]
     assert not names(folder / "empty")
     assert load_state(folder / "step_000002")["step"] == 2
@@ -114,10 +122,12 @@ def test_a_crash_at_any_point_leaves_the_last_checkpoint_whole(saved, tiny, monk
         }[point]
         patch.setattr(owner, name, crash)
         with pytest.raises(CrashError):
-            save(folder, model, tokenizer, AdamW(model.parameters()), STATE | {"step": 4}, keep=1)
-    assert [path.name for path in all_checkpoints(folder)] == ["step_000002"]
+            save_checkpoint(folder, model, tokenizer, AdamW(model.parameters()), STATE | {"step": 4}, keep=1)
+    assert [path.name for path in list_checkpoints(folder)] == ["step_000002"]
     assert load_state(before)["step"] == 2
-    save(folder, model, tokenizer, AdamW(model.parameters()), STATE | {"step": 4}, keep=1)  # over what the crash left
+    save_checkpoint(
+        folder, model, tokenizer, AdamW(model.parameters()), STATE | {"step": 4}, keep=1
+    )  # over what the crash left
     assert names(folder) == ["step_000004"]
     assert load_state(folder / "step_000004")["step"] == 4
 
@@ -137,12 +147,14 @@ def test_a_crash_while_a_checkpoint_takes_the_place_of_the_same_step_loses_none(
     with monkeypatch.context() as patch:
         patch.setattr(type(folder), "rename", crash)
         with pytest.raises(CrashError):
-            save(folder, model, tokenizer, AdamW(model.parameters()), STATE | {"step": 2, "lines": 99}, keep=1)
+            save_checkpoint(
+                folder, model, tokenizer, AdamW(model.parameters()), STATE | {"step": 2, "lines": 99}, keep=1
+            )
     assert before.exists() == (survived == 0)
-    take_back(folder)
-    assert all_checkpoints(folder) == [before]
+    restore_replaced_name(folder)
+    assert list_checkpoints(folder) == [before]
     assert "lines" not in load_state(before)
-    save(folder, model, tokenizer, AdamW(model.parameters()), STATE | {"step": 2, "lines": 99}, keep=1)
+    save_checkpoint(folder, model, tokenizer, AdamW(model.parameters()), STATE | {"step": 2, "lines": 99}, keep=1)
     assert names(folder) == ["step_000002"]
     assert load_state(before)["lines"] == 99
 
@@ -152,8 +164,8 @@ def test_leftovers_are_no_checkpoints(saved, tiny):
     leftover = folder / "step_000003.unfinished"
     leftover.mkdir()
     (leftover / "rubbish").touch()
-    assert [path.name for path in all_checkpoints(folder)] == ["step_000002"]
-    checkpoint = save(folder, *tiny, AdamW(tiny[0].parameters()), {"step": 3}, keep=1)
+    assert [path.name for path in list_checkpoints(folder)] == ["step_000002"]
+    checkpoint = save_checkpoint(folder, *tiny, AdamW(tiny[0].parameters()), {"step": 3}, keep=1)
     assert names(folder) == ["step_000003"]
     assert not (checkpoint / "rubbish").exists()
 
@@ -195,7 +207,7 @@ def draws() -> list[float]:
 
 def test_random_numbers_go_on_where_they_stopped(tiny, tmp_path):
     draws()  # leaves half a pair of normal numbers behind in Python's and numpy's generators
-    checkpoint = save(tmp_path, *tiny, AdamW(tiny[0].parameters()), STATE | {"step": 1}, keep=1)
+    checkpoint = save_checkpoint(tmp_path, *tiny, AdamW(tiny[0].parameters()), STATE | {"step": 1}, keep=1)
     expected = draws()
     assert draws() != expected
     checkpoints.restore_random_states(load_state(checkpoint)["random"])

@@ -12,7 +12,7 @@ import pytest
 from torch.optim import AdamW
 
 from lens.errors import ConfigError
-from lens.runs.checkpoints import save
+from lens.runs.checkpoints import save_checkpoint
 from lens.runs.resuming import check_config, find_state
 from tests.support.command_line import (
     assert_one_wandb_run,
@@ -49,7 +49,9 @@ def changed(**values: object) -> dict:
 def folder(tiny, tmp_path) -> Path:
     """A run folder with checkpoints of steps 2 and 4."""
     for step in (2, 4):
-        save(tmp_path / "checkpoints", *tiny, AdamW(tiny[0].parameters()), {"step": step, "config": CONFIG}, keep=2)
+        save_checkpoint(
+            tmp_path / "checkpoints", *tiny, AdamW(tiny[0].parameters()), {"step": step, "config": CONFIG}, keep=2
+        )
     return tmp_path
 
 
@@ -106,7 +108,7 @@ def test_what_is_no_checkpoint_is_refused(tiny_folder, folder, tmp_path):
 
 
 def test_the_state_of_another_program_is_refused(tiny, tmp_path):
-    checkpoint = save(tmp_path / "checkpoints", *tiny, AdamW(tiny[0].parameters()), {"step": 3}, keep=1)
+    checkpoint = save_checkpoint(tmp_path / "checkpoints", *tiny, AdamW(tiny[0].parameters()), {"step": 3}, keep=1)
     with pytest.raises(ConfigError, match=r"training_state\.pt has no config"):
         find_state(tmp_path, changed())
     assert checkpoint.exists()

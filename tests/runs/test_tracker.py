@@ -15,7 +15,7 @@ import wandb
 from lens.errors import ConfigError
 from lens.files import write_json, write_parquet
 from lens.runs import tracker as tracking
-from lens.runs.provenance import provenance
+from lens.runs.provenance import describe_provenance
 from lens.runs.tracker import STEP_AXIS, Tracker, cut_metrics
 from lens.runs.wandb_account import has_wandb_key, resolve_wandb_mode
 from tests.support.command_line import assert_one_wandb_run, read_wandb, wandb_history
@@ -243,7 +243,7 @@ def test_files_that_do_not_fit_leave_those_before_them(tmp_path):
 
 
 def test_provenance_without_git_says_so(monkeypatch):
-    known = provenance()
+    known = describe_provenance()
     assert known["packages"]["wandb"]
     monkeypatch.setenv("GIT_DIR", "/nonexistent")
-    assert provenance()["git"] == {"commit": None, "dirty": None}
+    assert describe_provenance()["git"] == {"commit": None, "dirty": None}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import wandb
 
-from lens.runs.wandb_history import lines_in_wandb, records_of, remembered_id
+from lens.runs.wandb_history import count_lines_in_wandb, read_records, remember_run_id
 
 LINES = 40
 
@@ -28,7 +28,7 @@ def files(tmp_path_factory) -> dict[int, bytes]:
 
 
 def histories(data: bytes) -> list[int]:
-    return [record.history.step.num for record in records_of(data) if record.HasField("history")]
+    return [record.history.step.num for record in read_records(data) if record.HasField("history")]
 
 
 def test_every_line_is_found(files):
@@ -45,17 +45,17 @@ def test_a_cut_file_holds_the_first_lines(files):
 
 
 def test_lines_are_counted_over_all_starts_of_one_run(files, tmp_path):
-    assert lines_in_wandb(tmp_path, "id") == 0
+    assert count_lines_in_wandb(tmp_path, "id") == 0
     starts = {"offline-run-1-id": b":W&B\0\0\0", "offline-run-2-id": files[0], "run-3-id": files[LINES][:60000]}
     for name, data in starts.items():
         (tmp_path / "wandb" / name).mkdir(parents=True)
         (tmp_path / "wandb" / name / "run-id.wandb").write_bytes(data)
-    assert LINES < lines_in_wandb(tmp_path, "id") < 2 * LINES
-    assert lines_in_wandb(tmp_path, "other") == 0
+    assert LINES < count_lines_in_wandb(tmp_path, "id") < 2 * LINES
+    assert count_lines_in_wandb(tmp_path, "other") == 0
 
 
 def test_a_folder_has_one_id(tmp_path):
-    first = remembered_id(tmp_path)
-    assert remembered_id(tmp_path) == first
+    first = remember_run_id(tmp_path)
+    assert remember_run_id(tmp_path) == first
     (tmp_path / "other").mkdir()
-    assert remembered_id(tmp_path / "other") != first
+    assert remember_run_id(tmp_path / "other") != first

@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lens.errors import ConfigError
-from lens.models.logprobs import recompute
+from lens.models.logprobs import rate_rollouts
 from lens.problems import load_problems
 from lens.problems.prompts import Prompt, PromptFormat, encode_problems
 from lens.sampling.rollouts import Rollouts, geometric_mean_probability
-from lens.sampling.transformers import TransformersSampler, choose
+from lens.sampling.transformers import TransformersSampler, sample_tokens
 from lens.seeding import derive_seed
 
 GENERATIONS = 4
@@ -56,7 +56,7 @@ def test_logprobs_are_those_of_the_policy(tiny, prompts, temperature, max_num_se
     model, tokenizer = tiny
     sampler = TransformersSampler(model, tokenizer, max_num_seqs=max_num_seqs)
     rollouts = sampler.sample(prompts, GENERATIONS, 0, max_completion_length=MAX_LENGTH, temperature=temperature)
-    again, _ = recompute(model, rollouts, temperature=temperature, logits_chunk_size=64, max_tokens=200)
+    again, _ = rate_rollouts(model, rollouts, temperature=temperature, logits_chunk_size=64, max_tokens=200)
     torch.testing.assert_close(rollouts.logprobs, again, atol=1e-5, rtol=0)
     assert (rollouts.logprobs[rollouts.mask] < 0).all()
 
@@ -188,7 +188,7 @@ def test_left_padding_shifts_no_absolute_position(tiny, prompts):
     )
     model = GPT2LMHeadModel(config).eval()
     rollouts = TransformersSampler(model, tokenizer, max_num_seqs=64).sample(prompts, 2, 0, max_completion_length=8)
-    again, _ = recompute(model, rollouts, temperature=1.0, logits_chunk_size=64, max_tokens=200)
+    again, _ = rate_rollouts(model, rollouts, temperature=1.0, logits_chunk_size=64, max_tokens=200)
     torch.testing.assert_close(rollouts.logprobs, again, atol=1e-4, rtol=0)
 
 
@@ -281,7 +281,7 @@ def test_choices_have_the_right_frequencies(temperature, top_p, kept):
     expected = nucleus(temperature, top_p)
     assert int((expected > 0).sum()) == kept
     uniforms = torch.from_numpy(np.random.default_rng(0).random(count))
-    tokens, logprobs = choose(LOGITS.expand(count, -1), uniforms, temperature, top_p)
+    tokens, logprobs = sample_tokens(LOGITS.expand(count, -1), uniforms, temperature, top_p)
     counts = tokens.bincount(minlength=len(LOGITS)).double()
     assert (counts[expected == 0] == 0).all()
     possible = expected > 0
@@ -295,7 +295,7 @@ def test_choices_have_the_right_frequencies(temperature, top_p, kept):
 def test_choices_invert_the_distribution_function(temperature, top_p, kept):
     count = 10_000
     uniforms = (torch.arange(count, dtype=torch.float64) + 0.5) / count  # evenly spread: no chance is left
-    tokens, _ = choose(LOGITS.expand(count, -1), uniforms, temperature, top_p)
+    tokens, _ = sample_tokens(LOGITS.expand(count, -1), uniforms, temperature, top_p)
     assert (tokens.diff() >= 0).all()
     counts = tokens.bincount(minlength=len(LOGITS)).double()
     assert (counts - count * nucleus(temperature, top_p)).abs().max() <= 1.01
@@ -303,14 +303,14 @@ def test_choices_invert_the_distribution_function(temperature, top_p, kept):
 
 def test_the_ends_of_the_unit_interval_choose_tokens_that_have_a_probability():
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 1.0, -torch.inf]]).expand(2, -1)
-    tokens, logprobs = choose(logits, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64), 1.0, 1.0)
+    tokens, logprobs = sample_tokens(logits, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64), 1.0, 1.0)
     assert tokens.tolist() == [1, 3]
     assert logprobs.isfinite().all()
 
 
 def test_temperature_zero_takes_the_most_likely_token():
     logits = torch.stack([LOGITS, LOGITS.flip(0)])
-    tokens, logprobs = choose(logits, torch.zeros(2, dtype=torch.float64), 0, 1.0)
+    tokens, logprobs = sample_tokens(logits, torch.zeros(2, dtype=torch.float64), 0, 1.0)
     assert tokens.tolist() == [2, 4]
     torch.testing.assert_close(logprobs, LOGITS.log_softmax(dim=0)[[2, 2]])
 

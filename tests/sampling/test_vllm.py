@@ -16,14 +16,14 @@ from transformers import PreTrainedModel
 
 from lens.errors import ConfigError
 from lens.models.loading import load_model
-from lens.models.logprobs import recompute
+from lens.models.logprobs import rate_rollouts
 from lens.models.lora import add_adapters
-from lens.models.sharding import named_weights
+from lens.models.sharding import gather_named_weights
 from lens.problems import load_problems
 from lens.problems.prompts import Prompt, PromptFormat, encode_problems
 from lens.sampling.rollouts import Rollouts, Sampler
 from lens.sampling.transformers import TransformersSampler
-from lens.training.weight_sync import SyncedSampler, probe
+from lens.training.weight_sync import SyncedSampler, probe_engine
 from tests.sampling.test_transformers import by_question
 from tests.support.losses import plain_loss
 from tests.support.vllm_engine import (
@@ -64,7 +64,7 @@ def engine(policy) -> Iterator[Sampler]:
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_logprobs_are_those_of_the_policy(policy, engine, prompts, temperature):
     rollouts = engine.sample(prompts, GENERATIONS, 0, max_completion_length=MAX_LENGTH, temperature=temperature)
-    again, _ = recompute(policy[0], rollouts, temperature=temperature, logits_chunk_size=256, max_tokens=2000)
+    again, _ = rate_rollouts(policy[0], rollouts, temperature=temperature, logits_chunk_size=256, max_tokens=2000)
     torch.testing.assert_close(rollouts.logprobs, again, atol=1e-4, rtol=0)
     assert rollouts.completion_ids.shape == (len(prompts) * GENERATIONS, int(rollouts.lengths.max()))
 
@@ -146,7 +146,7 @@ def test_after_a_sync_the_engine_has_the_sum_of_weights_and_adapters(policy, eng
         for parameter in filter(lambda each: each.requires_grad, model.parameters()):
             parameter.add_(0.1 * torch.randn_like(parameter))
     try:
-        engine.sync(named_weights(model))
+        engine.sync(gather_named_weights(model))
         after = engine.sample(prompts, GENERATIONS, 0, max_completion_length=MAX_LENGTH)
         assert largest_difference(model, after) < 1e-3
         assert largest_difference(policy[0], after) > 1e-2
@@ -155,13 +155,13 @@ def test_after_a_sync_the_engine_has_the_sum_of_weights_and_adapters(policy, eng
 
 
 def test_a_probe_measures_and_refuses(policy, engine, prompts):
-    found = probe(engine, policy[0], prompts, LOSS)
+    found = probe_engine(engine, policy[0], prompts, LOSS)
     assert 0 < found["sampling/logp_difference_mean"] <= found["sampling/logp_difference_max"] < 1e-3
     other = load_model(policy[0].name_or_path)[0]
     with torch.no_grad():
         other.lm_head.weight.mul_(1.1)
     with pytest.raises(ConfigError, match=r"max_logp_difference=0\.001: at least"):
-        probe(engine, other, prompts, LOSS)
+        probe_engine(engine, other, prompts, LOSS)
 
 
 class Recorder:

@@ -21,7 +21,8 @@ import torch
 from safetensors.torch import load_file
 from wandb.proto.wandb_internal_pb2 import Record
 
-from lens.cli.sweep_progress import last_step
+from lens.cli.sweep_progress import read_last_step
+from lens.config.moved import MOVED_KEYS
 from lens.models.tiny import IGNORED, SEPARATOR, TinyRecipe, make_model, make_tokenizer
 from lens.problems.worlds import arithmetic
 from tests.support.faults import kill_at
@@ -155,7 +156,7 @@ def run_script(script: str, overrides: list[str], files: tuple[str, str], env: d
 
 
 def training(model: Path, outputs: Path, *overrides: object, **keys: object) -> list[object]:
-    """A training run of a second or two: script and overrides; ``keys`` are those of the trainer section."""
+    """A training run of a second or two: script and overrides; ``keys`` are of the loss, the optimizer or the trainer."""
     sizes = {"max_steps": 4, "num_prompts_per_rollout": 4, "num_prompts_per_step": 4, "num_generations": 4}
     rhythm = {"checkpoint_every": 2, "keep_best": "null", "rollouts_every": 1, "grad_share_every": 2}
     return [
@@ -169,9 +170,14 @@ def training(model: Path, outputs: Path, *overrides: object, **keys: object) -> 
         "evaluation.num_samples=4",
         "evaluation.every=2",
         "grader.timeout_s=60",  # a busy machine must not decide over verdicts
-        *(f"trainer.{key}={value}" for key, value in {**sizes, **rhythm, **keys}.items()),
+        *(f"{full_key(key)}={value}" for key, value in {**sizes, **rhythm, **keys}.items()),
         *overrides,
     ]
+
+
+def full_key(name: str) -> str:
+    """The dotted key of a loss, optimizer or trainer setting: learning_rate -> optimizer.learning_rate."""
+    return MOVED_KEYS.get(f"trainer.{name}", f"trainer.{name}")
 
 
 def make_pupil(folder: Path) -> Path:
@@ -214,7 +220,7 @@ def metrics_of(folder: Path) -> list[dict[str, float]]:
 def steps_in(folder: Path) -> int:
     """The last step in the metrics.jsonl of a run folder, which may be running; 0 before there is one."""
     file = folder / "metrics.jsonl"
-    return last_step(file) if file.exists() else 0
+    return read_last_step(file) if file.exists() else 0
 
 
 def without_times(line: dict[str, float]) -> dict[str, float]:

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from omegaconf import OmegaConf
 
-from lens.evaluation.scores import metrics_of
+from lens.evaluation.scores import compute_metrics
 from lens.files import write_json, write_parquet
 from lens.objectives import calibrated_rewards, grpo_advantages, lens_advantages
 
@@ -87,7 +87,7 @@ def make_run(
                 for number in range(50)
             )
             write_parquet(folder / "evaluations" / f"step_{step:06d}.parquet", rows)
-            lines.append({"train/global_step": step, **metrics_of(rows), "time/evaluate_s": 0.5})
+            lines.append({"train/global_step": step, **compute_metrics(rows), "time/evaluate_s": 0.5})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     write_json(folder / "summary.json", {"step": 20, "metrics": {}})
     return folder

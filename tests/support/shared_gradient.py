@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from lens.distributed.collectives import is_first, process_group, whole
-from lens.distributed.processes import leave_at_once
+from lens.distributed.collectives import gather_tensor, is_first, process_group
+from lens.distributed.processes import exit_at_once
 from lens.models.loading import load_model
-from lens.models.sharding import named_weights, shard
+from lens.models.sharding import gather_named_weights, shard_model
 from lens.training.experience import Experience
 from lens.training.update import Loss, compute_gradient
 from tests.training.test_update import norms_in_their_own_type
@@ -27,11 +27,11 @@ if __name__ == "__main__":
             model, loss = load_model(job["model"], dtype=dtype)[0], Loss(**choices)
             if dtype == "float64":
                 norms_in_their_own_type(model)
-            shard(model)
+            shard_model(model)
             metrics = compute_gradient(model, experience, loss, share=True)
-            gradient = torch.cat([whole(parameter.grad).flatten() for parameter in model.parameters()])
+            gradient = torch.cat([gather_tensor(parameter.grad).flatten() for parameter in model.parameters()])
             logprobs, entropies = loss.recompute(model, experience.rollouts)
-            weights = {name: tensor.clone() for name, tensor in named_weights(model)}
+            weights = {name: tensor.clone() for name, tensor in gather_named_weights(model)}
             held = sum(p.to_local().numel() if hasattr(p, "to_local") else p.numel() for p in model.parameters())
             found[name] = {
                 "gradient": gradient,
@@ -43,4 +43,4 @@ if __name__ == "__main__":
             }
         if is_first():
             torch.save(found, folder / "found.pt")
-    leave_at_once()
+    exit_at_once()

@@ -28,7 +28,7 @@ MAX_STEPS = 6
 
 # The nth call of a function, and what the run does then.
 POINTS = {
-    "sampling": "lens.sampling.transformers:choose:100",
+    "sampling": "lens.sampling.transformers:sample_tokens:100",
     "grading": "lens.grading.pool:Grader.grade:4",
     "the gradient": "lens.training.update:Loss.accumulate:4",
     "the update": "torch.optim.adam:Adam.step:4",
@@ -39,7 +39,7 @@ POINTS = {
     "writing the first checkpoint": "torch:save:1",
     "writing another checkpoint": "lens.runs.checkpoints:flush_to_disk:13",
     "before the checkpoint has its name": "pathlib:Path.rename:2",
-    "dropping the old checkpoint": "lens.runs.checkpoints:drop:1",
+    "dropping the old checkpoint": "lens.runs.checkpoints:drop_checkpoint:1",
     "before W&B is fed": "lens.runs.tracker:Tracker.commit:2",
     "before the summary": "lens.runs.tracker:Tracker.finish:1",
 }

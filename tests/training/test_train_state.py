@@ -1,33 +1,33 @@
-"""A position survives its way through a checkpoint, and knows the best evaluation."""
+"""A state survives its way through a checkpoint, and knows the best evaluation."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from lens.training.train_state import Position
+from lens.training.train_state import TrainState
 
 
-def test_a_position_survives_torch(tmp_path):
-    position = Position(step=3, round=2, totals={"tokens_generated": 7}, evaluation={"eval/a/pass@1": 0.5})
-    position.evaluated_at, position.best = 2, {"metric": "pass@1", "step": 2, "value": 0.5}
-    torch.save({**position.state(), "optimizer": {}}, tmp_path / "state.pt")
-    assert Position.from_state(torch.load(tmp_path / "state.pt", weights_only=True)) == position
+def test_a_state_survives_torch(tmp_path):
+    state = TrainState(step=3, round=2, totals={"tokens_generated": 7}, evaluation={"eval/a/pass@1": 0.5})
+    state.evaluated_at, state.best = 2, {"metric": "pass@1", "step": 2, "value": 0.5}
+    torch.save({**state.state(), "optimizer": {}}, tmp_path / "state.pt")
+    assert TrainState.from_state(torch.load(tmp_path / "state.pt", weights_only=True)) == state
 
 
 def test_the_best_is_a_mean_over_sets_and_has_to_be_better():
-    position = Position()
+    state = TrainState()
 
     def evaluated(step: int, a: float, b: float, metric: str = "pass@1") -> bool:
-        position.step = step
+        state.step = step
         levels = {"eval/a/level_1/pass@1": 1.0, "eval/a/levels_4-5/pass@1": 1.0, "eval/a/pass@16": 1.0}
-        position.evaluation = {"eval/a/pass@1": a, "eval/b/pass@1": b, "eval/a/pass@2": 0.1, **levels}
-        return position.update_best(metric)
+        state.evaluation = {"eval/a/pass@1": a, "eval/b/pass@1": b, "eval/a/pass@2": 0.1, **levels}
+        return state.update_best(metric)
 
     assert not evaluated(0, 0.9, 0.9)  # before the first update there is nothing to keep
     assert evaluated(2, 0.1, 0.3)
-    assert position.best == {"metric": "pass@1", "step": 2, "value": pytest.approx(0.2)}
+    assert state.best == {"metric": "pass@1", "step": 2, "value": pytest.approx(0.2)}
     assert not evaluated(4, 0.3, 0.1)
     assert evaluated(6, 0.0, 0.5)
     assert evaluated(8, 0.0, 0.0, metric="pass@2")  # another measure starts anew
-    assert position.best == {"metric": "pass@2", "step": 8, "value": 0.1}
+    assert state.best == {"metric": "pass@2", "step": 8, "value": 0.1}

@@ -25,7 +25,7 @@ from lens.objectives import grpo_advantages, lens_advantages
 from lens.problems import load_problems
 from lens.problems.prompts import PromptFormat, encode_problems
 from lens.sampling.transformers import TransformersSampler
-from lens.training.experience import Experience, weigh
+from lens.training.experience import Experience, weigh_rollouts
 from lens.training.update import Loss, compute_gradient, find_non_finite
 from tests.support.losses import plain_loss
 
@@ -59,7 +59,7 @@ def experience(tiny_folder: Path) -> Experience:
 
     generator = torch.Generator().manual_seed(0)
     noise = [0.5 * torch.randn(rollouts.logprobs.shape, generator=generator) * rollouts.mask for _ in range(2)]
-    weighed = weigh(
+    weighed = weigh_rollouts(
         rollouts,
         list(problems["level"]),
         VERDICTS,

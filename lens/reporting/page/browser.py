@@ -17,9 +17,9 @@ from torch import Tensor
 from lens.errors import ConfigError
 from lens.files import CONFIGS
 from lens.reporting.arms import Arm
-from lens.runs.answers import read_answers, stored_answers
+from lens.runs.answers import find_answers, read_answers
 from lens.runs.run import Run
-from lens.training.stored_experience import STORED, group_size, kinds_of, weigh_again
+from lens.training.stored_experience import STORED, find_group_size, name_group_kinds, weigh_again
 
 # An answer is a list in this order, which spares the page the names ten thousand times.
 FIELDS = (
@@ -48,7 +48,7 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Browsed:
+class BrowsedRun:
     """One run of the browser, and its stored rollouts or some of them."""
 
     label: str
@@ -56,7 +56,7 @@ class Browsed:
     chunks: list[Chunk]
 
 
-def browsed_runs(arms: Sequence[Arm], limit: int) -> tuple[list[Browsed], list[str]]:
+def choose_runs(arms: Sequence[Arm], limit: int) -> tuple[list[BrowsedRun], list[str]]:
     """One run of each arm, at most ``limit`` answers in all, and a line for each run with files that were left out.
 
     Arms of one setting show the same seed where they can, and so the same first questions. Where not all fits, steps
@@ -67,17 +67,17 @@ def browsed_runs(arms: Sequence[Arm], limit: int) -> tuple[list[Browsed], list[s
         beside = [other for other in arms if other.setting == arm.setting]
         shared = set.intersection(*(set(other.seeds) for other in beside))
         run = next((run for run in arm.runs if run.seed in shared), arm.runs[0])
-        chunks, skipped = chunks_of(run, f"run{number}", limit // len(arms))
+        chunks, skipped = read_chunks(run, f"run{number}", limit // len(arms))
         notes += skipped
         if chunks:
-            runs.append(Browsed(arm.label, run.seed, chunks))
+            runs.append(BrowsedRun(arm.label, run.seed, chunks))
     return runs, notes
 
 
-def chunks_of(run: Run, key: str, limit: int) -> tuple[list[Chunk], list[str]]:
+def read_chunks(run: Run, key: str, limit: int) -> tuple[list[Chunk], list[str]]:
     """Stored rollouts of a run, at most ``limit`` answers, and a line if there are files that cannot be read."""
     try:
-        files = stored_answers(run.folder, "rollouts")
+        files = find_answers(run.folder, "rollouts")
     except ConfigError:  # trainer.rollouts.rollouts_every=0
         return [], []
     columns = [*STORED, "prompt_ids", "finish_reason", "text", "answer"]
@@ -85,7 +85,7 @@ def chunks_of(run: Run, key: str, limit: int) -> tuple[list[Chunk], list[str]]:
     for step, file in files.items():
         try:
             read[step] = read_answers(file, columns)
-            group_size(read[step])
+            find_group_size(read[step])
         except ConfigError as error:
             unread.append(error)
             read.pop(step, None)
@@ -95,22 +95,24 @@ def chunks_of(run: Run, key: str, limit: int) -> tuple[list[Chunk], list[str]]:
     steps, largest = list(read), max(map(len, read.values()))
     number = min(len(steps), max(1, limit // largest))
     chosen = sorted({steps[round(place)] for place in np.linspace(0, len(steps) - 1, number)})
-    decode = decoder(run.folder)
-    return [Chunk(f"{key}-step{step}", step, groups_of(read[step], decode, limit)) for step in chosen], notes
+    decode = make_decoder(run.folder)
+    return [Chunk(f"{key}-step{step}", step, read_groups(read[step], decode, limit)) for step in chosen], notes
 
 
-def groups_of(answers: pd.DataFrame, decode: Callable[[Sequence[int]], str | None], limit: int) -> list[dict[str, Any]]:
+def read_groups(
+    answers: pd.DataFrame, decode: Callable[[Sequence[int]], str | None], limit: int
+) -> list[dict[str, Any]]:
     """The groups of one file with their answers, the most confident first; at most ``limit`` answers."""
-    size = group_size(answers)
+    size = find_group_size(answers)
     answers = answers.head(max(size, limit // size * size))
-    under = {name: weigh_again(answers, shipped_objective(name)) for name in ("grpo", "lens")}
+    under = {name: weigh_again(answers, load_shipped_objective(name)) for name in ("grpo", "lens")}
     shown = answers.rename(columns={"advantage": "trained"}).assign(
         reward=under["lens"]["calibrated_reward"],
         grpo=under["grpo"]["advantage"],
         lens=under["lens"]["advantage"],
     )
     groups = []
-    for start, kind in zip(range(0, len(shown), size), kinds_of(answers), strict=True):
+    for start, kind in zip(range(0, len(shown), size), name_group_kinds(answers), strict=True):
         members = shown.iloc[start : start + size].sort_values("confidence", ascending=False, kind="stable")
         first = members.iloc[0]
         groups.append(
@@ -120,13 +122,13 @@ def groups_of(answers: pd.DataFrame, decode: Callable[[Sequence[int]], str | Non
                 "kind": kind,
                 "question": decode(first["prompt_ids"]),
                 "gold": first["answer"],
-                "answers": [list(map(plain, row)) for row in members[list(FIELDS)].itertuples(index=False)],
+                "answers": [list(map(to_plain_value, row)) for row in members[list(FIELDS)].itertuples(index=False)],
             }
         )
     return groups
 
 
-def plain(value: Any) -> Any:
+def to_plain_value(value: Any) -> Any:
     """A value that JSON can hold; floats with DIGITS significant digits, and what is no number as None."""
     if isinstance(value, np.generic):
         value = value.item()
@@ -135,12 +137,12 @@ def plain(value: Any) -> Any:
     return value
 
 
-def shipped_objective(name: str) -> Callable[..., Tensor]:
+def load_shipped_objective(name: str) -> Callable[..., Tensor]:
     """An objective with the values of configs/objective: the paper's."""
     return instantiate(OmegaConf.load(CONFIGS / "objective" / f"{name}.yaml"))
 
 
-def decoder(folder: Path) -> Callable[[Sequence[int]], str | None]:
+def make_decoder(folder: Path) -> Callable[[Sequence[int]], str | None]:
     """Prompt ids -> text by the tokenizer beside the run's last checkpoint; None where there is none."""
     files = sorted(folder.glob("checkpoints/step_*/tokenizer.json"))
     if not files:

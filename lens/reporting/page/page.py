@@ -16,7 +16,7 @@ from lens.files import replacing
 from lens.reporting.arms import Arm
 from lens.reporting.export import TEXT_COLUMNS
 from lens.reporting.intervals import Difference
-from lens.reporting.page.browser import FIELDS, Browsed
+from lens.reporting.page.browser import FIELDS, BrowsedRun
 from lens.reporting.paper import MISSING
 
 PAGE = Path(__file__).parent
@@ -54,7 +54,7 @@ def write_page(
     paper_runs: bool,
     compute: Sequence[Captioned],
     arms: Sequence[Arm],
-    browsed: Sequence[Browsed],
+    browsed: Sequence[BrowsedRun],
 ) -> Path:
     """Write the page. Whatever comes from a run, a model's answers above all, is escaped or read as JSON only."""
     runs = [
@@ -63,29 +63,29 @@ def write_page(
     ]
     chunks = [chunk for run in browsed for chunk in run.chunks]
     values = {
-        "title": f"Report: {heading(sections, arms)}",
-        "lead": lead(arms),
+        "title": f"Report: {make_heading(sections, arms)}",
+        "lead": make_lead(arms),
         "is_long": len(sections) > LISTED,
         "notes": notes,
-        "results": cells_of(results),
+        "results": make_cells(results),
         "sections": [
             {
                 "title": section.title,
-                "tables": [(caption, cells_of(table)) for caption, table in section.tables],
-                "accuracy": section.accuracy and (section.accuracy[0], cells_of(section.accuracy[1])),
+                "tables": [(caption, make_cells(table)) for caption, table in section.tables],
+                "accuracy": section.accuracy and (section.accuracy[0], make_cells(section.accuracy[1])),
                 "is_wide": section.is_wide,
                 "figures": [(title, base64.b64encode(p.read_bytes()).decode()) for title, p in section.figures.items()],
             }
             for section in sections
         ],
-        "paper": [(caption, cells_of(table)) for caption, table in paper],
+        "paper": [(caption, make_cells(table)) for caption, table in paper],
         "paper_runs": paper_runs,
-        "compute": [(caption, cells_of(table)) for caption, table in compute],
-        "machines": machines(arms),
+        "compute": [(caption, make_cells(table)) for caption, table in compute],
+        "machines": list_machines(arms),
         "runs": runs,
         "answers": f"{sum(len(group['answers']) for chunk in chunks for group in chunk.groups):,}",
-        "index": embedded({"fields": FIELDS, "runs": runs}),
-        "chunks": [(chunk.key, embedded(chunk.groups)) for chunk in chunks],
+        "index": embed_json({"fields": FIELDS, "runs": runs}),
+        "chunks": [(chunk.key, embed_json(chunk.groups)) for chunk in chunks],
         "css": (PAGE / "page.css").read_text(),
         "scripts": (PAGE / "latex.js").read_text() + (PAGE / "browser.js").read_text(),
     }
@@ -95,7 +95,7 @@ def write_page(
     return path
 
 
-def heading(sections: Sequence[Section], arms: Sequence[Arm]) -> str:
+def make_heading(sections: Sequence[Section], arms: Sequence[Arm]) -> str:
     """The settings, or where there are many of them, the experiments."""
     if len(sections) <= LISTED:
         return " | ".join(section.title for section in sections)
@@ -103,7 +103,7 @@ def heading(sections: Sequence[Section], arms: Sequence[Arm]) -> str:
     return f"{first} and {len(others)} other experiments" if others else first
 
 
-def lead(arms: Sequence[Arm]) -> str:
+def make_lead(arms: Sequence[Arm]) -> str:
     """How many runs, and of what; many arms are not listed: the first table does."""
     runs = f"{sum(len(arm.runs) for arm in arms)} finished runs"
     if len(arms) > 3 * LISTED:
@@ -111,27 +111,27 @@ def lead(arms: Sequence[Arm]) -> str:
     return f"{runs}: " + ", ".join(f"{arm.label} ({len(arm.runs)})" for arm in arms)
 
 
-def embedded(value: Any) -> str:
+def embed_json(value: Any) -> str:
     """JSON for a script element: no ``<`` of a text can end it."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
-def cells_of(table: pd.DataFrame) -> dict[str, Any]:
+def make_cells(table: pd.DataFrame) -> dict[str, Any]:
     """A table as the template takes it: what the first column repeats is shown once, a difference in small lines."""
     words = [name in TEXT_COLUMNS for name in table.columns]
     rows, previous = [], None
     for values in table.itertuples(index=False):
         first, *others = values
-        cells = [{"text": "" if first == previous else str(first), "look": look_of(first, words[0]), "small": []}]
+        cells = [{"text": "" if first == previous else str(first), "look": choose_look(first, words[0]), "small": []}]
         for value, is_words in zip(others, words[1:], strict=True):
             text, *small = value.lines if isinstance(value, Difference) else [str(value)]
-            cells.append({"text": text, "look": look_of(value, is_words), "small": small})
+            cells.append({"text": text, "look": choose_look(value, is_words), "small": small})
         rows.append({"cells": cells, "first": first != previous})
         previous = first
     return {"head": [{"text": n, "words": w} for n, w in zip(table.columns, words, strict=True)], "rows": rows}
 
 
-def look_of(value: object, is_words: bool) -> str:
+def choose_look(value: object, is_words: bool) -> str:
     """The CSS classes of a cell."""
     looks = ["words"] if is_words else []
     if isinstance(value, Difference):
@@ -141,7 +141,7 @@ def look_of(value: object, is_words: bool) -> str:
     return " ".join(looks)
 
 
-def machines(arms: Sequence[Arm]) -> list[str]:
+def list_machines(arms: Sequence[Arm]) -> list[str]:
     """Where the runs ran and from what source, each once."""
     lines = []
     for run in (run for arm in arms for run in arm.runs):

@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 
 from lens.reporting.report import report
-from lens.training.stored_experience import kinds_of
+from lens.training.stored_experience import name_group_kinds
 from tests.support.command_line import make_pupil, run, training
 from tests.support.run_folders import SKILL, TEXTS, G, add_rollouts, make_run
 
@@ -146,7 +146,7 @@ def test_the_counts_on_the_screen_are_those_of_the_parquet(chromium, reported):
     """Groups and negative ones of each level; of each group how many are right, and how sure the surest wrong is."""
     runs, page = reported
     stored = pd.read_parquet(runs / "lens" / "rollouts" / "step_000011.parquet")
-    kinds = dict(zip(stored["problem_id"].unique(), kinds_of(stored), strict=True))
+    kinds = dict(zip(stored["problem_id"].unique(), name_group_kinds(stored), strict=True))
     stored["level"] = stored["level"].astype(object).where(stored["level"].notna(), "none").astype(str)
     levels = stored.groupby("problem_id")["level"].first()
     for level, problems in levels.groupby(levels):

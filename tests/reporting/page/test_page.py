@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from lens.reporting.loading import load_arms
-from lens.reporting.page.browser import FIELDS, browsed_runs
+from lens.reporting.page.browser import FIELDS, choose_runs
 from lens.reporting.report import report
 from tests.support.run_folders import SEEDS, SKILL, TEXTS, G, add_rollouts, make_run
 
@@ -183,12 +183,12 @@ def test_the_figures_of_the_page_are_the_files(document, reported):
 
 def test_the_browser_holds_no_more_answers_than_asked(reported):
     arms, _ = load_arms([reported[0]])
-    runs, _ = browsed_runs(arms, 2 * 30)
+    runs, _ = choose_runs(arms, 2 * 30)
     assert [[chunk.step for chunk in run.chunks] for run in runs] == [[1], [1]]
     for run in runs:
         (chunk,) = run.chunks
         assert sum(len(group["answers"]) for group in chunk.groups) == 30 // G * G
-    runs, _ = browsed_runs(arms, 10000)
+    runs, _ = choose_runs(arms, 10000)
     assert [[chunk.step for chunk in run.chunks] for run in runs] == [[1, 11], [1, 11]]
 
 
@@ -196,7 +196,7 @@ def test_rollouts_that_cannot_be_read_are_named(tmp_path):
     folder = make_run(tmp_path / "run", "lens", 0)
     add_rollouts(folder, "lens")
     (folder / "rollouts" / "step_000021.parquet").write_bytes(b"PAR1 half")
-    (run,), notes = browsed_runs(load_arms([tmp_path])[0], 1000)
+    (run,), notes = choose_runs(load_arms([tmp_path])[0], 1000)
     assert [chunk.step for chunk in run.chunks] == [1, 11]
     assert len(notes) == 1
     assert "step_000021.parquet" in notes[0]
