@@ -53,10 +53,10 @@ demo: $(STAMP)  ## GRPO, LENS and a stronger LENS over paired seeds: tables, fig
 	@echo "W&B: one offline run in each folder of outputs/sweeps/demo; wandb sync outputs/sweeps/demo/*/wandb/offline-run-* uploads them"
 	@$(BIN)/python scripts/report.py runs=outputs/sweeps/demo
 
-# Each sweep goes on where it stopped; all runs lie in outputs/sweeps/map/middle.
+# The middle comes first. Each sweep goes on where it stopped; all runs lie in outputs/sweeps/map.
 map: $(STAMP)  ## when does LENS help? One factor at a time around the tiny experiment: 416 runs, 2.7 hours on two cores
 	@$(BIN)/python scripts/make_tiny.py
-	@for experiment in $(sort $(basename $(notdir $(wildcard configs/experiment/tiny_map*.yaml)))); do \
+	@for experiment in map/middle $(filter-out map/middle,$(patsubst configs/experiment/%.yaml,%,$(sort $(wildcard configs/experiment/map/*.yaml)))); do \
 	  $(BIN)/python scripts/train.py -m experiment=$$experiment || exit; done
 	@$(BIN)/python scripts/report.py runs=outputs/sweeps/map
 
@@ -71,10 +71,10 @@ test: setup  ## run the tests, and check lint and format
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 kill-test: $(STAMP)  ## kill a training run with SIGKILL at every kind of point and 20 random moments, and compare its end
-	HF_HUB_OFFLINE=1 LENS_KILLS=20 $(BIN)/python -m pytest -rP tests/test_kills.py
+	HF_HUB_OFFLINE=1 LENS_KILLS=20 $(BIN)/python -m pytest -rP tests/training/test_kills.py
 
 page-test: $(STAMP)  ## click through a report's page in Chromium (Debian: chromium chromium-driver)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -rP tests/reporting/chromium_page.py
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -rP tests/reporting/page/chromium_page.py
 
 lint: $(STAMP)  ## check lint and format
 	$(BIN)/ruff check .

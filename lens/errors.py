@@ -12,7 +12,7 @@ NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # disk, quota or file size
 class ConfigError(ValueError):
     """A configuration value that cannot work; the message names key, value and what would be valid.
 
-    The command line prints it as one line and exits with code 2, without a traceback (lens/cli.py).
+    The command line prints it as one line and exits with code 2, without a traceback (lens/cli/entry_point.py).
 
     Args:
         key: dotted config key as a user types it, such as ``trainer.rollouts.num_generations``.

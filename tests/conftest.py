@@ -18,7 +18,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lens.models.loading import load_model
 from lens.models.tiny import TinyRecipe, make_tiny
+from lens.training.experience import Experience
 from tests.support.command_line import make_pupil
+from tests.support.gradients import make_experience
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs with Ctrl-C ignored
 settings.register_profile("lens", deadline=None)  # how long an example takes says more of the machine than of the code
@@ -60,3 +62,9 @@ def tiny_folder(tiny_recipe: TinyRecipe, tmp_path_factory: pytest.TempPathFactor
 def tiny(tiny_folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """That model in float32, freshly loaded, and its tokenizer."""
     return load_model(str(tiny_folder))
+
+
+@pytest.fixture(scope="module")
+def experience(tiny_folder: Path) -> Experience:
+    """Answers of that model, graded and weighed, to take gradients of."""
+    return make_experience(tiny_folder)

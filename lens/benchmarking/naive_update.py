@@ -13,7 +13,7 @@ from lens.training.update import Loss
 
 
 def naive_gradient(model: PreTrainedModel, experience: Experience, loss: Loss, *, sequences: int) -> None:
-    """Leave the gradient of the batch's loss in the parameters' .grad; the same as `lens.update.compute_gradient`'s.
+    """Leave the gradient of the batch's loss in the parameters' .grad: that of `compute_gradient`, made naively.
 
     Without a KL term and importance weights.
 

@@ -54,19 +54,8 @@ def serve_trl(turn: Turn, report: Report, config: DictConfig) -> None:
     from trl import GRPOConfig, GRPOTrainer
 
     work, steps = Workload.load(config), config.warmup + config.rounds
-    rollouts, optimizer = config.trainer.rollouts, config.optimizer
-    sequences = config.trainer.num_prompts_per_step * config.trainer.rollouts.num_generations
+    generations = config.trainer.rollouts.num_generations
     seconds, lengths = {"sample": 0.0, "grade": 0.0}, []
-
-    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **options: Any) -> Any:
-            started = time.perf_counter()
-            result = function(*arguments, **options)
-            seconds[name] = time.perf_counter() - started
-            return result
-
-        call.__name__ = name
-        return call
 
     class Turns(TrainerCallback):
         """Waits before a step, and reports it after."""
@@ -83,7 +72,7 @@ def serve_trl(turn: Turn, report: Report, config: DictConfig) -> None:
         def on_step_end(self, args: Any, state: TrainerState, *arguments: Any, **options: Any) -> None:
             self.step.__exit__(None, None, None)
             prompts = [len(prompt.token_ids) for prompt in work.batch(self.number).prompts]
-            each = [prompt for prompt in prompts for _ in range(rollouts.num_generations)]
+            each = [prompt for prompt in prompts for _ in range(generations)]
             if state.num_input_tokens_seen - self.tokens_before != sum(each) + sum(lengths):
                 raise RuntimeError("TRL was not given the same prompts")
             passes = ((prompt, [length]) for prompt, length in zip(each, lengths, strict=True))
@@ -100,44 +89,62 @@ def serve_trl(turn: Turn, report: Report, config: DictConfig) -> None:
             return list(map(float, make_alternating_rewards(len(completion_ids))))
 
         questions = [pair for number in range(steps) for pair in make_rows(work, config, number)]
-        work.model.generate = timed("sample", work.model.generate)
+        work.model.generate = timed("sample", work.model.generate, seconds)
         trainer = GRPOTrainer(
             work.model,
-            reward_funcs=timed("grade", reward),
-            args=GRPOConfig(
-                output_dir=folder,
-                max_steps=steps,
-                per_device_train_batch_size=config.trl.per_device_train_batch_size,
-                gradient_accumulation_steps=sequences // config.trl.per_device_train_batch_size,
-                gradient_checkpointing=config.trl.gradient_checkpointing,
-                num_generations=rollouts.num_generations,
-                max_completion_length=rollouts.max_completion_length,
-                temperature=rollouts.temperature,
-                bf16=config.trainer.memory.autocast == "bfloat16",
-                use_cpu=True,
-                beta=config.loss.beta,
-                epsilon=config.loss.epsilon_low,
-                epsilon_high=config.loss.epsilon_high,
-                loss_type="grpo",  # what the others cost is the same
-                optim="adamw_torch",
-                learning_rate=optimizer.learning_rate,
-                lr_scheduler_type="constant",
-                adam_beta1=optimizer.adam_betas[0],
-                adam_beta2=optimizer.adam_betas[1],
-                adam_epsilon=optimizer.adam_eps,
-                weight_decay=optimizer.weight_decay,
-                max_grad_norm=optimizer.max_grad_norm,
-                seed=config.seed,
-                shuffle_dataset=False,
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-            ),
+            reward_funcs=timed("grade", reward, seconds),
+            args=GRPOConfig(output_dir=folder, max_steps=steps, **trl_options(config)),
             train_dataset=Dataset.from_list(questions),
             processing_class=work.tokenizer,
             callbacks=[Turns()],
         )
         trainer.train()
+
+
+def timed(name: str, function: Callable[..., Any], seconds: dict[str, float]) -> Callable[..., Any]:
+    """The function under another name, which notes under it how long its last call took."""
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        started = time.perf_counter()
+        result = function(*arguments, **options)
+        seconds[name] = time.perf_counter() - started
+        return result
+
+    call.__name__ = name
+    return call
+
+
+def trl_options(config: DictConfig) -> dict[str, Any]:
+    """The arguments of TRL's GRPOConfig for the same step."""
+    rollouts, optimizer = config.trainer.rollouts, config.optimizer
+    sequences = config.trainer.num_prompts_per_step * rollouts.num_generations
+    return dict(
+        per_device_train_batch_size=config.trl.per_device_train_batch_size,
+        gradient_accumulation_steps=sequences // config.trl.per_device_train_batch_size,
+        gradient_checkpointing=config.trl.gradient_checkpointing,
+        num_generations=rollouts.num_generations,
+        max_completion_length=rollouts.max_completion_length,
+        temperature=rollouts.temperature,
+        bf16=config.trainer.memory.autocast == "bfloat16",
+        use_cpu=True,
+        beta=config.loss.beta,
+        epsilon=config.loss.epsilon_low,
+        epsilon_high=config.loss.epsilon_high,
+        loss_type="grpo",  # what the others cost is the same
+        optim="adamw_torch",
+        learning_rate=optimizer.learning_rate,
+        lr_scheduler_type="constant",
+        adam_beta1=optimizer.adam_betas[0],
+        adam_beta2=optimizer.adam_betas[1],
+        adam_epsilon=optimizer.adam_eps,
+        weight_decay=optimizer.weight_decay,
+        max_grad_norm=optimizer.max_grad_norm,
+        seed=config.seed,
+        shuffle_dataset=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
 
 
 def make_rows(work: Workload, config: DictConfig, number: int) -> list[dict[str, Any]]:

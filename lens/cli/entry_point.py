@@ -72,77 +72,95 @@ def name_submitit_tasks() -> None:
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Decorate a function of a composed config as a script: @hydra.main, with errors as lines.
 
-    Exit codes: 0 done; 1 a run that could not go on; 2 a config that cannot work; 130 stopped by Ctrl-C or SIGTERM. The
-    last line says how to go on where that is possible.
+    Exit codes: 0 done; 1 the run cannot go on; 2 the config cannot work; 130 stopped by Ctrl-C or SIGTERM. Where the
+    run can be resumed, the last line says how.
     """
 
     def decorate(task: Callable[[DictConfig], None]) -> Callable[[], None]:
-        started = []
+        started: list[bool] = []
 
         @functools.wraps(task)
-        def guarded(config: DictConfig) -> None:
+        def job(config: DictConfig) -> None:
             started.append(True)
-            hydra_config = HydraConfig.get()
-            folder, alone = Path(hydra_config.runtime.output_dir), hydra_config.mode == RunMode.RUN
-            if not alone:
-                remove_console_logging()
-                name_submitit_tasks()
-            if rank() > 0:
-                silence_logging()
-            try:
-                with nullcontext() if alone else join_processes():
-                    task(config)
-            except BAD_CONFIG as error:
-                if folder != Path.cwd():  # else it is no run's own folder
-                    remove_half_made(folder)
-                if alone:
-                    exit_with(explain(error, config_name, sys.argv[1:]))
-                raise
-            except (StopRequested, KeyboardInterrupt) as stop:
-                if alone:
-                    exit_with(f"{str(stop) or 'at once'}; to go on: {make_resume_command(hydra_config)}", INTERRUPTED)
-                raise KeyboardInterrupt from stop  # launchers take it for no failed job, but end the sweep
-            except (RunFailed, OSError) as failure:
-                if isinstance(failure, OSError) and failure.errno not in NO_SPACE:
-                    raise
-                if alone:
-                    where = f" while writing below {folder}" if isinstance(failure, OSError) else ""
-                    exit_with(f"{failure}{where}; to go on: {make_resume_command(hydra_config)}", FAILED)
-                raise
+            run_job(task, config, config_name)
 
-        composed = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(guarded)
+        composed = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)
 
         @functools.wraps(task)
         def script() -> None:
-            os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors reach the lines below
-            sys.argv[1:] = put_options_first(sys.argv[1:])
-            if is_one_of_several() and {"-m", "--multirun"} & set(sys.argv):
-                exit_with("--multirun: not under torchrun; hydra.launcher.processes_per_job=N starts N for each job")
-            try:
-                with join_processes():
-                    composed()
-                if is_one_of_several():
-                    exit_at_once()
-            except BAD_CONFIG as error:
-                exit_with(explain(error, config_name, sys.argv[1:]))
-            except (StopRequested, KeyboardInterrupt):
-                exit_with("the same command goes on from the last checkpoint", INTERRUPTED)
-            except RunFailed as failure:
-                exit_with(f"{failure}; the same command goes on from the last checkpoint", FAILED)
-            except ValueError as error:  # of Hydra, where a group that has to be chosen is null
-                if started:
-                    raise
-                exit_with(" ".join(str(error).split()))
-            except OSError as error:
-                if started or error.filename is None:
-                    raise
-                exit_with(
-                    str(ConfigError("outputs", error.filename, f"a folder that can be written to ({error.strerror})"))
-                )
+            run_script(composed, config_name, started)
 
         return script
 
     return decorate
+
+
+def run_job(task: Callable[[DictConfig], None], config: DictConfig, config_name: str) -> None:
+    """Run a task with its composed config; a single run turns errors into lines, a sweep's job raises them.
+
+    Raises:
+        KeyboardInterrupt: a sweep's job was stopped; launchers count it as no failed job, but end the sweep.
+    """
+    hydra_config = HydraConfig.get()
+    folder, alone = Path(hydra_config.runtime.output_dir), hydra_config.mode == RunMode.RUN
+    if not alone:
+        remove_console_logging()
+        name_submitit_tasks()
+    if rank() > 0:
+        silence_logging()
+    try:
+        with nullcontext() if alone else join_processes():
+            task(config)
+    except BAD_CONFIG as error:
+        if folder != Path.cwd():  # else it is no run's own folder
+            remove_half_made(folder)
+        if alone:
+            exit_with(explain(error, config_name, sys.argv[1:]))
+        raise
+    except (StopRequested, KeyboardInterrupt) as stop:
+        if alone:
+            exit_with(f"{str(stop) or 'at once'}; to resume: {make_resume_command(hydra_config)}", INTERRUPTED)
+        raise KeyboardInterrupt from stop
+    except (RunFailed, OSError) as failure:
+        if isinstance(failure, OSError) and failure.errno not in NO_SPACE:
+            raise
+        if alone:
+            where = f" while writing below {folder}" if isinstance(failure, OSError) else ""
+            exit_with(f"{failure}{where}; to resume: {make_resume_command(hydra_config)}", FAILED)
+        raise
+
+
+def run_script(composed: Callable[[], None], config_name: str, started: list[bool]) -> None:
+    """Run a script as Hydra composes it; errors in the config or the command line become one line.
+
+    Args:
+        composed: what @hydra.main made.
+        config_name: the config that it composes.
+        started: not empty once the task has a config; what it raises from then on is its own fault.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors reach the lines below
+    sys.argv[1:] = put_options_first(sys.argv[1:])
+    if is_one_of_several() and {"-m", "--multirun"} & set(sys.argv):
+        exit_with("--multirun: not under torchrun; hydra.launcher.processes_per_job=N starts N for each job")
+    try:
+        with join_processes():
+            composed()
+        if is_one_of_several():
+            exit_at_once()
+    except BAD_CONFIG as error:
+        exit_with(explain(error, config_name, sys.argv[1:]))
+    except (StopRequested, KeyboardInterrupt):
+        exit_with("the same command resumes from the last checkpoint", INTERRUPTED)
+    except RunFailed as failure:
+        exit_with(f"{failure}; the same command resumes from the last checkpoint", FAILED)
+    except ValueError as error:  # of Hydra, where a group that has to be chosen is null
+        if started:
+            raise
+        exit_with(" ".join(str(error).split()))
+    except OSError as error:
+        if started or error.filename is None:
+            raise
+        exit_with(str(ConfigError("outputs", error.filename, f"a folder that can be written to ({error.strerror})")))
 
 
 def put_options_first(arguments: list[str]) -> list[str]:

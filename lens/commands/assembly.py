@@ -137,7 +137,7 @@ def make_sampler(
 def find_failing_golds(
     config: DictConfig, grader: Grader, sets: Mapping[str, Dataset]
 ) -> dict[str, list[dict[str, str]]]:
-    """What `lens.audit.check_golds` finds, in the first process; nothing in others, or where it is not asked for."""
+    """What `check_golds` finds, in the first process and if check_golds is true; else nothing."""
     return check_golds(grader, sets) if config.check_golds and is_first() else {}
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, disable_progress_bars
+from datasets import disable_progress_bars
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -17,7 +17,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lens import __version__
 from lens.commands.assembly import (
     check_inputs,
-    count_too_long,
     find_failing_golds,
     list_problems,
     loading_options,
@@ -28,21 +27,18 @@ from lens.commands.assembly import (
     model_path,
     use_threads,
 )
+from lens.commands.training_set import TrainingSet, announce_plan
 from lens.config.checks import check_objective, check_training, check_values
 from lens.distributed.collectives import barrier, is_first, world_size
 from lens.distributed.stop_signals import StopSignals
-from lens.errors import ConfigError, RunFailed
-from lens.evaluation.evaluator import Evaluator
+from lens.errors import RunFailed
 from lens.files import replacing, write_json
-from lens.grading.golds import count_failing
 from lens.grading.shared import SharedGrader
 from lens.models.layers import check_layers
 from lens.models.loading import load_model
 from lens.models.lora import add_adapters, check_adapters, load_adapters
 from lens.models.sharding import shard_model
 from lens.problems import load_evaluation_sets
-from lens.problems.decontamination import drop_ids
-from lens.problems.prompts import Prompt, PromptFormat, encode_problems
 from lens.runs.checkpoints import ADAPTER_FOLDER, CheckpointFolder, prune_checkpoints
 from lens.runs.provenance import describe_provenance
 from lens.runs.resuming import copy_history, find_state, read_finished_summary
@@ -81,22 +77,6 @@ class Start:
         return self.checkpoint is not None and self.checkpoint.is_relative_to(self.folder)
 
 
-@dataclass(frozen=True)
-class TrainingSet:
-    """The problems that are trained on, with their prompts, and what was found about them.
-
-    Attributes:
-        problems, prompts: in the same order.
-        too_long: problems left out because their prompt is over the limit.
-        contamination: by evaluation set, its problems that are trained on.
-    """
-
-    problems: Dataset
-    prompts: list[Prompt]
-    too_long: int
-    contamination: dict[str, dict[str, Any]]
-
-
 def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str, float]:
     """Train as the config says, or resume, or say that it is done; returns the last evaluation's metrics.
 
@@ -125,10 +105,7 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
     problems, contamination = instantiate(config.dataset)(raw_sets)
     model, tokenizer, reference = load_models(config, start)
     evaluator = make_evaluator(config, raw_sets, tokenizer)
-    training_set = TrainingSet(
-        *encode_problems(problems, tokenizer, PromptFormat(**config.model.prompt)), contamination
-    )
-    check_size(config, training_set)
+    training_set = TrainingSet.encode(config, problems, tokenizer, contamination)
     longest = max(
         longest_sequence(model, training_set.prompts, config.trainer.rollouts.max_completion_length),
         longest_evaluation_sequence(model, evaluator),
@@ -150,22 +127,13 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
         policy = Policy.build(config, model, tokenizer, reference)
         engine = SyncedSampler(sampler, model, training_set.prompts, policy.loss)
         graders = SharedGrader(grader, stop.interruptible)
-        collector = Collector(
-            config.trainer.rollouts,
-            training_set.problems,
-            training_set.prompts,
-            engine,
-            graders,
-            objective,
-            policy,
-            config.seed,
-        )
+        asked = training_set.problems, training_set.prompts
+        collector = Collector(config.trainer.rollouts, *asked, engine, graders, objective, policy, config.seed)
         identity = {"config": plain, "wandb_run_id": tracker.run_id}
         checkpoints = CheckpointFolder(folder / "checkpoints", identity)
         parts = config.trainer, policy, collector, evaluator, tracker, checkpoints, stop, show_progress
-        return run_to_the_end(
-            Trainer(*parts), start, count_problems(training_set, evaluator, failing), profile=config.profile
-        )
+        counts = training_set.counts(evaluator, failing)
+        return run_to_the_end(Trainer(*parts), start, counts, profile=config.profile)
 
 
 def load_models(
@@ -260,25 +228,6 @@ def run_to_the_end(trainer: Trainer, start: Start, counts: dict[str, Any], *, pr
     return metrics
 
 
-def count_problems(
-    training_set: TrainingSet, evaluator: Evaluator, failing: dict[str, list[dict[str, str]]]
-) -> dict[str, Any]:
-    """What a summary counts: evaluation problems trained on, gold answers that fail, prompts that are too long."""
-    return {
-        "contamination": {name: drop_ids(found) for name, found in training_set.contamination.items()},
-        "failing_golds": count_failing(failing),
-        "prompts_too_long": {"dataset": training_set.too_long} | count_too_long(evaluator),
-    }
-
-
-def check_size(config: DictConfig, training_set: TrainingSet) -> None:
-    """Raises ConfigError where a round asks for more problems than there are."""
-    available, asked = len(training_set.problems), config.trainer.rollouts.num_prompts_per_rollout
-    if available < asked:
-        valid = f"at most {available}, the training problems there are"
-        raise ConfigError("trainer.rollouts.num_prompts_per_rollout", asked, valid)
-
-
 def store_config(config: DictConfig, folder: Path) -> None:
     """Write .hydra/ as Hydra does, but once it is known that the config may have the folder; each file whole or not."""
     if not is_first():
@@ -294,30 +243,3 @@ def store_config(config: DictConfig, folder: Path) -> None:
 def is_headline(name: str) -> bool:
     """Whether a metric is the pass@1 of a whole evaluation set."""
     return name.startswith("eval/") and name.endswith("/pass@1") and name.count("/") == 2
-
-
-def announce_plan(config: DictConfig, training_set: TrainingSet, evaluator: Evaluator) -> None:
-    """Log what the run will do: the batch plan."""
-    t, r = config.trainer, config.trainer.rollouts
-    num_problems = len(training_set.problems)
-    rounds_per_epoch = num_problems // r.num_prompts_per_rollout
-    updates = r.num_prompts_per_rollout // t.num_prompts_per_step
-    log.info(
-        "Plan: %d problems (%d too long); a round is %d questions x %d answers of at most %d tokens = %d answers; "
-        "%d update(s) a round of %d answers each; %d steps an epoch, %d steps = %.2f epochs; "
-        "evaluation every %d steps on %d problems x %d samples",
-        num_problems,
-        training_set.too_long,
-        r.num_prompts_per_rollout,
-        r.num_generations,
-        r.max_completion_length,
-        r.num_prompts_per_rollout * r.num_generations,
-        updates,
-        t.num_prompts_per_step * r.num_generations,
-        rounds_per_epoch * updates,
-        t.max_steps,
-        t.max_steps / (rounds_per_epoch * updates),
-        evaluator.every,
-        sum(len(s.prompts) for s in evaluator.sets),
-        evaluator.num_samples,
-    )

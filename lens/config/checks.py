@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from transformers import SchedulerType
 
-from lens.config.keys import KEYWORDS
+from lens.config.keys import RESUME_KEYWORDS
 from lens.config.moved import MOVED_KEYS
 from lens.errors import ConfigError
 from lens.evaluation.scores import ks_up_to
@@ -59,7 +59,11 @@ LORA = {"r", "alpha", "target_modules"}
 RHO = "a number gamma in (0, 1] for gamma^length, policy, or null for the length-normalised form"
 RULES: dict[str, Rule] = {
     "seed": at_least(0),
-    "resume": (str, lambda v: v in KEYWORDS or Path(v).is_dir(), "auto, never, must, or a run folder or checkpoint"),
+    "resume": (
+        str,
+        lambda v: v in RESUME_KEYWORDS or Path(v).is_dir(),
+        "auto, never, must, or a run folder or checkpoint",
+    ),
     "jobs": (int, lambda v: v == -1 or v >= 1, "an integer >= 1, or -1 for all cores"),
     "check_golds": (bool, lambda v: True, "true or false"),
     "profile": (bool, lambda v: True, "true or false"),

@@ -8,36 +8,24 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-# Keys that do not change what a run computes.
-NOT_HASHED = ("check_golds", "jobs", "outputs", "profile", "resume", "tracking")
+# Runs that differ in these alone are the same run.
+WITHOUT_EFFECT = ("check_golds", "jobs", "outputs", "profile", "resume", "tracking")
 
+# Runs of one arm may differ in these.
+NOT_COMPARED = ("seed", *WITHOUT_EFFECT)
 
-def hash_config(*, _root_: DictConfig) -> str:
-    """A short hash of all that decides a run's results; Hydra's own settings are not part of it."""
-    decisive = [key for key in _root_ if key not in ("hydra", *NOT_HASHED)]
-    values = {key: _root_[key] for key in decisive}  # values, as some of them refer to keys that are not among them
-    values = {k: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for k, v in values.items()}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
-
-
-KEYWORDS = ("auto", "never", "must")
-# What may differ between a checkpoint's config and the one that goes on from it: keys, or whole sections.
-FREE = (  # they change neither weights nor metrics
-    "resume",
-    "check_golds",
-    "jobs",
-    "outputs",
-    "profile",
-    "tracking",
-    "trainer.checkpoints.checkpoint_every",
-    "trainer.checkpoints.keep_checkpoints",
-    "trainer.checkpoints.keep_best",
+# A run may resume with other values of these: they decide what is written and when, not what is computed.
+FREE_TO_DIFFER = (
+    *WITHOUT_EFFECT,
+    "trainer.checkpoints",
     "trainer.rollouts.rollouts_every",
     "trainer.non_finite",
     "trainer.max_entropy",
     "grader.num_workers",
 )
-ROUNDING = (  # they change speed and memory, and the order in which numbers are added up
+
+# A run may resume with other values of these too, with a warning: they change the order in which numbers are added up.
+ROUNDING = (
     "model.attention",
     "trainer.memory.max_tokens_per_microbatch",
     "trainer.memory.logits_chunk_size",
@@ -46,7 +34,23 @@ ROUNDING = (  # they change speed and memory, and the order in which numbers are
     "trainer.memory.num_threads",
     "sampler.max_num_seqs",
 )
-LENGTHLESS = ("constant", "constant_with_warmup")  # learning rate schedules that do not depend on max_steps
+
+# Learning-rate schedules that do not depend on trainer.max_steps, so that a run can be made longer.
+LENGTHLESS_SCHEDULES = ("constant", "constant_with_warmup")
+
+# Values of the key resume besides a path.
+RESUME_KEYWORDS = ("auto", "never", "must")
+
+# Sections whose names tables leave out: num_generations=16 says enough.
+SECTIONS = ("trainer.rollouts", "trainer.memory", "trainer.checkpoints", "trainer", "loss", "optimizer", "objective")
+
+
+def hash_config(*, _root_: DictConfig) -> str:
+    """A short hash of all that decides a run's results; Hydra's own settings are not part of it."""
+    decisive = [key for key in _root_ if key not in ("hydra", *WITHOUT_EFFECT)]
+    values = {key: _root_[key] for key in decisive}  # values, as some of them refer to keys that are not among them
+    values = {k: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for k, v in values.items()}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def is_listed(key: str, names: tuple[str, ...]) -> bool:
@@ -63,9 +67,6 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-NOT_COMPARED = ("seed", *NOT_HASHED)
-
-
 def find_differing_keys(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[str]:
     """The dotted keys in which two configs differ, but for those that do not change results."""
     found = []
@@ -78,3 +79,9 @@ def find_differing_keys(a: dict[str, Any], b: dict[str, Any], prefix: str = "") 
         elif x != y:
             found.append(f"{prefix}{key}")
     return found
+
+
+def shorten_key(key: str) -> str:
+    """A dotted key without its section: optimizer.learning_rate -> learning_rate."""
+    section = next((section for section in SECTIONS if key.startswith(f"{section}.")), None)
+    return key if section is None else key.removeprefix(f"{section}.")

@@ -5,8 +5,13 @@ from __future__ import annotations
 SECTIONS = {
     "loss": "epsilon_low epsilon_high dual_clip loss_agg_mode beta entropy_coef",
     "optimizer": "learning_rate adam_betas adam_eps weight_decay max_grad_norm lr_scheduler warmup_steps",
-    "trainer.rollouts": "num_prompts_per_rollout num_generations max_completion_length temperature top_p truncated old_logprobs confidence importance_sampling importance_cap rollouts_every",
-    "trainer.memory": "max_tokens_per_microbatch logits_chunk_size autocast gradient_checkpointing torch_compile num_threads",
+    "trainer.rollouts": (
+        "num_prompts_per_rollout num_generations max_completion_length temperature top_p truncated "
+        "old_logprobs confidence importance_sampling importance_cap rollouts_every"
+    ),
+    "trainer.memory": (
+        "max_tokens_per_microbatch logits_chunk_size autocast gradient_checkpointing torch_compile num_threads"
+    ),
     "trainer.checkpoints": "checkpoint_every keep_checkpoints keep_best",
 }
 # Old dotted key -> new one.

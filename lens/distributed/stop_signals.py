@@ -22,7 +22,7 @@ class StopSignals:
     SIGINT (Ctrl-C) asks for a stop after this step, a second one for a stop now, without a checkpoint. SIGTERM comes
     before a machine is taken away, and its grace time may be shorter than a step: what may be abandoned is, so that a
     checkpoint of the last whole step can be written at once. Several processes leave what they do together at the next
-    place that all come to (`lens.distributed.stop_together`), and what each does apart anywhere.
+    place that all come to (`lens.distributed.collectives.stop_together`), and what each does apart anywhere.
     """
 
     def __init__(self):

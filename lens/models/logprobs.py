@@ -47,18 +47,15 @@ def rate_completions(
     Args:
         model: a causal language model whose head is a plain linear map of its last hidden state.
         rollouts: the completions.
-        packs: which of them, as lists of completions of one question, which share the pass over their prompt where the
-            attention lets them.
+        packs: which of them; completions of one list belong to one question, and may share the pass over its prompt.
         temperature: the one they were sampled at; it divides the logits here too.
         logits_chunk_size: tokens whose logits are in memory at once.
-        autocast: data type of the body's matrix products ("bfloat16"), or None for that of the weights; the head and
-            what follows it keep theirs.
+        autocast: data type of the body's matrix products ("bfloat16"); None and the head: that of the weights.
         entropies: compute them too.
         gradient_checkpointing: keep of each layer its input alone, and compute the layer again in the backward pass.
         torch_compile: run the layers as torch.compile makes them.
 
-    Returns:
-        `TokenValues`, float32 at least.
+    Returns `TokenValues`, float32 at least.
 
     Raises:
         ConfigError: the model does not hand on to its attention who shares what.

@@ -71,21 +71,10 @@ def load_dapo(
     """
     if deduplicate not in ("row", "problem"):
         raise ConfigError(f"{key}.deduplicate", deduplicate, "must be row or problem")
-    upstream = read_upstream(
-        "dapo",
-        path=path,
-        split=split,
-        repo=repo,
-        revision=revision,
-        streaming=streaming,
-        key=key,
-        splits=("train",),
-        columns=COLUMNS,
-    )
+    where = {"path": path, "split": split, "repo": repo, "revision": revision, "streaming": streaming, "key": key}
+    upstream = read_upstream("dapo", **where, splits=("train",), columns=COLUMNS)
     rows, num_read = distinct_rows(upstream)
-    answers = defaultdict(set)
-    for _, row in rows:
-        answers[fingerprint(unwrap(row["prompt"]))].add(row["reward_model.ground_truth"])
+    answers = group_answers(rows)
     if bare := sum(not is_wrapped(row["prompt"]) for _, row in rows):
         log.warning("%s=%s: %d prompts lack upstream's instruction", upstream.origin_key, upstream.origin, bare)
     seen: set[tuple[str, str]] = set()
@@ -105,6 +94,14 @@ def load_dapo(
     dropped = {"row repeated": num_read - len(rows)} if num_read > len(rows) else {}
     notes = {"in Chinese": is_chinese}
     return collect(upstream, convert, drop_empty=drop_empty, rows=rows, dropped=dropped, notes=notes)
+
+
+def group_answers(rows: list[tuple[int, dict[str, Any]]]) -> dict[str, set[str]]:
+    """Fingerprint of each problem -> the different answers that its rows give."""
+    answers = defaultdict(set)
+    for _, row in rows:
+        answers[fingerprint(unwrap(row["prompt"]))].add(row["reward_model.ground_truth"])
+    return answers
 
 
 def distinct_rows(upstream: Upstream) -> tuple[list[tuple[int, dict[str, Any]]], int]:

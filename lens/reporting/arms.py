@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from lens.config.keys import NOT_COMPARED
+from lens.config.keys import NOT_COMPARED, shorten_key
 from lens.runs.run import Run
 
 SETTING = ("model", "dataset", "evaluation")  # the groups that decide what can be compared with what
@@ -70,13 +70,13 @@ def natural_sort_key(text: str) -> list[tuple[float, str]]:
 
 def make_label(objective: str, overrides: Sequence[str]) -> str:
     """What a run is called in tables: its objective, and the overrides that not all runs share."""
-    apart = []
+    distinct = []
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
         head = key.split(".")[0]
         if key.startswith("objective.") or head not in ("objective", "experiment", *SETTING, *NOT_COMPARED):
-            apart.append(f"{key.removeprefix('objective.').removeprefix('trainer.')}={value}")
-    return " ".join([objective, *apart])
+            distinct.append(f"{shorten_key(key)}={value}")
+    return " ".join([objective, *distinct])
 
 
 def make_setting_title(arms: Sequence[Arm]) -> str:

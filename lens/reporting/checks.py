@@ -43,7 +43,8 @@ def note_separate_setting(arms: Sequence[Arm], setting: str) -> str:
     a, b = ({key: run.config.get(key) for key in SETTING} for run in (arms[0].runs[0], members[0].runs[0]))
     differing = [key for key in find_differing_keys(a, b) if key != "evaluation.every"]
     named = shorten(str(run.folder) for arm in members for run in arm.runs)
-    return f"{make_setting_title(members)}: reported apart from {make_setting_title(arms[:1])}, as {differing} differ ({named})"
+    title, first = make_setting_title(members), make_setting_title(arms[:1])
+    return f"{title}: reported apart from {first}, as {differing} differ ({named})"
 
 
 def check_evaluations(runs: Sequence[Run], where: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from lens.config.keys import NOT_COMPARED
+from lens.config.keys import NOT_COMPARED, shorten_key
 from lens.reporting.arms import Arm, make_label, natural_sort_key
 from lens.reporting.figures import COLUMN_WIDTH, STYLE, finish_figure, line_look, plt
 from lens.reporting.intervals import Difference
@@ -81,7 +81,7 @@ def name_cell(arm: Arm, arms: Sequence[Arm]) -> str:
     common = set.intersection(*(set(a.runs[0].overrides) for a in arms))
     skipped = ("objective", "experiment", "hydra", *NOT_COMPARED)
     changed = [o for o in arm.runs[0].overrides if o not in common and head_of(o) not in skipped]
-    return " ".join(re.sub(r"^\+?(trainer|dataset|model)\.", "", o) for o in changed) or MIDDLE
+    return " ".join(re.sub(r"^(dataset|model)\.", "", shorten_key(o.lstrip("+~"))) for o in changed) or MIDDLE
 
 
 def objective_of(arm: Arm) -> str:

@@ -17,7 +17,7 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
 from lens.reporting.arms import Arm
-from lens.reporting.intervals import Estimate
+from lens.reporting.curves import SMOOTHING_STEPS, Curve, accumulate, at_evaluations, over_seeds, smooth
 from lens.reporting.tables import find_ks, find_parts
 from lens.runs.run import Run
 
@@ -52,14 +52,10 @@ STYLE = {
     "figure.dpi": 200,
     "pdf.fonttype": 42,
 }
-SMOOTHING_STEPS = 5
 BINS = np.linspace(0, 1, 26)  # of confidence
 LEGEND_CHARACTERS = 60  # that fit beside each other a column wide
 LEGEND_LINE = 0.135  # inches
 MILLION = 1e6
-
-# Averages of runs over a shared axis: x, mean and 95 % half-width.
-Curve = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def draw_figures(arms: Sequence[Arm], folder: Path) -> dict[str, Path]:
@@ -201,39 +197,6 @@ def compute_figure(arms: Sequence[Arm], prefix: str, path: Path) -> Path:
             axes.set_xlabel(label, fontsize=7)
         figure.supylabel("pass@1 (%)", fontsize=8)
         return finish_figure(figure, panels, None, path)
-
-
-# --- curves ----------------------------------------------------------------------------------------------------------
-
-
-def over_seeds(series: Sequence[pd.Series]) -> Curve:
-    """Steps, mean and 95 % half-width over seeds of one metric; the steps are those that all runs have."""
-    table = pd.concat(series, axis=1, join="inner").dropna()
-    estimates = [Estimate.over(row) for row in table.to_numpy()]
-    half = np.nan_to_num([e.half_width for e in estimates])
-    return table.index.to_numpy(), np.array([e.mean for e in estimates]), half
-
-
-def smooth(run: Run, metric: str, *, steps: int = SMOOTHING_STEPS, filled: bool = False) -> pd.Series:
-    """A metric in percent, a moving average over ``steps``; filled: a step without a value takes those around it."""
-    known = run.metrics["groups/frac_negative"].dropna().index
-    if metric not in run.metrics:
-        return pd.Series(np.nan, known)
-    values = 100 * run.metrics[metric].dropna()
-    if filled:
-        values = values.reindex(known)
-    return values.rolling(steps, min_periods=1).mean().ffill() if filled else values.rolling(steps, 1).mean()
-
-
-def accumulate(run: Run, total: str) -> pd.Series:
-    """A running total at each evaluation; 0 before the first step."""
-    return at_evaluations(run, run.metrics[total].dropna())
-
-
-def at_evaluations(run: Run, values: pd.Series) -> pd.Series:
-    """What a value that is known at each step was at each evaluation."""
-    steps = run.evaluations.index
-    return values[~values.index.duplicated(keep="last")].reindex(steps).fillna(0.0)
 
 
 # --- panels ----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from lens.config.keys import FREE, NOT_COMPARED, ROUNDING, is_listed
+from lens.config.keys import FREE_TO_DIFFER, NOT_COMPARED, ROUNDING, is_listed
 from lens.reporting.arms import Arm
 from lens.reporting.intervals import Estimate
 
@@ -19,7 +19,7 @@ KS = (1, 2, 4, 8, 16)
 LLAMA, QWEN = "Llama-3.1-8B-Instruct", "Qwen-2.5-3B-Base"
 MISSING = "missing"
 # Keys that may be given on the command line of a run of the paper's, beside objective=, and where files lie.
-UNCHANGED = ("experiment", "sampler", "hydra", *NOT_COMPARED, *FREE, *ROUNDING)
+UNCHANGED = ("experiment", "sampler", "hydra", *NOT_COMPARED, *FREE_TO_DIFFER, *ROUNDING)
 
 
 @dataclass(frozen=True)
@@ -47,42 +47,42 @@ TABLES = (
         "table1",
         "Table 1: MATH, trained on MATH + DAPO (published: mean of two runs)",
         (
-            Row(LLAMA, "GRPO", (54.09, 61.09, 67.05, 69.29, 72.70), "table1_llama", "grpo"),
-            Row(LLAMA, "LENS", (56.63, 63.05, 68.36, 72.18, 75.34), "table1_llama", "lens"),
-            Row(QWEN, "GRPO", (67.06, 72.86, 77.12, 80.83, 82.67), "table1_qwen", "grpo"),
-            Row(QWEN, "LENS", (68.59, 74.79, 79.33, 82.62, 84.44), "table1_qwen", "lens"),
+            Row(LLAMA, "GRPO", (54.09, 61.09, 67.05, 69.29, 72.70), "paper/table1_llama", "grpo"),
+            Row(LLAMA, "LENS", (56.63, 63.05, 68.36, 72.18, 75.34), "paper/table1_llama", "lens"),
+            Row(QWEN, "GRPO", (67.06, 72.86, 77.12, 80.83, 82.67), "paper/table1_qwen", "grpo"),
+            Row(QWEN, "LENS", (68.59, 74.79, 79.33, 82.62, 84.44), "paper/table1_qwen", "lens"),
         ),
     ),
     PaperTable(
         "table2",
         "Table 2: ablation, Llama, trained on MATH + NuminaMath-1.5 (published: one run)",
         (
-            Row(LLAMA, "GRPO", (56.88, 65.42, 72.08, 78.34, 82.80), "table3_llama", "grpo"),
+            Row(LLAMA, "GRPO", (56.88, 65.42, 72.08, 78.34, 82.80), "paper/table3_llama", "grpo"),
             Row(
                 LLAMA,
                 "LENS, mixed groups only",
                 (57.42, 65.82, 73.08, 78.80, 83.20),
-                "table2_ablation",
+                "paper/table2_ablation",
                 "lens_mixed_only",
             ),
             Row(
                 LLAMA,
                 "LENS, negative groups only",
                 (58.14, 66.48, 73.46, 79.79, 83.40),
-                "table2_ablation",
+                "paper/table2_ablation",
                 "lens_negative_only",
             ),
-            Row(LLAMA, "LENS", (58.64, 66.08, 73.98, 79.46, 83.40), "table3_llama", "lens"),
+            Row(LLAMA, "LENS", (58.64, 66.08, 73.98, 79.46, 83.40), "paper/table3_llama", "lens"),
         ),
     ),
     PaperTable(
         "table3",
         "Table 3: MATH, trained on MATH + NuminaMath-1.5 (published: one run)",
         (
-            Row(LLAMA, "GRPO", (56.88, 65.42, 72.08, 78.34, 82.80), "table3_llama", "grpo"),
-            Row(LLAMA, "LENS", (58.64, 66.08, 73.98, 79.46, 83.40), "table3_llama", "lens"),
-            Row(QWEN, "GRPO", (65.88, 72.39, 77.82, 82.05, 85.13), "table3_qwen", "grpo"),
-            Row(QWEN, "LENS", (68.46, 74.74, 79.75, 83.54, 86.28), "table3_qwen", "lens"),
+            Row(LLAMA, "GRPO", (56.88, 65.42, 72.08, 78.34, 82.80), "paper/table3_llama", "grpo"),
+            Row(LLAMA, "LENS", (58.64, 66.08, 73.98, 79.46, 83.40), "paper/table3_llama", "lens"),
+            Row(QWEN, "GRPO", (65.88, 72.39, 77.82, 82.05, 85.13), "paper/table3_qwen", "grpo"),
+            Row(QWEN, "LENS", (68.46, 74.74, 79.75, 83.54, 86.28), "paper/table3_qwen", "lens"),
         ),
     ),
 )

@@ -74,38 +74,17 @@ def report(runs: Sequence[Path], baseline: str | None, target: Path, *, completi
         print(f"note: {note}")
     check_writable("target", target)
 
-    sections, compute, files = [], [], []
     titles = [make_title(members, arms) for members in settings]
-    for members, title, name in zip(settings, titles, name_folders(titles), strict=True):
-        folder = target / name
-        folder.mkdir(exist_ok=True)
-        tables = make_tables(members, baseline)
-        if len(settings) > 1:
-            print(f"\n{title}")
-        for stem, (caption, table) in tables.items():
-            show_table(caption, shorten_for_terminal(table))
-            write_table(table, f"{title}: {caption}", folder / stem)
-        figures = draw_figures(members, folder)
-        opened = [tables[stem] for stem in ("difference", "signal") if stem in tables]
-        sections.append(Section(title, opened, tables["accuracy"], figures))
-        compute.append((title, tables["compute"][1]))
-        files += [
-            list_files("tables", folder, tables, "csv,md,tex"),
-            list_files("figures", folder, figures.values(), "png,pdf"),
-        ]
-
-    mapped = map_table(arms, baseline)
-    if spans_cells(mapped):
-        caption, figure = MAP.format(baseline), draw_map(mapped, target / "map_of_differences")
-        show_table(caption, mapped)
-        write_table(mapped, caption, target / "map")
-        sections.insert(
-            0, Section("Map", [(caption, mapped)], None, {"Differences, cell by cell": figure}, is_wide=True)
-        )
-        files += [
-            list_files("tables", target, ["map"], "csv,md,tex"),
-            list_files("figures", target, [figure], "png,pdf"),
-        ]
+    places = zip(settings, titles, name_folders(titles), strict=True)
+    written = [
+        report_setting(members, baseline, title, target / name, is_titled=len(settings) > 1)
+        for members, title, name in places
+    ]
+    sections, files = [section for section, _, _ in written], [line for _, _, lines in written for line in lines]
+    compute = [(title, table) for title, (_, table, _) in zip(titles, written, strict=True)]
+    if mapped := report_map(arms, baseline, target):
+        sections.insert(0, mapped[0])
+        files += mapped[1]
 
     results = results_table(settings)
     write_table(results, "Accuracy after training in %", target / "results")
@@ -129,6 +108,42 @@ def report(runs: Sequence[Path], baseline: str | None, target: Path, *, completi
     print("\n".join(files))
     print(f"page:    {page}")
     return page
+
+
+def report_setting(
+    arms: Sequence[Arm], baseline: str | None, title: str, folder: Path, *, is_titled: bool
+) -> tuple[Section, pd.DataFrame, list[str]]:
+    """Print and write the tables of one setting and draw its figures.
+
+    Returns:
+        The section of the page, the table of compute spent, and lines that name the files.
+    """
+    folder.mkdir(exist_ok=True)
+    tables = make_tables(arms, baseline)
+    if is_titled:
+        print(f"\n{title}")
+    for stem, (caption, table) in tables.items():
+        show_table(caption, shorten_for_terminal(table))
+        write_table(table, f"{title}: {caption}", folder / stem)
+    figures = draw_figures(arms, folder)
+    opened = [tables[stem] for stem in ("difference", "signal") if stem in tables]
+    files = [
+        list_files("tables", folder, tables, "csv,md,tex"),
+        list_files("figures", folder, figures.values(), "png,pdf"),
+    ]
+    return Section(title, opened, tables["accuracy"], figures), tables["compute"][1], files
+
+
+def report_map(arms: Sequence[Arm], baseline: str | None, target: Path) -> tuple[Section, list[str]] | None:
+    """Print, write and draw the map of differences; its section and lines that name the files, or None without one."""
+    mapped = map_table(arms, baseline)
+    if not spans_cells(mapped):
+        return None
+    caption, figure = MAP.format(baseline), draw_map(mapped, target / "map_of_differences")
+    show_table(caption, mapped)
+    write_table(mapped, caption, target / "map")
+    files = [list_files("tables", target, ["map"], "csv,md,tex"), list_files("figures", target, [figure], "png,pdf")]
+    return Section("Map", [(caption, mapped)], None, {"Differences, cell by cell": figure}, is_wide=True), files
 
 
 def make_tables(arms: Sequence[Arm], baseline: str | None) -> dict[str, Captioned]:

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lens.config.keys import FREE, KEYWORDS, LENGTHLESS, ROUNDING, flatten, is_listed
+from lens.config.keys import FREE_TO_DIFFER, LENGTHLESS_SCHEDULES, RESUME_KEYWORDS, ROUNDING, flatten, is_listed
 from lens.distributed.collectives import barrier, is_first
 from lens.errors import ConfigError
 from lens.runs.checkpoints import list_checkpoints, load_state, restore_replaced_name
@@ -55,7 +55,7 @@ def find_state(folder: Path, config: dict[str, Any]) -> tuple[Path, dict[str, An
         raise ConfigError("resume", resume, f"auto, or another run folder: {folder} holds {candidates[-1].name}")
     if resume == "must" and not candidates:
         raise ConfigError("resume", resume, f"auto: {folder} holds no checkpoint (name it with hydra.run.dir=...)")
-    if not candidates and resume not in KEYWORDS:
+    if not candidates and resume not in RESUME_KEYWORDS:
         candidates = list_checkpoints(Path(resume) / "checkpoints") or [Path(resume)]
     for place, checkpoint in reversed(list(enumerate(candidates))):
         try:
@@ -83,8 +83,8 @@ def check_config(config: dict[str, Any], of_checkpoint: dict[str, Any], where: P
         ConfigError: they differ in more than what may differ, with the keys and both values.
     """
     here, there = flatten(config), flatten(of_checkpoint)
-    keys = [key for key in {**there, **here} if here.get(key) != there.get(key) and not is_listed(key, FREE)]
-    if here["optimizer.lr_scheduler"] in LENGTHLESS:
+    keys = [key for key in {**there, **here} if here.get(key) != there.get(key) and not is_listed(key, FREE_TO_DIFFER)]
+    if here["optimizer.lr_scheduler"] in LENGTHLESS_SCHEDULES:
         keys = [key for key in keys if key != "trainer.max_steps"]
     said = {key: f"{key} is {here.get(key)!r}, there {there.get(key)!r}" for key in keys}
     rounding = [said.pop(key) for key in keys if is_listed(key, ROUNDING)]

@@ -86,6 +86,8 @@ def explain_unfinished(folder: Path) -> str | None:
     for name in ("metrics.jsonl", ".hydra/config.yaml", ".hydra/hydra.yaml"):
         if not (folder / name).exists():
             return f"not whole (no {name})"
+    if "lens_version" not in json.loads((folder / SUMMARY).read_text()):
+        return "lens 0.1 wrote it, and can report it"
     return None
 
 
@@ -107,7 +109,7 @@ def load_run(folder: Path) -> Run:
     Raises:
         OSError, ValueError, KeyError, IndexError, yaml.YAMLError, OmegaConfBaseException: a file is damaged.
     """
-    config = read_config(folder, "runs")
+    config = OmegaConf.load(folder / ".hydra" / "config.yaml")
     hydra = OmegaConf.load(folder / ".hydra" / "hydra.yaml").hydra
     plain = OmegaConf.to_container(config, resolve=False)
     evaluation = OmegaConf.to_container(config.evaluation, resolve=True)

@@ -76,16 +76,13 @@ class Loss:
             weights: what `weights` gave.
         """
         advantages = experience.advantages.flatten()
-        mask = experience.rollouts.mask
-        tally = Tally()
-        batches = list(
-            split_into_microbatches(model, experience.rollouts, rows.tolist(), self.max_tokens_per_microbatch)
-        )
+        r, tally = experience.rollouts, Tally()
+        batches = list(split_into_microbatches(model, r, rows.tolist(), self.max_tokens_per_microbatch))
         for packs, counts in take_turns(batches):
             part = [row for pack in packs for row in pack]
             logprobs, entropies = rate_completions(
                 model,
-                experience.rollouts,
+                r,
                 packs,
                 temperature=self.temperature,
                 logits_chunk_size=self.logits_chunk_size,
@@ -94,23 +91,17 @@ class Loss:
                 gradient_checkpointing=self.gradient_checkpointing,
                 torch_compile=self.torch_compile,
             )  # [n] each
-            per_token = experience.rollouts.lengths[part]
+            per_token = r.lengths[part]
             advantage = advantages[part].repeat_interleave(per_token).to(logprobs)  # [n]
             weight = weights[part].repeat_interleave(per_token).to(logprobs)  # [n]
             if experience.importance is not None:
-                weight = weight * experience.importance[part][mask[part]].to(logprobs)  # [n]
+                weight = weight * experience.importance[part][r.mask[part]].to(logprobs)  # [n]
             known = experience.old_logprobs
-            old = logprobs.detach() if known is None else known[part][mask[part]].to(logprobs)  # [n]
-            losses = clipped_surrogate(
-                logprobs,
-                old,
-                advantage,
-                epsilon_low=self.epsilon_low,
-                epsilon_high=self.epsilon_high,
-                dual_clip=self.dual_clip,
-            )  # [n]
+            old = logprobs.detach() if known is None else known[part][r.mask[part]].to(logprobs)  # [n]
+            clip = {"epsilon_low": self.epsilon_low, "epsilon_high": self.epsilon_high, "dual_clip": self.dual_clip}
+            losses = clipped_surrogate(logprobs, old, advantage, **clip)  # [n]
             if self.beta > 0:
-                kl = kl_to_reference(logprobs, experience.reference_logprobs[part][mask[part]].to(logprobs))  # [n]
+                kl = kl_to_reference(logprobs, experience.reference_logprobs[part][r.mask[part]].to(logprobs))  # [n]
                 losses = losses + self.beta * kl
                 tally.kl += counts * kl.detach().double().sum().item()
             if self.entropy_coef > 0:

@@ -102,7 +102,7 @@ def middle_ratio(rows: list[dict], value: str, arm: str, other: str) -> float:
 def test_each_part_leaves_its_rows_and_the_table_that_they_make(part, measured, capsys):
     folder = measured(part)
     found = read(folder)
-    assert found["part"] == part and found["config"]["trainer"]["num_generations"] == 4
+    assert found["part"] == part and found["config"]["trainer"]["rollouts"]["num_generations"] == 4
     assert found["machine"]["before"]["threads"] >= 1
     peaks = found["machine"]["matrix_peak_flops_per_s"]
     assert set(peaks) == {"bfloat16", "float32"} and min(peaks.values()) > 0

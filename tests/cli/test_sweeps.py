@@ -124,7 +124,7 @@ def test_a_stopped_sweep_goes_on(pupil, logs, tmp_path):
     again = run(*command, "jobs=1", folder=logs)
     assert again.code == 0, again.stderr
     assert len(list(folder.glob("*/summary.json"))) == 4
-    assert any("Going on from step" in (path / "train.log").read_text() for path in begun)
+    assert any("Resuming from step" in (path / "train.log").read_text() for path in begun)
     for objective, seed in JOBS:
         steps = [line["train/global_step"] for line in metrics_of(job(folder, objective, seed)) if "reward" in line]
         assert steps == [1, 2, 3, 4, 5, 6]
@@ -323,7 +323,7 @@ def test_a_sweep_that_was_killed_ends_with_the_same_tables(pupil, logs, tmp_path
 
     assert run(*command, "hydra.launcher.n_jobs=1", folder=logs).code == 0
     logged = [(job(folder, *which) / "train.log").read_text() for which in JOBS]
-    assert any("Going on from step" in log for log in logged)
+    assert any("Resuming from step" in log for log in logged)
     assert tables(tmp_path / "killed") == tables(tmp_path / "whole")
 
 

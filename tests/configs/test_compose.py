@@ -26,10 +26,20 @@ from lens.problems import load_evaluation_sets
 
 LENS = CONFIGS.parent / "lens"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
-EXPERIMENTS = sorted(file.stem for file in (CONFIGS / "experiment").glob("*.yaml"))
-OPTIONS = [(str(file.parent.relative_to(CONFIGS)), file.stem) for file in FILES if file.parent != CONFIGS]
+BASES = {"paper/base"}  # what several experiments share; no command runs it
+SHARED = {"run"}  # the config that several scripts share
+
+
+def option_of(file: Path) -> tuple[str, str]:
+    """Group and option of a file; the folders of experiments are part of the option."""
+    group = "experiment" if "experiment" in file.relative_to(CONFIGS).parts else file.parent.relative_to(CONFIGS)
+    return str(group), str(file.relative_to(CONFIGS / group).with_suffix(""))
+
+
+OPTIONS = [option_of(file) for file in FILES if file.parent != CONFIGS]
 OPTIONS = [(group, option) for group, option in OPTIONS if not group.startswith("hydra")]
-PRIMARIES = sorted(file.stem for file in CONFIGS.glob("*.yaml"))
+EXPERIMENTS = sorted(option for group, option in OPTIONS if group == "experiment" and option not in BASES)
+PRIMARIES = sorted({file.stem for file in CONFIGS.glob("*.yaml")} - SHARED)
 REQUIRED = {
     "evaluate": ["checkpoint=x"],
     "report": ["runs=x"],
@@ -163,7 +173,7 @@ def test_every_dataset_names_its_loader(option):
 
 
 def test_a_config_that_cannot_work_is_refused():
-    with pytest.raises(ConfigError, match=r"trainer\.max_tokens_per_microbatch=2048: at least"):
+    with pytest.raises(ConfigError, match=r"trainer\.memory\.max_tokens_per_microbatch=2048: at least"):
         check_training(composed("model=hf", "model.name_or_path=x", "model.prompt.max_length=2048"))
 
 
@@ -226,7 +236,7 @@ SHARES_THE_COMMENT_ABOVE = {"epsilon_high", "adam_eps", "weight_decay", "scale_n
 def keys_of(file: Path) -> Iterator[tuple[str, bool, bool]]:
     """(dotted key in the composed config, has a comment above it, holds a value) of every key in a file."""
     lines = file.read_text().splitlines()
-    in_experiment = file.parent.name in ("experiment", "debug")
+    in_experiment = option_of(file)[0] in ("experiment", "debug")
     package = [] if in_experiment else [*file.parent.relative_to(CONFIGS).parts]
     stack: list[tuple[int, str]] = []
     for above, line in itertools.pairwise(["", *lines]):
@@ -244,7 +254,7 @@ DOCUMENTED = {key for file in FILES for key, documented, _ in keys_of(file) if d
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONFIGS)))
 def test_every_key_is_explained_where_it_is_set_or_introduced(file):
     """Above the key, or where the key is introduced that the file overrides; Hydra explains its own."""
-    if file.parent.name != "experiment":
+    if option_of(file)[0] != "experiment":
         assert file.read_text().startswith("# ")
     for key, documented, holds_a_value in keys_of(file):
         *parents, name = key.split(".")
@@ -255,7 +265,7 @@ def test_every_key_is_explained_where_it_is_set_or_introduced(file):
 
 @pytest.mark.parametrize("key", sorted(SHARES_THE_COMMENT_ABOVE))
 def test_keys_that_share_a_comment_stand_right_below_it(key):
-    defining = [CONFIGS / "trainer" / "default.yaml", CONFIGS / "objective" / "lens.yaml"]
+    defining = [CONFIGS / name for name in ("loss/ppo_clip.yaml", "optimizer/adamw.yaml", "objective/lens.yaml")]
     lines = [line for file in defining for line in file.read_text().splitlines()]
     (place,) = (number for number, line in enumerate(lines) if line.startswith(f"{key}:"))
     while re.match(r"\w+:", lines[place]):
@@ -263,13 +273,20 @@ def test_keys_that_share_a_comment_stand_right_below_it(key):
     assert lines[place].startswith("# ")
 
 
-@pytest.mark.parametrize("group", ["trainer/default", "evaluation/arithmetic", "tracking/wandb", "model/tiny"])
+@pytest.mark.parametrize(
+    "group",
+    ["trainer/default", "loss/ppo_clip", "optimizer/adamw", "evaluation/arithmetic", "tracking/wandb", "model/tiny"],
+)
 def test_no_option_is_without_effect(group):
-    """Each key is read somewhere in lens/; that a rule checks it is no use."""
-    code = "".join(file.read_text() for file in LENS.rglob("*.py") if file.name != "validation.py")
-    read = set(re.findall(r"\b(?=(?:s|t|self|loss|settings|trainer|evaluation|model|wandb)\.(\w+))", code))
+    """Each key, those of sections included, is read somewhere in lens/; that a rule checks it is no use."""
+    code = "".join(file.read_text() for file in LENS.rglob("*.py") if file != LENS / "config" / "checks.py")
+    owners = "s|t|r|self|loss|settings|trainer|rollouts|memory|evaluation|model|wandb"
+    read = set(re.findall(rf"\b(?=(?:{owners})\.(\w+))", code))
     config = OmegaConf.load(CONFIGS / f"{group}.yaml")
-    assert {*(config.wandb if group.startswith("tracking") else config)} - read == set()
+    if group.startswith("tracking"):
+        config = config.wandb
+    sections = [config[name] for name in ("rollouts", "memory", "checkpoints") if name in config]
+    assert {key for section in (config, *sections) for key in section} - read == set()
 
 
 def test_everything_in_a_section_that_is_unpacked_is_taken():

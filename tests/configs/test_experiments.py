@@ -26,6 +26,7 @@ SWAPPED = [
     "grader.num_workers=1",
     "tracking.wandb.mode=disabled",
 ]
+PAPER = ("table1_llama", "table1_qwen", "table2_ablation", "table3_llama", "table3_qwen")
 RATES = {"llama": 3e-7, "qwen": 1e-6}
 
 
@@ -34,13 +35,11 @@ def pupil(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_pupil(tmp_path_factory.mktemp("models"))
 
 
-@pytest.mark.parametrize(
-    "experiment", ["table1_llama", "table1_qwen", "table2_ablation", "table3_llama", "table3_qwen"]
-)
+@pytest.mark.parametrize("experiment", PAPER)
 def test_the_first_update_runs(pupil, tmp_path, experiment):
     objective = "lens_negative_only" if experiment == "table2_ablation" else "lens"
     folder = tmp_path / "run"
-    overrides = [f"experiment={experiment}", f"objective={objective}", f"model.name_or_path={pupil}", *SWAPPED]
+    overrides = [f"experiment=paper/{experiment}", f"objective={objective}", f"model.name_or_path={pupil}", *SWAPPED]
     result = run("scripts/train.py", *overrides, f"hydra.run.dir={folder}", folder=tmp_path / "logs")
     assert result.code == 0, result.stderr
     config = OmegaConf.load(folder / ".hydra" / "config.yaml")
@@ -54,40 +53,37 @@ def test_the_first_update_runs(pupil, tmp_path, experiment):
 
 # What each experiment of the map sweeps, at one value each; the middle's are grpo, lens and lens_strong.
 CELLS = {
-    "tiny_map": ["objective=lens_strong"],
-    "tiny_map_levels": ["dataset.arithmetic.levels=[4,5]"],
-    "tiny_map_generations": ["trainer.rollouts.num_generations=16"],
-    "tiny_map_updates": ["trainer.num_prompts_per_step=5"],
-    "tiny_map_learning_rate": ["optimizer.learning_rate=4e-4", "objective=grpo"],
-    "tiny_map_alpha": ["objective=lens", "objective.alpha=16"],
-    "tiny_map_unscaled": ["objective=lens_unscaled", "objective.alpha=16"],
-    "tiny_map_penalty": ["objective=uniform", "objective.alpha=4"],
-    "tiny_map_entropy": ["objective=grpo", "loss.entropy_coef=0.03"],
-    "tiny_map_compute": ["objective=grpo", "trainer.max_steps=1"],
-    "tiny_map_long": ["objective=lens_strong", "trainer.max_steps=1"],
-    "tiny_map_collapse": ["objective=lens_unscaled", "objective.alpha=4", "trainer.max_steps=1"],
-    "tiny_map_warm_starts": ["objective=lens", "model.recipe.seed=1"],
+    "map/middle": ["objective=lens_strong"],
+    "map/levels": ["dataset.arithmetic.levels=[4,5]"],
+    "map/generations": ["trainer.rollouts.num_generations=16"],
+    "map/updates": ["trainer.num_prompts_per_step=5"],
+    "map/learning_rate": ["optimizer.learning_rate=4e-4", "objective=grpo"],
+    "map/alpha": ["objective=lens", "objective.alpha=16"],
+    "map/unscaled": ["objective=lens_unscaled", "objective.alpha=16"],
+    "map/penalty": ["objective=uniform", "objective.alpha=4"],
+    "map/entropy": ["objective=grpo", "loss.entropy_coef=0.03"],
+    "map/compute": ["objective=grpo", "trainer.max_steps=1"],
+    "map/long": ["objective=lens_strong", "trainer.max_steps=1"],
+    "map/collapse": ["objective=lens_unscaled", "objective.alpha=4", "trainer.max_steps=1"],
+    "map/warm_starts": ["objective=lens", "model.recipe.seed=1"],
 }
 # The other sweeps of the tiny model.
 SWEEPS = {
     "tiny": ["objective=lens"],
     "demo": ["objective=lens_strong"],
-    "tiny_ablation": ["objective=lens_negative_only"],
-    "tiny_alpha": ["objective=lens", "objective.scale_negative=1.0"],
-    "tiny_objectives": ["objective=lens_sequence_dimp"],
-    "tiny_paired": ["objective=lens"],
-    "tiny_tune": ["objective=grpo", "optimizer.learning_rate=1e-4", "evaluation.sets.arithmetic.split=train"],
+    "tiny/ablation": ["objective=lens_negative_only"],
+    "tiny/alpha": ["objective=lens", "objective.scale_negative=1.0"],
+    "tiny/objectives": ["objective=lens_sequence_dimp"],
+    "tiny/paired": ["objective=lens"],
+    "tiny/tune": ["objective=grpo", "optimizer.learning_rate=1e-4", "evaluation.sets.arithmetic.split=train"],
 }
-LARGER = ("smollm2_arithmetic", "smollm2_math")
+LARGER = ("smollm2/arithmetic", "smollm2/math")
 
 
 def test_every_experiment_is_here():
-    found = {file.stem for file in (CONFIGS / "experiment").glob("*.yaml")} - {"none"}
-    assert found == {"table1_llama", "table1_qwen", "table2_ablation", "table3_llama", "table3_qwen"} | {
-        *CELLS,
-        *SWEEPS,
-        *LARGER,
-    }
+    folder = CONFIGS / "experiment"
+    found = {str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml")}
+    assert found - {"none", "paper/base"} == {*(f"paper/{name}" for name in PAPER), *CELLS, *SWEEPS, *LARGER}
 
 
 @pytest.mark.parametrize("experiment", LARGER)
@@ -95,7 +91,7 @@ def test_the_first_update_of_a_pretrained_models_experiment_runs(pupil, tmp_path
     folder = tmp_path / "run"
     prompts = ["model.prompt.template=chat", "model.prompt.max_length=64", "~sampler.max_logp_difference"]  # vLLM's key
     problems = ["dataset.arithmetic.size=20", *(f"trainer.num_prompts_per_{part}=20" for part in ("rollout", "step"))]
-    if experiment == "smollm2_math":
+    if experiment == "smollm2/math":
         problems += ["~evaluation.sets.math"]  # whose size the experiment sets
     overrides = [f"experiment={experiment}", "objective=lens", f"model.name_or_path={pupil}", *SWAPPED, *prompts]
     result = run("scripts/train.py", *overrides, *problems, f"hydra.run.dir={folder}", folder=tmp_path / "logs")
@@ -121,7 +117,7 @@ def test_the_first_update_of_every_experiment_of_the_tiny_model_runs(pupil, tmp_
     assert update["grad_norm"] > 0
     assert (folder / "wandb").exists() == (experiment in SWEEPS)
     trained = update["completions/trained"]
-    if experiment == "tiny_map_entropy":  # the bonus is of every answer
+    if experiment == "map/entropy":  # the bonus is of every answer
         assert trained == 160
     elif "objective=grpo" in swept:
         assert trained < 160
@@ -130,10 +126,12 @@ def test_the_first_update_of_every_experiment_of_the_tiny_model_runs(pupil, tmp_
 def test_the_map_is_one_command_over_all_of_its_experiments():
     recipe = subprocess.run(["make", "-n", "map", "VENV=v"], cwd=CONFIGS.parent, capture_output=True, text=True)
     assert recipe.returncode == 0, recipe.stderr
-    experiments = {file.stem for file in (CONFIGS / "experiment").glob("tiny_map*.yaml")}
-    assert set(re.findall(r"tiny_map\w*", recipe.stdout.split("report.py")[0])) == experiments
+    experiments = {f"map/{file.stem}" for file in (CONFIGS / "experiment" / "map").glob("*.yaml")}
+    swept = re.findall(r"\bmap/\w+", recipe.stdout.split("report.py")[0])
+    assert len(swept) == len(set(swept)) and set(swept) == experiments
+    assert swept[0] == "map/middle"
     assert experiments == set(CELLS)
-    assert "scripts/report.py runs=outputs/sweeps/tiny_map" in recipe.stdout
+    assert "scripts/report.py runs=outputs/sweeps/map" in recipe.stdout
 
 
 def test_a_cell_of_the_map_is_confirmed_on_seeds_that_the_map_does_not_have():

@@ -22,8 +22,8 @@ from lens.sampling.rollouts import Rollouts
 from lens.sampling.shared import merge_rollouts
 from lens.training.experience import Experience, weigh_rollouts
 from tests.support.command_line import ROOT, Command, Result, environment, metrics_of, run, steps_in, training
+from tests.support.gradients import LOSS, TOLERANCE, error
 from tests.support.vllm_engine import VLLM
-from tests.training.test_update import LOSS, TOLERANCE, error, experience  # noqa: F401
 
 STEPS = 6
 # What rounding adds up to over STEPS updates; metrics are means of numbers of size 1.
@@ -49,12 +49,12 @@ IN_BFLOAT16 = 0.01  # other micro-batches round otherwise
 
 
 @pytest.fixture(scope="module")
-def gradients(experience, tiny_folder, logs, tmp_path_factory) -> list[dict]:  # noqa: F811
+def gradients(experience, tiny_folder, logs, tmp_path_factory) -> list[dict]:
     """What one process finds, and what two find together."""
     return found_by(experience, tiny_folder, CASES, logs, tmp_path_factory.mktemp("gradients"))
 
 
-def found_by(experience: Experience, model: Path, cases: dict, logs: Path, folder: Path) -> list[dict]:  # noqa: F811
+def found_by(experience: Experience, model: Path, cases: dict, logs: Path, folder: Path) -> list[dict]:
     """Gradients of the same rollouts, by one process and by two."""
     found = []
     for processes in (1, 2):
@@ -151,9 +151,9 @@ def test_two_processes_stop_and_one_goes_on(command, alone, logs, tmp_path, numb
 
     rest = run(*command, "resume=must", f"hydra.run.dir={folder}", folder=logs)
     assert rest.code == 0, rest.stderr
-    assert "Going on from step" in rest.stdout
+    assert "Resuming from step" in rest.stdout
     if number == signal.SIGTERM:
-        assert f"Going on from step {len(metrics_without_evaluation(folder, rest))}" in rest.stdout
+        assert f"Resuming from step {len(metrics_without_evaluation(folder, rest))}" in rest.stdout
     assert_same_up_to_rounding(folder, alone)
 
 
@@ -203,7 +203,7 @@ def test_two_processes_that_update_are_stopped_between_micro_batches(command, lo
 
 def metrics_without_evaluation(folder: Path, rest: Result) -> list[int]:
     """The updates that were done before the run went on."""
-    step = int(rest.stdout.split("Going on from step ")[1].split(":")[0])
+    step = int(rest.stdout.split("Resuming from step ")[1].split(":")[0])
     return [line["train/global_step"] for line in metrics_of(folder) if "reward" in line][:step]
 
 
@@ -215,7 +215,7 @@ def test_one_process_stops_and_two_go_on(command, alone, logs, tmp_path):
     running.wait()
     result = Command(*command, "resume=must", f"hydra.run.dir={folder}", folder=logs, processes=2).wait()
     assert result.code == 0, result.stderr
-    assert result.stdout.count("Going on from step") == 1  # one process speaks
+    assert result.stdout.count("Resuming from step") == 1  # one process speaks
     assert_same_up_to_rounding(folder, alone)
     moments = [path.name for path in (folder / "checkpoints" / f"step_{STEPS:06d}" / "optimizer").iterdir()]
     assert len(moments) == 2
@@ -241,7 +241,7 @@ def test_adapters_that_some_processes_have_trained_are_trained_on_by_others(adap
         assert result.code == 0, result.stderr
         moments = list((folder / "checkpoints" / f"step_{steps:06d}" / "optimizer").glob("*.safetensors"))
         assert len(moments) == number
-    assert "Going on from step 3" in result.stdout
+    assert "Resuming from step 3" in result.stdout
     assert_same_up_to_rounding(folder, alone)
     assert_same_tensors(folder, alone, f"{ADAPTER_FOLDER}/{WEIGHTS_FILE}")
 

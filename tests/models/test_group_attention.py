@@ -13,8 +13,8 @@ from lens.models.group_attention import GroupAttention, Scratch, products_at_the
 from lens.models.logprobs import rate_completions
 from lens.models.packing import lay_out
 from lens.models.shared_prompts import SHARED_PROMPTS, Sharing, shared_prompts_attention
-from tests.models.test_logprobs import ALL, LENGTHS, PROMPT_LENGTHS, gradients_of, random_rollouts
-from tests.models.test_shared_prompts import MODELS, alone
+from tests.support.models import MODELS, alone, gradients_of
+from tests.support.rollouts import ALL, LENGTHS, PROMPT_LENGTHS, random_rollouts
 
 HEADS, KEY_HEADS, CHANNELS = 4, 2, 3
 Packs = list[tuple[int, list[int]]]

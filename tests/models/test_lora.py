@@ -23,9 +23,9 @@ from lens.models.lora import WEIGHTS_FILE, add_adapters, check_adapters, load_ad
 from lens.models.sharding import gather_named_weights
 from lens.runs.checkpoints import ADAPTER_FOLDER, save_checkpoint
 from lens.sampling.transformers import TransformersSampler
-from lens.training.update import make_optimizer
-from tests.models.test_logprobs import ALL, random_rollouts
+from lens.training.policy import make_optimizer
 from tests.support.command_line import assert_same_end, metrics_of, run, training, weights_of
+from tests.support.rollouts import ALL, random_rollouts
 
 ADAM = OmegaConf.create({"learning_rate": 1e-2, "adam_betas": [0.9, 0.999], "adam_eps": 1e-8, "weight_decay": 0.01})
 IDS = torch.arange(3, 23)[None]
@@ -255,7 +255,7 @@ def test_a_stopped_run_ends_like_one_that_never_stopped(finished, logs, tmp_path
     # The weights come from the base model and the adapters: of the sum, rounding would be seen.
     rest = run(*parts, "resume=must", folder=logs)
     assert rest.code == 0, rest.stderr
-    assert "Going on from step 2" in rest.stdout
+    assert "Resuming from step 2" in rest.stdout
     assert weights_of(tmp_path / "parts") != halfway
     assert_same_end(tmp_path / "parts", whole)
     last = [f / "checkpoints/step_000004" / ADAPTER_FOLDER / WEIGHTS_FILE for f in (tmp_path / "parts", whole)]

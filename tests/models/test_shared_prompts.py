@@ -1,4 +1,4 @@
-"""Completions that share their prompt against each alone in its row, in models of several kinds; and the head."""
+"""Completions that share their prompt against each alone in its row, in models of several kinds."""
 
 from __future__ import annotations
 
@@ -6,42 +6,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
     LlamaModel,
-    MistralConfig,
-    MistralForCausalLM,
-    OPTConfig,
-    OPTForCausalLM,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
 )
 
 from lens.errors import ConfigError
-from lens.models.head import HeadValues, rate_tokens
 from lens.models.logprobs import rate_completions
 from lens.models.shared_prompts import SHARED_PROMPTS, Collect, Sharing, Spread, make_window_mask
-from tests.models.test_logprobs import ALL, LENGTHS, PROMPT_LENGTHS, dense_values, gradients_of, random_rollouts
-
-SIZES = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-ROWS = [row for pack in ALL for row in pack]
-MODELS = {
-    "fewer key heads": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, intermediate_size=64, num_key_value_heads=2)),
-    "biases": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, intermediate_size=64, num_key_value_heads=4)),
-    "a sliding window": lambda: MistralForCausalLM(
-        MistralConfig(**SIZES, intermediate_size=64, num_key_value_heads=4, sliding_window=4)
-    ),
-    "places by a table": lambda: OPTForCausalLM(OPTConfig(**SIZES, ffn_dim=64, word_embed_proj_dim=32)),
-}
-
-
-def alone(model: PreTrainedModel) -> Tensor:
-    """The log-probabilities of ROWS, each from logits of its own."""
-    rollouts = random_rollouts(PROMPT_LENGTHS, LENGTHS)
-    return torch.cat([dense_values(model, rollouts, row, 0.9)[0] for row in ROWS])
+from tests.support.models import MODELS, alone, gradients_of
+from tests.support.rollouts import ALL, LENGTHS, PROMPT_LENGTHS, random_rollouts
 
 
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
@@ -119,65 +92,3 @@ def test_a_window_lets_a_token_see_so_many():
         [0, 1, 1, 0],
         [0, 0, 1, 1],
     ]
-
-
-@pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_the_head_has_the_gradient_that_its_values_have(with_bias, temperature):
-    generator = torch.Generator().manual_seed(0)
-    hidden, weight, bias = (
-        torch.randn(*shape, generator=generator, dtype=torch.float64, requires_grad=True)
-        for shape in ((5, 3), (7, 3), (7,))
-    )
-    targets = torch.tensor([0, 6, 2, 2, 5])
-    bias = bias if with_bias else None
-    logits = torch.nn.functional.linear(hidden, weight, bias) / temperature
-    drawn = torch.distributions.Categorical(logits=logits)
-    logprobs, entropies = HeadValues.apply(hidden, weight, bias, targets, temperature, True)
-    torch.testing.assert_close(logprobs, drawn.log_prob(targets))
-    torch.testing.assert_close(entropies, drawn.entropy())
-    for inputs in ((hidden, weight, bias, targets, temperature, entropies) for entropies in (True, False)):
-        assert torch.autograd.gradcheck(lambda *x: [v for v in HeadValues.apply(*x) if v is not None], inputs)
-
-
-@pytest.mark.parametrize("with_entropies", [False, True])
-def test_the_head_is_the_same_in_several_pieces(with_entropies):
-    generator = torch.Generator().manual_seed(0)
-    inputs = [
-        torch.randn(*shape, generator=generator, dtype=torch.float64, requires_grad=True)
-        for shape in ((5, 2), (2**19, 2), (2**19,))
-    ]  # two tokens a piece
-    targets = torch.tensor([0, 2**19 - 1, 3, 3, 77])
-    drawn = torch.distributions.Categorical(logits=torch.nn.functional.linear(*inputs))
-    expected = drawn.log_prob(targets) + (drawn.entropy() if with_entropies else 0)
-    logprobs, entropies = HeadValues.apply(*inputs, targets, 1.0, with_entropies)
-    found = logprobs + (entropies if with_entropies else 0)
-    torch.testing.assert_close(found, expected)
-    upstream = torch.randn(5, generator=generator, dtype=torch.float64)
-    gradients = (torch.autograd.grad(values, inputs, upstream) for values in (found, expected))
-    for own, reference in zip(*gradients, strict=True):
-        torch.testing.assert_close(own, reference)
-
-
-@pytest.mark.parametrize("chunk", [1, 7, 64])
-@pytest.mark.parametrize("is_frozen", [False, True])
-def test_the_head_in_bfloat16_is_near_that_of_float32(chunk, is_frozen):
-    """Whatever autocast is around it, which would be another one in the backward pass."""
-    generator = torch.Generator().manual_seed(0)
-    head = torch.nn.Linear(16, 50)
-    hidden = torch.randn(40, 16, generator=generator).bfloat16()
-    targets = torch.randint(50, (40,), generator=generator)
-    head.requires_grad_(not is_frozen)
-    found = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        own = head.bfloat16().to(dtype)
-        states = hidden.to(dtype).requires_grad_()
-        own.zero_grad()
-        with torch.autocast("cpu", torch.float16 if dtype is torch.float32 else torch.bfloat16):
-            logprobs, entropies = rate_tokens(own, states, targets, temperature=0.7, chunk_size=chunk, entropies=True)
-        (logprobs - 0.3 * entropies).sum().backward()
-        gradients = [states.grad] if is_frozen else [states.grad, own.weight.grad, own.bias.grad]
-        found[dtype] = [logprobs.detach(), entropies.detach(), *(gradient.float() for gradient in gradients)]
-        assert (own.weight.grad is None) == is_frozen
-    for exact, near in zip(*found.values(), strict=True):
-        assert (near - exact).norm() < 0.02 * exact.norm()

@@ -71,7 +71,7 @@ def test_runs_that_are_not_there_are_missing_and_never_zero(tmp_path):
 )
 def test_only_runs_as_the_paper_has_them_are_ours(tmp_path, typed, is_ours):
     """What all arms share decides as much as what one of them alone has."""
-    choices = {"experiment": "table1_llama", "model": "llama3.1_8b", "dataset": "math_dapo"}
+    choices = {"experiment": "paper/table1_llama", "model": "llama3.1_8b", "dataset": "math_dapo"}
     for objective in ("grpo", "lens"):
         overrides = ["experiment=paper/table1_llama", *typed]
         make_run(tmp_path / objective, objective, 0, *overrides, choices=choices, sets=("math",))
@@ -80,7 +80,7 @@ def test_only_runs_as_the_paper_has_them_are_ours(tmp_path, typed, is_ours):
 
 
 def test_our_runs_stand_below_the_published_row(tmp_path):
-    experiment = {"experiment": "table1_llama", "model": "llama3.1_8b", "dataset": "math_dapo"}
+    experiment = {"experiment": "paper/table1_llama", "model": "llama3.1_8b", "dataset": "math_dapo"}
     named = {"choices": experiment, "sets": ("math",)}
     for seed in (0, 1):
         make_run(tmp_path / f"grpo{seed}", "grpo", seed, "experiment=paper/table1_llama", **named)

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from lens.errors import ConfigError
-from lens.reporting.figures import over_seeds
+from lens.reporting.curves import over_seeds
 from lens.reporting.loading import load_arms
 from lens.reporting.report import report
 from lens.reporting.tables import accuracy_table, difference_table, find_parts, gain_table

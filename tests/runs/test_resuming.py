@@ -212,7 +212,7 @@ def test_a_new_run_goes_on_from_another_as_that_would_have(stopped, tmp_path):
     for more in ([f"hydra.run.dir={copy_of_it}"], new):
         result = run(*longer, *more, folder=logs)
         assert result.code == 0, result.stderr
-        assert "Going on from step 4" in result.stdout
+        assert "Resuming from step 4" in result.stdout
     assert contents(folder) == before
     new_folder = tmp_path / "new"
     assert metrics_of(new_folder) == metrics_of(copy_of_it)
@@ -237,7 +237,7 @@ def test_a_run_whose_last_checkpoint_is_truncated_goes_on_from_the_one_before(st
     assert result.code == 0, result.stderr
     assert "damaged: model.safetensors" in result.stdout
     assert "trying step_000004" in result.stdout
-    assert "Going on from step 4" in result.stdout
+    assert "Resuming from step 4" in result.stdout
     assert metrics_of(folder) == metrics_of(whole)
     name = Path("checkpoints") / "step_000006" / "model.safetensors"
     assert (folder / name).read_bytes() == (whole / name).read_bytes()

@@ -15,9 +15,10 @@ from lens.errors import ConfigError
 from lens.models.logprobs import rate_rollouts
 from lens.problems import load_problems
 from lens.problems.prompts import Prompt, PromptFormat, encode_problems
-from lens.sampling.rollouts import Rollouts, geometric_mean_probability
+from lens.sampling.rollouts import geometric_mean_probability
 from lens.sampling.transformers import TransformersSampler, sample_tokens
 from lens.seeding import derive_seed
+from tests.support.rollouts import by_question, completions
 
 GENERATIONS = 4
 MAX_LENGTH = 14
@@ -36,15 +37,6 @@ def prompts(tiny) -> list[Prompt]:
 @pytest.fixture
 def sampler(tiny) -> TransformersSampler:
     return TransformersSampler(*tiny, max_num_seqs=1000)
-
-
-def completions(rollouts: Rollouts, question: int) -> list[list[int]]:
-    rows = range(question * rollouts.num_generations, (question + 1) * rollouts.num_generations)
-    return [rollouts.completion_ids[row, : rollouts.lengths[row]].tolist() for row in rows]
-
-
-def by_question(rollouts: Rollouts) -> dict[str, list[list[int]]]:
-    return {prompt.problem_id: completions(rollouts, place) for place, prompt in enumerate(rollouts.prompts)}
 
 
 # --- what comes out ---

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from omegaconf import OmegaConf
 
+from lens import __version__
 from lens.evaluation.scores import compute_metrics
 from lens.files import write_json, write_parquet
 from lens.objectives import calibrated_rewards, grpo_advantages, lens_advantages
@@ -42,7 +43,9 @@ def make_run(
         "resume": "auto",
         "tracking": {"wandb": {"mode": "offline"}},
         "model": {"name_or_path": None},
-        "trainer": {"max_steps": 20, "learning_rate": 1e-4},
+        "trainer": {"max_steps": 20},
+        "loss": {"beta": 0.0},
+        "optimizer": {"learning_rate": 1e-4},
         "evaluation": {"every": 10, "num_samples": 4, "sets": {name: {"source": name} for name in sets}},
     }
     task = [f"objective={objective}", f"seed={seed}", *overrides]
@@ -89,7 +92,7 @@ def make_run(
             write_parquet(folder / "evaluations" / f"step_{step:06d}.parquet", rows)
             lines.append({"train/global_step": step, **compute_metrics(rows), "time/evaluate_s": 0.5})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    write_json(folder / "summary.json", {"step": 20, "metrics": {}})
+    write_json(folder / "summary.json", {"step": 20, "metrics": {}, "lens_version": __version__})
     return folder
 
 

@@ -16,7 +16,7 @@ from lens.models.loading import load_model
 from lens.models.sharding import gather_named_weights, shard_model
 from lens.training.experience import Experience
 from lens.training.update import Loss, compute_gradient
-from tests.training.test_update import norms_in_their_own_type
+from tests.support.gradients import norms_in_their_own_type
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lens.files import CONFIGS
 from lens.runs.checkpoints import load_state
 from lens.runs.run import FAILURE
-from lens.training.train_state import round_of_questions
+from lens.training.train_state import choose_questions
 from tests.support.command_line import (
     Command,
     assert_one_wandb_run,
@@ -222,7 +222,7 @@ def test_wandb_is_fed_the_same_values(first):
     assert (started.project, started.run_group, started.display_name) == ("lens", "tiny", "lens-seed0")
     assert list(started.tags) == ["tiny", "lens", "tiny", "arithmetic", "transformers"]
     config = {item.key: json.loads(item.value_json) for item in started.config.update}
-    assert config["trainer"]["num_generations"] == 4
+    assert config["trainer"]["rollouts"]["num_generations"] == 4
     assert [record.exit.exit_code for record in records if record.HasField("exit")] == [0]
     axes = [record.metric for record in records if record.HasField("metric")]
     assert {axis.step_metric for axis in axes if axis.glob_name == "*"} == {"train/global_step"}
@@ -316,7 +316,7 @@ def test_a_resumed_run_ends_like_one_that_never_stopped(pupil, logs, tmp_path, k
     halfway = weights_of(folders["parts"])
     rest = run(*part, *longer, "resume=must", folder=logs)
     assert rest.code == 0, rest.stderr
-    assert f"Going on from step {stop}" in rest.stdout
+    assert f"Resuming from step {stop}" in rest.stdout
     assert weights_of(folders["parts"]) != halfway
     assert whole.wait().code == 0, whole.wait().stderr
     assert_same_end(folders["parts"], folders["whole"])
@@ -326,12 +326,12 @@ def test_a_resumed_run_ends_like_one_that_never_stopped(pupil, logs, tmp_path, k
 
 
 def test_an_epoch_meets_every_problem_once_and_the_next_in_another_order():
-    rounds = [round_of_questions(22, 4, seed=3, number=number) for number in range(10)]
+    rounds = [choose_questions(22, 4, seed=3, number=number) for number in range(10)]
     first, second = ([problem for questions in epoch for problem in questions] for epoch in (rounds[:5], rounds[5:]))
     assert len(set(first)) == len(set(second)) == 20
     assert first != second
-    assert round_of_questions(22, 4, seed=3, number=7) == rounds[7]
-    assert round_of_questions(22, 4, seed=4, number=7) != rounds[7]
+    assert choose_questions(22, 4, seed=3, number=7) == rounds[7]
+    assert choose_questions(22, 4, seed=4, number=7) != rounds[7]
 
 
 def test_resume_refuses_what_it_was_told_to_refuse(first, logs, tmp_path):
@@ -390,7 +390,7 @@ def test_a_half_written_checkpoint_is_ignored(first, logs, tmp_path):
         (unfinished / "model.safetensors").write_bytes(b"half")
     result = run(*command, f"hydra.run.dir={copy}", "trainer.max_steps=6", folder=logs)
     assert result.code == 0, result.stderr
-    assert "Going on from step 4" in result.stdout
+    assert "Resuming from step 4" in result.stdout
     assert (copy / "checkpoints" / "step_000006" / "training_state.pt").exists()
     assert not (copy / "checkpoints" / "step_000006.unfinished").exists()
 
@@ -442,7 +442,7 @@ def test_a_stopped_run_says_how_to_go_on_and_ends_the_same(long_command, uninter
     assert program == "python"
     rest = run(*again, folder=logs)
     assert rest.code == 0, rest.stderr
-    assert f"Going on from step {stopped_at}" in rest.stdout
+    assert f"Resuming from step {stopped_at}" in rest.stdout
     assert_same_end(folder(), uninterrupted)
 
 
@@ -572,7 +572,7 @@ def test_where_a_checkpoint_cannot_be_written_the_run_stops_and_the_last_one_is_
         load_state(checkpoint)
     rest = run(*command, folder=logs)
     assert rest.code == 0, rest.stderr
-    assert f"Going on from step {int(checkpoint.name[5:])}" in rest.stdout
+    assert f"Resuming from step {int(checkpoint.name[5:])}" in rest.stdout
     assert_same_end(folder, uninterrupted)
     assert_one_wandb_run(folder)
 

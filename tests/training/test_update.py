@@ -9,7 +9,6 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,56 +16,25 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from lens.losses.aggregation import token_weights
 from lens.models.loading import load_model
 from lens.objectives import grpo_advantages, lens_advantages
-from lens.problems import load_problems
-from lens.problems.prompts import PromptFormat, encode_problems
-from lens.sampling.transformers import TransformersSampler
-from lens.training.experience import Experience, weigh_rollouts
+from lens.training.experience import Experience
 from lens.training.update import Loss, compute_gradient, find_non_finite
-from tests.support.losses import plain_loss
+from tests.support.gradients import (
+    GENERATIONS,
+    LOSS,
+    MAX_LENGTH,
+    TOLERANCE,
+    error,
+    flat_gradient,
+    gradient,
+    norms_in_their_own_type,
+)
 
 MODES = ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
-TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
-MAX_LENGTH = 10
-GENERATIONS = 4
-
-# A mixed, a negative, a positive and another mixed group, the last with answers that the grader could not judge.
-VERDICTS = (
-    ["correct", "incorrect", "no_answer", "incorrect"]
-    + ["incorrect"] * 4
-    + ["correct"] * 4
-    + ["incorrect", "timeout", "correct", "error"]
-)
 INVALID = [13, 15]
-
-SIZES = {"max_completion_length": MAX_LENGTH, "max_tokens_per_microbatch": 10_000, "logits_chunk_size": 16}
-LOSS = plain_loss(epsilon_high=0.3, temperature=0.8, **SIZES)
-
-
-@pytest.fixture(scope="module")
-def experience(tiny_folder: Path) -> Experience:
-    """Four questions with four answers each, prompts and answers of different lengths."""
-    model, tokenizer = load_model(str(tiny_folder))
-    problems = load_problems("arithmetic", split="test", size=10).select([0, 1, 2, 3])
-    problems, prompts, _ = encode_problems(problems, tokenizer, PromptFormat())
-    sampler = TransformersSampler(model, tokenizer, max_num_seqs=64)
-    rollouts = sampler.sample(prompts, GENERATIONS, 5, max_completion_length=MAX_LENGTH, temperature=LOSS.temperature)
-    assert len({len(prompt.token_ids) for prompt in prompts}) > 1 and len(set(rollouts.lengths.tolist())) > 2
-
-    generator = torch.Generator().manual_seed(0)
-    noise = [0.5 * torch.randn(rollouts.logprobs.shape, generator=generator) * rollouts.mask for _ in range(2)]
-    weighed = weigh_rollouts(
-        rollouts,
-        list(problems["level"]),
-        VERDICTS,
-        partial(lens_advantages, alpha=2.0),
-        reference_logprobs=rollouts.logprobs + noise[1],
-    )
-    return replace(weighed, old_logprobs=rollouts.logprobs + noise[0])
 
 
 @pytest.fixture(scope="module")
@@ -76,34 +44,9 @@ def models(tiny_folder: Path) -> dict[str, PreTrainedModel]:
     return models
 
 
-def norms_in_their_own_type(model: PreTrainedModel) -> None:
-    """transformers computes norms in float32 whatever the model's type, which would hide an error of 1e-8."""
-    for module in model.modules():
-        for name, child in module.named_children():
-            if isinstance(child, LlamaRMSNorm):
-                norm = torch.nn.RMSNorm(len(child.weight), eps=child.variance_epsilon, dtype=child.weight.dtype)
-                norm.weight = child.weight
-                setattr(module, name, norm)
-
-
 @pytest.fixture
 def model(models: dict[str, PreTrainedModel]) -> PreTrainedModel:
     return models["float32"]
-
-
-def flat_gradient(model: PreTrainedModel) -> Tensor:
-    return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
-
-
-def gradient(model: PreTrainedModel, experience: Experience, loss: Loss = LOSS, **choices: bool) -> Tensor:
-    compute_gradient(model, experience, loss, **choices)
-    return flat_gradient(model)
-
-
-def error(actual: Tensor, expected: Tensor) -> float:
-    """The norm of the difference in terms of the expected norm."""
-    assert expected.norm() > 1e-4
-    return ((actual - expected).norm() / expected.norm()).item()
 
 
 def reordered(experience: Experience, rows: Sequence[int]) -> Experience:
@@ -421,7 +364,7 @@ def test_frozen_parameters_get_no_gradient(tiny, experience):
 
 
 def test_a_completion_that_fits_no_microbatch_is_refused(model, experience):
-    with pytest.raises(ValueError, match=r"trainer\.max_tokens_per_microbatch=12"):
+    with pytest.raises(ValueError, match=r"trainer\.memory\.max_tokens_per_microbatch=12"):
         compute_gradient(model, experience, replace(LOSS, max_tokens_per_microbatch=12))
 
 

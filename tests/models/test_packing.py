@@ -1,0 +1,116 @@
+"""Micro-batches within their budget, and completions in one row that do not see each other."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    PreTrainedModel,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from lens.errors import ConfigError
+from lens.models.loading import load_model
+from lens.models.logprobs import rate_completions
+from lens.models.packing import lay_out, split_into_microbatches
+from tests.support.rollouts import GENERATIONS, random_rollouts
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_microbatches_cover_every_row_once_within_the_budget(tiny, data):
+    model, _ = tiny
+    prompt_lengths = data.draw(st.lists(st.integers(1, 30), min_size=1, max_size=5))
+    count = GENERATIONS * len(prompt_lengths)
+    lengths = data.draw(st.lists(st.integers(1, 40), min_size=count, max_size=count))
+    rows = data.draw(st.permutations(range(count)))[: data.draw(st.integers(0, count))]
+    budget = max(prompt_lengths[row // GENERATIONS] + lengths[row] for row in range(count)) + data.draw(
+        st.integers(0, 200)
+    )
+    rollouts = random_rollouts(prompt_lengths, lengths)
+    parts = list(split_into_microbatches(model, rollouts, rows, budget))
+    assert sorted(row for packs in parts for pack in packs for row in pack) == sorted(rows)
+    for packs in parts:
+        questions = [{row // GENERATIONS for row in pack} for pack in packs]
+        assert all(len(each) == 1 for each in questions)
+        members = [row for pack in packs for row in pack]
+        assert (
+            members
+            and len(members) * max(prompt_lengths[row // GENERATIONS] + lengths[row] for row in members) <= budget
+        )
+    assert list(split_into_microbatches(model, rollouts, rows[::-1], budget)) == parts
+
+
+def test_microbatches_are_no_more_than_it_takes(tiny, rollouts):
+    model, _ = tiny
+    # With their prompts the longest of each question have 9, 8 and 17 tokens, and the last question's other has 10.
+    assert list(split_into_microbatches(model, rollouts, range(6), 10_000)) == [[[5, 4], [0, 1], [2, 3]]]
+    assert list(split_into_microbatches(model, rollouts, range(6), 30)) == [[[5]], [[4], [0, 1]], [[2, 3]]]
+    assert list(split_into_microbatches(model, rollouts, range(6), 17)) == [[[5]], [[4]], [[0]], [[2, 3]], [[1]]]
+
+
+def name_attention(model: PreTrainedModel, name: str) -> PreTrainedModel:
+    """The model, whose attention is called so; by the config's setter, kernels would be asked for."""
+    model.config._attn_implementation_internal = name
+    return model
+
+
+def test_an_attention_that_takes_no_mask_shares_no_prompt(tiny, rollouts):
+    model = name_attention(tiny[0], "flash_attention_2")
+    assert [len(pack) for packs in split_into_microbatches(model, rollouts, range(6), 10_000) for pack in packs] == [
+        1
+    ] * 6
+
+
+@pytest.fixture
+def flat(tiny) -> Iterator[PreTrainedModel]:
+    """The model with an attention that is called flash, and computes on a CPU: transformers' contract is the same."""
+    name, known = "flash_on_cpu", (AttentionInterface, AttentionMaskInterface)
+    for interface, function in zip(known, (sdpa_attention_forward, sdpa_mask), strict=True):
+        interface.register(name, function)
+    yield name_attention(tiny[0], name)
+    for interface in known:
+        del interface._global_mapping[name]
+
+
+def test_sequences_in_one_row_do_not_see_each_other(tiny_folder, flat, rollouts):
+    padded, _ = load_model(str(tiny_folder), attention="sdpa")
+    packs = [[row] for row in range(6)]
+    layout = lay_out(rollouts, packs, flat=True)
+    lengths = [len(rollouts.prompts[row // GENERATIONS].token_ids) + int(rollouts.lengths[row]) for row in range(6)]
+    assert layout.ids.shape == (1, sum(lengths))
+    assert layout.sharing is None
+    choices = {"temperature": 0.9, "logits_chunk_size": 7}
+    expected = rate_completions(padded, rollouts, packs, **choices)
+    values = rate_completions(flat, rollouts, packs, **choices)
+    torch.testing.assert_close(values.logprobs, expected.logprobs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(values.entropies, expected.entropies, atol=1e-5, rtol=0)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_row_without_padding_is_filled_to_the_budget(flat, data):
+    lengths = data.draw(st.lists(st.integers(1, 40), min_size=GENERATIONS, max_size=GENERATIONS * 4))
+    lengths = lengths[: len(lengths) // GENERATIONS * GENERATIONS]
+    budget = 5 + max(lengths) + data.draw(st.integers(0, 200))
+    rollouts = random_rollouts([5] * (len(lengths) // GENERATIONS), lengths)
+    parts = list(split_into_microbatches(flat, rollouts, range(len(lengths)), budget))
+    sizes = [[5 + lengths[row] for pack in packs for row in pack] for packs in parts]
+    assert sorted(row for packs in parts for (row,) in packs) == list(range(len(lengths)))
+    assert all(sum(each) <= budget for each in sizes)
+    assert all(sum(each) + after[0] > budget for each, after in itertools.pairwise(sizes))
+
+
+def test_a_row_beyond_the_budget_is_refused_with_its_size(tiny, rollouts):
+    model, _ = tiny
+    with pytest.raises(ConfigError, match="max_tokens_per_microbatch=16: at least 17") as caught:
+        list(split_into_microbatches(model, rollouts, range(6), 16))
+    assert caught.value.key == "trainer.memory.max_tokens_per_microbatch"
