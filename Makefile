@@ -18,11 +18,19 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo map confirm test kill-test page-test lint format clean
+# Test files that run at the same time. Each worker takes up to 3 GiB.
+WORKERS ?= 2
+PYTEST  := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+.PHONY: help setup demo map confirm test test-all test-slow kill-test page-test lint format docs clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "Variables: TORCH=cpu|cuda (here: $(TORCH)), VLLM=cpu|gpu|none (here: $(VLLM)), PYTHON=$(PYTHON), VENV=$(VENV), TORCH_INDEX=URL of CPU builds of torch"
+	@echo "Variables, with their values here:"
+	@echo "  TORCH=$(TORCH)  the torch build, cpu or cuda; TORCH_INDEX=URL is where CPU builds come from"
+	@echo "  VLLM=$(VLLM)  the vLLM build, cpu, gpu or none"
+	@echo "  WORKERS=$(WORKERS)  test files that run at the same time"
+	@echo "  PYTHON=$(PYTHON) VENV=$(VENV)"
 
 setup: $(STAMP) $(VLLM_STAMP)  ## make .venv and install lens with everything it needs, vLLM included
 
@@ -34,7 +42,7 @@ ifeq ($(TORCH)-$(shell uname -s),cpu-Linux)
 else
 	$(BIN)/pip install "torch==$(TORCH_VERSION)"
 endif
-	$(BIN)/pip install --constraint constraints.txt --editable ".[dev,fetch,lora,submitit]"
+	$(BIN)/pip install --constraint constraints.txt --editable ".[dev,docs,fetch,lora,submitit]"
 	@touch $@
 
 $(VENV)/.vllm-gpu: $(STAMP)
@@ -53,36 +61,44 @@ demo: $(STAMP)  ## GRPO, LENS and a stronger LENS over paired seeds: tables, fig
 	@echo "W&B: one offline run in each folder of outputs/sweeps/demo; wandb sync outputs/sweeps/demo/*/wandb/offline-run-* uploads them"
 	@$(BIN)/python scripts/report.py runs=outputs/sweeps/demo
 
-# The middle comes first. Each sweep goes on where it stopped; all runs lie in outputs/sweeps/map.
-map: $(STAMP)  ## when does LENS help? One factor at a time around the tiny experiment: 416 runs, 2.7 hours on two cores
+# The middle comes first. Each sweep resumes where it stopped. All runs lie in outputs/sweeps/map.
+MAP := middle $(filter-out middle,$(sort $(basename $(notdir $(wildcard configs/experiment/map/*.yaml)))))
+map: $(STAMP)  ## when does LENS help? one factor at a time around the tiny experiment: 416 runs, 2.7 hours on two cores
 	@$(BIN)/python scripts/make_tiny.py
-	@for experiment in map/middle $(filter-out map/middle,$(patsubst configs/experiment/%.yaml,%,$(sort $(wildcard configs/experiment/map/*.yaml)))); do \
-	  $(BIN)/python scripts/train.py -m experiment=$$experiment || exit; done
+	@for experiment in $(MAP); do $(BIN)/python scripts/train.py -m experiment=map/$$experiment || exit; done
 	@$(BIN)/python scripts/report.py runs=outputs/sweeps/map
 
 # For instance make confirm OF="experiment=map/levels dataset.arithmetic.levels=[5]"
-confirm: $(STAMP)  ## a cell of the map again on twenty fresh seeds: make confirm OF="experiment=… key=value …"
+confirm: $(STAMP)  ## run a cell of the map again on twenty fresh seeds: make confirm OF="experiment=… key=value …"
 	@$(BIN)/python scripts/train.py -m $(OF) seed='range(100,120)' hydra.sweep.dir=outputs/sweeps/confirm
 	@$(BIN)/python scripts/report.py runs=outputs/sweeps/confirm
 
-test: setup  ## run the tests, and check lint and format
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+test: setup lint  ## check lint, format and layers, and run the tests but for the slow ones
+	$(PYTEST) -n $(WORKERS) -m "not slow"
 
-kill-test: $(STAMP)  ## kill a training run with SIGKILL at every kind of point and 20 random moments, and compare its end
-	HF_HUB_OFFLINE=1 LENS_KILLS=20 $(BIN)/python -m pytest -rP tests/training/test_kills.py
+test-slow: setup  ## run what is slow by nature: whole sweeps, many kills, the benchmark, the page in Chromium
+	$(PYTEST) -n $(WORKERS) -m slow
+
+test-all: test test-slow  ## run every test
+
+kill-test: $(STAMP)  ## kill a training run at every kind of point and at 20 random moments, and compare its end
+	LENS_KILLS=20 $(PYTEST) -rP tests/training/test_kills.py
 
 page-test: $(STAMP)  ## click through a report's page in Chromium (Debian: chromium chromium-driver)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -rP tests/reporting/page/chromium_page.py
+	$(PYTEST) -rP tests/reporting/page/test_chromium.py
 
-lint: $(STAMP)  ## check lint and format
+lint: $(STAMP)  ## check lint, format, and that each folder imports only from folders below it
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache --no-logo
 
 format: $(STAMP)  ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(STAMP)  ## build the documentation site in outputs/site; a dead link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site: outputs/site/index.html"
 
 clean:  ## remove .venv and caches; outputs stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -1,7 +1,7 @@
-"""Hydra's launcher of a sweep's jobs on this machine: each in a process of its own, some at a time.
+"""A Hydra launcher that runs a sweep's jobs on this machine, several at a time, each in a process of its own.
 
-A process takes everything with it when it ends: memory that an engine keeps, settings of a library, and, where the
-kernel kills it for want of memory, no other job.
+When a process ends, the memory of its engine and the settings of its libraries go with it. If the kernel kills it for
+lack of memory, the other jobs go on.
 """
 
 from __future__ import annotations
@@ -29,34 +29,34 @@ from omegaconf import DictConfig, open_dict
 from lens.errors import INTERRUPTED
 
 JOB_DIR = {"job_dir_key": "hydra.sweep.dir", "job_subdir_key": "hydra.sweep.subdir"}
-GRACE_S = 60.0  # for a job's other processes, once its first has ended
-# Imported once, by a process that every job is a fork of.
+GRACE_S = 60.0  # seconds in which a job's other processes have to end after its first
+# Imported once, by the process that every job is forked from.
 PRELOADED = ["lens.commands.train"]
 
 
 class ProcessLauncher(Launcher):
     """Runs jobs as forks of one clean process.
 
-    Ctrl-C reaches the jobs as it reaches this process, SIGTERM is handed on; no further job starts, and those that run
-    are waited for, so that each can write its checkpoint.
+    Ctrl-C reaches this process and the jobs alike; SIGTERM is passed on to the jobs. After either, no further job
+    starts, and the launcher waits for the running jobs, so that each can write its checkpoint.
 
     Args:
-        n_jobs: how many run at the same time; -1: as many as there are cores.
-        processes_per_job: how many processes train one model together, as torchrun would start them.
+        n_jobs: how many jobs run at the same time; -1 means one per core.
+        processes_per_job: how many processes train one model together, as under torchrun.
     """
 
     def __init__(self, n_jobs: int, processes_per_job: int):
         self.n_jobs, self.processes_per_job = n_jobs, processes_per_job
 
     def setup(self, *, hydra_context: HydraContext, task_function: Callable, config: DictConfig) -> None:
-        """Take what Hydra composed."""
+        """Store what Hydra composed."""
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run a job for each list of overrides; what they return, in that order.
+        """Run a job for each list of overrides, and return their results in the same order.
 
         Raises:
-            KeyboardInterrupt: SIGINT or SIGTERM has come; all jobs have ended.
+            KeyboardInterrupt: SIGINT or SIGTERM arrived; all jobs have ended.
         """
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
@@ -85,7 +85,7 @@ class ProcessLauncher(Launcher):
         return [returns[number] for number in sorted(returns)]
 
     def job_config(self, number: int, overrides: Sequence[str]) -> DictConfig:
-        """The config of a job of the sweep."""
+        """Compose the config of one job of the sweep."""
         config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         with open_dict(config):
             config.hydra.job.id = f"{config.hydra.job.name}_{number}"
@@ -94,22 +94,22 @@ class ProcessLauncher(Launcher):
         return config
 
     def killed(self, config: DictConfig, exitcode: int) -> JobReturn:
-        """What a job returns that ended without a word."""
+        """Return the failed result of a job whose process ended without returning one."""
         cause = signal.Signals(-exitcode).name if exitcode < 0 else f"exit code {exitcode}"
         hint = "; too little memory?" if exitcode == -signal.SIGKILL else ""
         result = JobReturn(overrides=config.hydra.overrides.task, cfg=config, status=JobStatus.FAILED)
-        result.return_value = RuntimeError(f"its process was ended by {cause}{hint}")
+        result.return_value = RuntimeError(f"its process ended with {cause}{hint}")
         callbacks = self.hydra_context.callbacks
         callbacks.on_job_end(config=config, config_name=config.hydra.job.config_name, job_return=result)
         return result
 
 
 class Job:
-    """The processes of a job, of which the first sends what the job returns.
+    """The processes of one job; the first of them sends the job's result.
 
     Attributes:
-        config: the job's.
-        result: ready to be read when the first process has sent it, or has ended without.
+        config: the config of the job.
+        result: a connection that is ready to read once the first process has sent its result, or has ended without one.
     """
 
     def __init__(self, config: DictConfig, what: bytes, size: int):
@@ -129,7 +129,7 @@ class Job:
             process.terminate()
 
     def end(self) -> tuple[JobReturn | None, int]:
-        """What it has returned, None where its first process ended without, and that one's exit code."""
+        """Wait for the job to end; return its result (None if there is none) and its first process's exit code."""
         try:
             returned = cloudpickle.loads(self.result.recv_bytes())
         except EOFError:
@@ -142,7 +142,7 @@ class Job:
 
 
 def places_of(size: int) -> list[dict[str, str]]:
-    """What torch.distributed reads from the environment, for each of some processes on this machine."""
+    """Return the environment variables that torch.distributed reads, for each of ``size`` processes on this machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -153,7 +153,10 @@ def places_of(size: int) -> list[dict[str, str]]:
 
 @contextmanager
 def stop_noted(jobs: Callable[[], list[Job]]) -> Iterator[list[int]]:
-    """Meanwhile SIGINT and SIGTERM add to this list; SIGTERM, which comes to this process alone, is handed on."""
+    """Yield a list to which SIGINT and SIGTERM add their numbers, as long as the block runs.
+
+    SIGTERM arrives at this process only, so it is passed on to the running jobs.
+    """
     stopped: list[int] = []
 
     def note(number: int, frame: Any) -> None:
@@ -171,12 +174,12 @@ def stop_noted(jobs: Callable[[], list[Job]]) -> Iterator[list[int]]:
 
 
 def run_pickled(what: bytes, result: Connection, place: dict[str, str]) -> None:
-    """Run a job in this process, which is its own, and send what it returns.
+    """Run a job in this process, and send its result.
 
     Args:
-        what: the job, pickled.
-        result: where to send it.
-        place: environment variables that say which of the job's processes this is; only the first sends.
+        what: the pickled job.
+        result: the connection to send the result to.
+        place: environment variables that say which of the job's processes this is; only the first sends the result.
     """
     os.environ.update(place)
     is_first = place.get("RANK", "0") == "0"
@@ -196,6 +199,6 @@ def run_pickled(what: bytes, result: Connection, place: dict[str, str]) -> None:
 
 
 def end_with_sweep() -> None:
-    """Wait for the sweep's process to end, and with it this one, however the sweep has ended."""
+    """Wait until the sweep's process ends, then kill this process; it works however the sweep ended."""
     wait([multiprocessing.parent_process().sentinel])
     os.kill(os.getpid(), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""What can end a run besides success: input that a user can mend, a run that cannot go on, and a wish to stop."""
+"""Exceptions and exit codes for the ways a run can end early: bad input, failure, and a request to stop."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import errno
 from typing import Any
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130  # exit codes
-NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # disk, quota or file size limit reached
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk, the quota or the file size limit is exhausted
 
 
 class ConfigError(ValueError):
-    """A configuration value that cannot work; the message names key, value and what would be valid.
+    """Says that a configuration value cannot work; the message names key, value and what would be valid.
 
     The command line prints it as one line and exits with code 2, without a traceback (lens/cli/entry_point.py).
 
@@ -29,8 +29,8 @@ class ConfigError(ValueError):
 
 
 class RunFailed(Exception):  # noqa: N818 - the field's word
-    """The run cannot go on, for a reason that its message tells in one line; whole checkpoints stay whole."""
+    """Says in one line why the run cannot continue. Complete checkpoints stay as they are."""
 
 
-class StopRequested(Exception):  # noqa: N818 - it is no error
-    """Somebody asked the run to stop (Ctrl-C, SIGTERM); a checkpoint has been written."""
+class StopRequested(Exception):  # noqa: N818 - it is not an error
+    """Says that somebody asked the run to stop (Ctrl-C, SIGTERM); the run has written a checkpoint."""

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Writes files so that a path holds either a complete file or none, even after a kill."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # pandas takes half a second to load, and only callers that have a frame need it
+if TYPE_CHECKING:  # importing pandas takes half a second, and callers with a frame have it already
     import pandas as pd
 
 SOURCE = Path(__file__).resolve().parent.parent  # the folder that holds lens/ and configs/
@@ -17,21 +17,24 @@ CONFIGS = SOURCE / "configs"
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Where to write what shall stand at a path: beside it, and it is renamed when it is whole."""
+    """Yield a temporary path beside ``path``; the file written there is renamed to ``path`` when the block ends.
+
+    If the block raises, ``path`` stays as it was.
+    """
     unfinished = path.with_suffix(".unfinished")
     yield unfinished
     unfinished.replace(path)
 
 
 def write_parquet(path: Path, frame: pd.DataFrame) -> None:
-    """Write a parquet file beside its place and rename it there."""
+    """Write a parquet file under a temporary name and rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as unfinished:
         frame.to_parquet(unfinished, index=False)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write an indented JSON file beside its place and rename it there."""
+    """Write an indented JSON file under a temporary name and rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as unfinished:
         unfinished.write_text(json.dumps(value, indent=2) + "\n")

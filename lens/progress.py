@@ -1,4 +1,4 @@
-"""Progress bars with the time left."""
+"""Makes progress bars that show the time left."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-# No bar is shared between processes; tqdm's own lock would be a semaphore, which a killed process leaves behind.
+# A thread lock is enough, as processes share no bar. tqdm's default lock is a semaphore, which a killed process leaks.
 tqdm.set_lock(threading.RLock())
 
 
 def progress_bar(total: int | None, *, unit: str = "step", **options: Any) -> tqdm:
-    """A progress bar with the time left; where nobody watches it, in a log file, it writes a line in 30 seconds.
+    """Make a progress bar that shows the time left.
 
-    There a bar inside another does not move the cursor to a line of its own.
+    Outside a terminal, as in a log file, it writes one line every 30 seconds, and a bar inside another does not move
+    the cursor.
     """
     if sys.stderr.isatty():
         return tqdm(total=total, unit=unit, mininterval=0.2, dynamic_ncols=True, **options)
@@ -23,6 +24,6 @@ def progress_bar(total: int | None, *, unit: str = "step", **options: Any) -> tq
 
 
 def close_open_bars() -> None:
-    """Let what is printed next start on a line of its own."""
+    """Close all open bars, so that the next output starts on a new line."""
     for bar in list(getattr(tqdm, "_instances", ())):
         bar.close()

@@ -1,4 +1,4 @@
-"""Derives seeds, and saves and restores the states of the random number generators."""
+"""Derives seeds, seeds the random number generators, and saves and restores their states."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import torch
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A seed of 63 bits that depends on every part, alike on every machine."""
+    """Derive a seed of 63 bits from all parts; it is the same on every machine."""
     digest = hashlib.sha256("|".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def seed_everything(seed: int) -> None:
-    """Seed what is drawn from global generators; after the engine is made, which may seed them for itself."""
+    """Seed the global generators. Call it after making the rollout engine, which may seed them too."""
     torch.manual_seed(derive_seed(seed, "torch"))
     np.random.seed(derive_seed(seed, "numpy") % 2**32)
     random.seed(derive_seed(seed, "python"))
 
 
 def random_states() -> dict[str, Any]:
-    """The states of Python's, numpy's and torch's global generators, as plain values."""
+    """Return the states of Python's, numpy's and torch's global generators, as plain values and tensors."""
     version, python, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state()
     return {
@@ -36,7 +36,7 @@ def random_states() -> dict[str, Any]:
 
 
 def restore_random_states(states: dict[str, Any]) -> None:
-    """The inverse of `random_states`."""
+    """Restore the states that `random_states` returned."""
     version, python, gauss = states["python"]
     random.setstate((version, tuple(python), gauss))
     name, keys, position, has_gauss, cached = states["numpy"]

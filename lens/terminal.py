@@ -1,4 +1,4 @@
-"""Tables in the terminal."""
+"""Prints tables in the terminal."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-WIDEST = 1000  # characters; a log file takes a table as wide as it is
-NARROWEST_TEXT = 10  # characters that a column of text folds to in a narrow terminal, so that numbers stay whole
+WIDEST = 1000  # characters; outside a terminal, tables are not folded
+NARROWEST_TEXT = 10  # characters; in a narrow terminal, columns of text fold to this width and numbers stay whole
 
 
 def show_table(title: str, table: pd.DataFrame) -> None:
-    """Print a table; a value of the first column is printed once for the rows that share it."""
+    """Print a table; consecutive rows with the same first value print it once."""
     printed = Table(title=escape(title), title_justify="left", title_style="bold")
     for column in table.columns:
         is_text = table[column].map(lambda value: isinstance(value, str)).all() and not column.startswith("pass@")

@@ -1,4 +1,4 @@
-"""Put a pretrained model where its config looks for it: python scripts/fetch_model.py model=smollm2."""
+"""Download a pretrained model to the folder that its config names: python scripts/fetch_model.py model=smollm2"""
 
 from pathlib import Path
 

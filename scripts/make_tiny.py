@@ -1,4 +1,4 @@
-"""Make the tiny model of configs/model/tiny.yaml, if it is not there yet, and print its folder."""
+"""Make the tiny model of configs/model/tiny.yaml if it does not exist yet, and print its folder."""
 
 from omegaconf import DictConfig
 

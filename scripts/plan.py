@@ -1,4 +1,4 @@
-"""What a run would take, before it is started: python scripts/plan.py experiment=paper/table1_llama num_gpus=8"""
+"""Estimate memory and time of a run before you start it: python scripts/plan.py experiment=paper/table1_llama num_gpus=8"""
 
 from omegaconf import DictConfig
 

@@ -1,4 +1,4 @@
-"""Tables, figures and a page from finished runs: python scripts/report.py runs=outputs/sweeps/demo"""
+"""Make tables, figures and a page from finished runs: python scripts/report.py runs=outputs/sweeps/demo"""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Check the paper's theory on small answer spaces, and draw w(z), its figure 4: python scripts/theory.py"""
+"""Check the paper's theory on small answer spaces, and draw its figure 4, w(z): python scripts/theory.py"""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def main(config: DictConfig) -> None:
     check_values(config, {"num_spaces": at_least(1), "num_answers": at_least(4)})
     check_writable("target", Path(config.target))
     table = check_theory(config.num_spaces, config.num_answers)
-    show_table("The theory on answer spaces that can be summed over, in float64", table)
+    show_table("The paper's theory, checked in float64 on answer spaces small enough to sum over", table)
     print(f"figure: {draw_w(Path(config.target) / 'figure_4_w')}, .pdf")
 
 

@@ -1,4 +1,4 @@
-"""Train one run, or with -m a sweep: python scripts/train.py objective=lens seed=3 (--help lists every key)."""
+"""Train one run, or a sweep with -m: python scripts/train.py objective=lens seed=3 (--help lists every key)"""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Arms in processes of their own, so that the memory of each is its own, and what one imports the other does not."""
+"""Runs each arm of a benchmark in a process of its own, so that arms share neither memory nor imported modules."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from lens.benchmarking.measuring import Row, release_memory
 from lens.benchmarking.workload import Workload
 from lens.errors import ConfigError
 
-Turn = Callable[[], int]  # waits for its turn, and returns the number of the round
+Turn = Callable[[], int]  # waits for the arm's turn and returns the number of the round
 Report = Callable[[Row], None]
 
 
-class Arm:
-    """The parent's end of a process that takes a step when it is asked to.
+class ArmProcess:
+    """Starts a process that takes one step each time it is asked; this is the parent's end of it.
 
     Args:
-        name: the arm's.
-        target: ``target(turn, report, *arguments)`` in the process: one `report` when it is ready, and one a turn.
-        arguments: what it needs; everything is sent to the process.
+        name: the name of the arm.
+        target: runs in the process as ``target(turn, report, *arguments)``. It calls `report` once when it is ready,
+            and once after each turn.
+        arguments: further arguments of ``target``; they are pickled and sent to the process.
     """
 
     def __init__(self, name: str, target: Callable[..., None], *arguments: Any):
@@ -37,7 +38,7 @@ class Arm:
         theirs.close()
 
     def __call__(self, number: int) -> Row:
-        """The row of one step.
+        """Let the process take one step, and return the step's row.
 
         Raises:
             ConfigError: the process has ended.
@@ -49,7 +50,11 @@ class Arm:
         return self.receive()
 
     def receive(self) -> Row:
-        """What the process says next."""
+        """Wait for the process's next report and return it.
+
+        Raises:
+            ConfigError: the process has ended, or it reports a value that cannot work.
+        """
         try:
             said = self.connection.recv()
         except (EOFError, ConnectionError) as error:
@@ -59,15 +64,15 @@ class Arm:
         return said
 
     def ended(self) -> ConfigError:
-        """How the process has ended."""
+        """Return the error that says how the process ended."""
         self.process.join()
         code = self.process.exitcode
         cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         hint = "; too little memory?" if code == -signal.SIGKILL else ""
-        return ConfigError("arms", self.name, f"fewer at a time, as its process was ended by {cause}{hint}")
+        return ConfigError("arms", self.name, f"fewer arms at a time: its process ended with {cause}{hint}")
 
     def close(self) -> None:
-        """End the process, busy or not."""
+        """End the process, even if it is busy."""
         self.connection.close()
         self.process.join(timeout=5)
         if self.process.is_alive():
@@ -76,7 +81,10 @@ class Arm:
 
 
 def serve(connection: Connection, target: Callable[..., None], arguments: Sequence[Any]) -> None:
-    """The process: do as the parent says until it is gone, and leave the memory to the others between turns."""
+    """Run the target in the process until the parent is gone.
+
+    After each turn it gives freed memory back to the system, so that the other arms can have it.
+    """
 
     def report(row: Row) -> None:
         release_memory()
@@ -84,14 +92,14 @@ def serve(connection: Connection, target: Callable[..., None], arguments: Sequen
 
     try:
         target(connection.recv, report, *arguments)
-    except (EOFError, BrokenPipeError, KeyboardInterrupt):  # nobody waits for it any more
+    except (EOFError, BrokenPipeError, KeyboardInterrupt):  # the parent is gone
         return
     except ConfigError as error:
         connection.send(error)
 
 
 def serve_lens(turn: Turn, report: Report, config: DictConfig, engine: str) -> None:
-    """Steps of lens with one of its rollout engines."""
+    """Take steps of lens with one of its rollout engines; this is a target of `ArmProcess`."""
     work = Workload.load(config)
     with instantiate(config.grader) as grader, work.sampler(config.engines[engine]) as sampler:
         report({})

@@ -1,4 +1,4 @@
-"""One part of the benchmark: measured, printed, and written down with where it comes from."""
+"""Runs one part of the benchmark: measures it, prints its table, and writes the measurements and their provenance."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ MEASUREMENTS, TABLE = "measurements.json", "table.csv"
 
 
 def benchmark(config: DictConfig, folder: Path) -> pd.DataFrame:
-    """Measure ``config.part``; leaves measurements.json (every row), table.csv and provenance.json in the folder.
+    """Measure ``config.part``, print its table and return it.
+
+    The folder gets measurements.json (every row), table.csv and provenance.json.
 
     Raises:
         ConfigError: a value that cannot work.
@@ -72,10 +74,10 @@ def benchmark(config: DictConfig, folder: Path) -> pd.DataFrame:
 
 
 def check_arms(config: DictConfig) -> None:
-    """The rules of ``arms``, which differ from part to part.
+    """Refuse a list of ``arms`` that the part cannot measure.
 
     Raises:
-        ConfigError: an unknown arm, none, one twice, or TRL first where an engine is needed.
+        ConfigError: there is no arm, an unknown one, or one twice, or TRL is first where an engine is needed.
     """
     known = [*config.engines, "trl"]
     arms = list(config.arms)
@@ -86,7 +88,13 @@ def check_arms(config: DictConfig) -> None:
 
 
 class Part(NamedTuple):
-    """title of the table; measure(config) -> rows; table(rows, peaks in FLOP/s) -> what is printed."""
+    """One part of the benchmark.
+
+    Attributes:
+        title: the title of its table.
+        measure: takes the config and returns the rows that it measured.
+        table: takes the rows and the machine's peaks in FLOP/s, and returns the table that is printed.
+    """
 
     title: str
     measure: Callable[[DictConfig], list[Row]]

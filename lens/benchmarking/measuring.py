@@ -1,4 +1,4 @@
-"""What every part measures with: a meter of time and memory, turns, the machine's own limit, FLOPs of a model."""
+"""Tools that every part measures with: a meter of time and memory, the order of turns, peak speeds, FLOP counts."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lens.errors import ConfigError
+from lens.models.flops import Flops
 from lens.progress import progress_bar
 
 log = logging.getLogger(__name__)
@@ -27,12 +28,12 @@ Row = dict[str, Any]
 
 
 class Meter:
-    """Seconds and memory of the phases of a step.
+    """Measures the seconds and the memory of the phases of a step.
 
     Attributes:
-        seconds: of each phase.
-        above: GiB that each phase took, at its highest, above what was resident when it began.
-        peak: GiB resident in this process at the highest point of any phase.
+        seconds: how long each phase took.
+        above: for each phase, its highest resident memory minus that at its start, in GiB.
+        peak: the highest resident memory of this process in any phase, in GiB.
     """
 
     def __init__(self):
@@ -42,10 +43,11 @@ class Meter:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
+        """Measure the block inside as a phase of this name."""
         release_memory()
         before = read_resident_memory("VmRSS")
         with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # VmHWM, the highest resident size, starts anew
+            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the highest resident size
         started = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - started
@@ -53,13 +55,17 @@ class Meter:
         self.above[name], self.peak = highest - before, max(self.peak, highest)
 
     def row(self) -> Row:
-        """<phase>_s and <phase>_gib of each phase, and peak_gib."""
+        """Return <phase>_s and <phase>_gib for each phase, and peak_gib."""
         seconds = {f"{name}_s": value for name, value in self.seconds.items()}
         return seconds | {f"{name}_gib": value for name, value in self.above.items()} | {"peak_gib": self.peak}
 
 
 def read_resident_memory(field: str) -> float:
-    """GiB of this process: VmRSS, resident now, or VmHWM, at the highest; nan on other systems than Linux."""
+    """Return the memory of this process in GiB; nan where /proc is missing, as on macOS.
+
+    Args:
+        field: VmRSS for the memory resident now, VmHWM for its highest value.
+    """
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith(f"{field}:"):
@@ -68,26 +74,28 @@ def read_resident_memory(field: str) -> float:
 
 
 def release_memory() -> None:
-    """Give memory that was freed back to the system, or the next phase would take it unseen."""
+    """Give freed memory back to the system; otherwise the next phase could reuse it and seem to need none."""
     gc.collect()
-    with suppress(OSError, AttributeError):  # not glibc
+    with suppress(OSError, AttributeError):  # the system has no glibc
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def alternate(arms: dict[str, Callable[[int], Row]], *, rounds: int, warmup: int) -> list[Row]:
-    """Every arm once a round, first by turns, so that whatever else the machine does meets all of them alike.
+    """Run every arm once per round, starting each round with another arm.
+
+    Other load on the machine then slows all arms alike.
 
     Args:
-        arms: name -> a function of the round's number, counted from 0 with the warm-up.
-        rounds: that are kept.
-        warmup: rounds before them, that are not.
+        arms: name -> a function that takes the number of the round, counted from 0 at the first warm-up round.
+        rounds: how many rounds to keep.
+        warmup: how many rounds to run before them and drop.
 
     Returns:
-        A row for each arm and round, with what the function returned. Where an arm's process ends on the way, the whole
-        rounds before.
+        A row for each arm and round, with what the function returned. If an arm's process ends early, only the rows of
+        the complete rounds before it.
 
     Raises:
-        ConfigError: an arm's process ended before there was a whole round.
+        ConfigError: an arm's process ended before one round was complete.
     """
     rows = []
     with progress_bar((warmup + rounds) * len(arms), unit="turn") as bar:
@@ -98,7 +106,7 @@ def alternate(arms: dict[str, Callable[[int], Row]], *, rounds: int, warmup: int
                 except ConfigError as error:
                     if number <= warmup:
                         raise
-                    log.error("%s; the %d rounds before are kept", error, number - warmup)
+                    log.error("%s; keeping the %d rounds before it", error, number - warmup)
                     return sort_rows([row for row in rows if row["round"] < number - warmup], list(arms))
                 bar.update()
                 if number >= warmup:
@@ -107,30 +115,30 @@ def alternate(arms: dict[str, Callable[[int], Row]], *, rounds: int, warmup: int
 
 
 def sort_rows(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
-    """Round after round, and the arms of each in the order of their names here, whoever was first."""
+    """Sort rows by round, and inside a round by the order of ``names``, whichever arm ran first."""
     return sorted(rows, key=lambda row: (row["round"], names.index(row["arm"])))
 
 
 def rotate_names(names: Sequence[str], number: int) -> list[str]:
-    """The names in the order of round ``number``: another one first in each."""
+    """Return the names in the order of round ``number``; each round starts with another name."""
     shift = number % len(names)
     return [*names[shift:], *names[:shift]]
 
 
 def take_medians(rows: Sequence[Row]) -> pd.DataFrame:
-    """The median of every number over the rounds: a row per arm, in the order of their first appearance."""
+    """Return the median of every number over the rounds: a row per arm, in the order in which arms first appear."""
     return pd.DataFrame(rows).groupby("arm", sort=False).median(numeric_only=True)
 
 
 def format_paired_ratio(rows: Sequence[Row], value: str, arm: str, baseline: str) -> str:
-    """The median over rounds of arm / baseline, with the smallest and the largest."""
+    """Format the median over rounds of arm / baseline, with the smallest and the largest ratio in brackets."""
     table = pd.DataFrame(rows).pivot(index="round", columns="arm", values=value)
     ratios = table[arm] / table[baseline]
     return f"{ratios.median():.2f} [{ratios.min():.2f}, {ratios.max():.2f}]"
 
 
 def measure_matrix_peaks(size: int) -> dict[str, float]:
-    """FLOP/s of a product of two square matrices of this size, the best of a few, in each data type."""
+    """Return the FLOP/s of a product of two square matrices of this size, by data type; the best of a few attempts."""
     peaks = {}
     for dtype in (torch.bfloat16, torch.float32):
         a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
@@ -144,32 +152,27 @@ def measure_matrix_peaks(size: int) -> dict[str, float]:
 
 
 def count_training_flops(model: PreTrainedModel, sequences: Iterable[tuple[int, Sequence[int]]]) -> float:
-    """FLOPs of one forward and backward pass, the latter twice the former; padding and recomputation do not count.
+    """Return the FLOPs of one forward and backward pass; padding and recomputation do not count.
 
-    Two for each weight and token, four for each channel of attention and pair of tokens that see each other; the head
-    is wanted for completion tokens alone.
+    The forward pass takes 2 FLOPs for each weight and token, and 4 for each attention channel and pair of tokens that
+    see each other. Only completion tokens need the head. The backward pass takes twice as many as the forward pass.
 
     Args:
         model: a decoder whose layers are alike.
-        sequences: tokens of a prompt, and of each completion that shares the pass over it.
+        sequences: for each pass, the tokens of the prompt and of each completion that shares it.
     """
-    config = model.config.get_text_config()
-    weights = model.base_model.num_parameters(exclude_embeddings=True)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    channels = config.num_hidden_layers * config.num_attention_heads * head_dim
-    forward = 0.0
+    flops, forward = Flops.of(model), 0.0
     for prompt, completions in sequences:
         pairs = prompt * (prompt + 1) / 2 + sum(n * prompt + n * (n + 1) / 2 for n in completions)
-        forward += 2 * weights * (prompt + sum(completions)) + 4 * channels * pairs
-        forward += 2 * config.hidden_size * config.vocab_size * sum(completions)
+        forward += flops.body * (prompt + sum(completions)) + flops.attention * pairs + flops.head * sum(completions)
     return 3 * forward
 
 
 def describe_machine() -> Row:
-    """What else tells whether times can be trusted: niceness, threads, and the load of the last minute."""
+    """Return what can distort the times: niceness, number of threads, and the load of the last minute."""
     return {"niceness": os.nice(0), "threads": torch.get_num_threads(), "load_1min": os.getloadavg()[0]}
 
 
 def format_share(flops_per_s: float, peaks: dict[str, float]) -> str:
-    """In percent of the machine's bfloat16 peak."""
+    """Format a speed in percent of the machine's bfloat16 peak."""
     return f"{100 * flops_per_s / peaks['bfloat16']:.1f} %"

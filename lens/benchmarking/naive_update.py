@@ -1,4 +1,7 @@
-"""The update as one would write it first: padded sequences, logits of every token, each prompt with each completion."""
+"""Computes the update's gradient in the simplest way, as a baseline for the benchmark.
+
+Sequences are padded, each completion comes with its own copy of the prompt, and every token gets logits.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,15 @@ from lens.training.update import Loss
 
 
 def naive_gradient(model: PreTrainedModel, experience: Experience, loss: Loss, *, sequences: int) -> None:
-    """Leave the gradient of the batch's loss in the parameters' .grad: that of `compute_gradient`, made naively.
+    """Write the gradient of the batch's loss to the parameters' ``.grad``.
 
-    Without a KL term and importance weights.
+    It is the gradient of `compute_gradient`, but without a KL term and without importance weights.
 
     Args:
         model: the policy.
         experience: the whole optimizer batch.
         loss: the surrogate.
-        sequences: of a micro-batch, padded to its longest.
+        sequences: how many sequences make a micro-batch, padded to its longest.
     """
     r = experience.rollouts
     weights, advantages = loss.weights(experience), experience.advantages.flatten()

@@ -18,7 +18,10 @@ ADVANTAGE_CALLS = 20  # a call takes a millisecond or less
 
 
 def measure_objective(config: DictConfig) -> list[Row]:
-    """Each objective on the same graded answers: what its advantages cost, and what it passes through the model."""
+    """Run each objective on the same graded answers; measure its advantages and the update that they lead to.
+
+    Objectives differ in how many completions have an advantage, so in how much the update passes through the model.
+    """
     work, rows = Workload.load(config), []
     objectives = {name: instantiate(settings) for name, settings in config.objectives.items()}
     with instantiate(config.grader) as grader, work.sampler(config.engines[config.arms[0]]) as sampler:
@@ -68,7 +71,10 @@ def measure_objective(config: DictConfig) -> list[Row]:
 
 
 def tabulate_objective(rows: Sequence[Row], peaks: dict[str, float]) -> pd.DataFrame:
-    """Means over rounds, as the passes of a step depend on its answers: advantages, passes, seconds."""
+    """Return a table of means over rounds: cost of the advantages, completions and tokens trained, seconds.
+
+    It takes means, not medians, because the work of a step depends on its answers.
+    """
     mean = pd.DataFrame(rows).groupby("arm", sort=False).mean(numeric_only=True)
     tokens = [f"{1000 * v.update_s / v.tokens_trained:.2f}" if v.tokens_trained else "-" for _, v in mean.iterrows()]
     return pd.DataFrame(

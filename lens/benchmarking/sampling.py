@@ -14,7 +14,7 @@ from lens.benchmarking.workload import Workload, count_tokens
 
 
 def measure_sampling(config: DictConfig) -> list[Row]:
-    """Completions of the same prompts from each engine, in one process."""
+    """Measure each engine on the same prompts, all in one process."""
     work = Workload.load(config)
     with ExitStack() as stack:
         engines = {
@@ -33,7 +33,7 @@ def measure_sampling(config: DictConfig) -> list[Row]:
 
 
 def tabulate_sampling(rows: Sequence[Row], peaks: dict[str, float]) -> pd.DataFrame:
-    """Tokens per second of each engine, and how many times the first one's."""
+    """Return a table of each engine's tokens per second, and their ratio to the first engine's."""
     middle, baseline = take_medians(rows), rows[0]["arm"]
     return pd.DataFrame(
         [

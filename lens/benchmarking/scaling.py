@@ -1,4 +1,4 @@
-"""How a step grows with the group, the length of completions, the depth of the model and its vocabulary."""
+"""Measures how a step's cost grows with group size, completion length, number of layers and vocabulary."""
 
 from __future__ import annotations
 
@@ -39,9 +39,10 @@ MEASURED = {
 
 
 def measure_scaling(config: DictConfig) -> list[Row]:
-    """Steps of lens with the transformers engine, or updates alone, one size changed at a time.
+    """Measure steps of lens with the transformers engine, or updates alone, and change one size at a time.
 
-    Models have the architecture of the config's and random weights, so that hardly an answer ends before the limit.
+    The models have the architecture of the config's model and random weights. So almost every answer runs to the
+    length limit.
     """
     base, rows = Workload.load(config), []
     points = list(iterate_points(config, base.model))
@@ -66,7 +67,11 @@ def measure_scaling(config: DictConfig) -> list[Row]:
 
 @contextmanager
 def open_answers(work: Workload, config: DictConfig) -> Iterator[Callable[[int, Meter], Experience]]:
-    """What an update of a round learns from: answers of the engine, which is measured too, or always the same."""
+    """Yield a function that returns the experience of a round.
+
+    If ``scaling.sampled``, an engine samples the answers and the meter measures it. Otherwise every round gets the same
+    made-up answers.
+    """
     if not config.scaling.sampled:
         made_up = make_every_answer_teach(make_up_rollouts(work))
         yield lambda number, meter: made_up
@@ -84,7 +89,10 @@ def open_answers(work: Workload, config: DictConfig) -> Iterator[Callable[[int, 
 
 
 def iterate_points(config: DictConfig, model: PreTrainedModel) -> Iterator[tuple[str, int, dict[str, int]]]:
-    """Each axis, its values, and all sizes there; vocabularies over the model's own are left out."""
+    """Yield each axis with each of its values, and all sizes at that point.
+
+    Vocabularies larger than the model's own are left out.
+    """
     of_model = model.config.get_text_config()
     base = {
         "num_generations": config.trainer.rollouts.num_generations,
@@ -99,7 +107,10 @@ def iterate_points(config: DictConfig, model: PreTrainedModel) -> Iterator[tuple
 
 
 def resize(base: Workload, config: DictConfig, sizes: dict[str, int]) -> Workload:
-    """The same questions for a model of other sizes, with random weights; prompts use the words that it has."""
+    """Return the same questions for a model of other sizes with random weights.
+
+    Token ids of the prompts wrap around at the size of the vocabulary.
+    """
     rollouts = {name: sizes[name] for name in ("num_generations", "max_completion_length")}
     config = OmegaConf.merge(config, {"trainer": {"rollouts": rollouts}})
     architecture = copy.deepcopy(base.model.config)
@@ -117,7 +128,7 @@ def resize(base: Workload, config: DictConfig, sizes: dict[str, int]) -> Workloa
 
 
 def tabulate_scaling(rows: Sequence[Row], peaks: dict[str, float]) -> pd.DataFrame:
-    """Medians over rounds at every size."""
+    """Return a table of the medians over rounds at every size."""
     middle = take_medians(rows)
     axes = pd.DataFrame(rows).drop_duplicates("arm").set_index("arm")["axis"]
     return pd.DataFrame(
@@ -134,7 +145,7 @@ def tabulate_scaling(rows: Sequence[Row], peaks: dict[str, float]) -> pd.DataFra
 
 
 def draw_scaling(rows: Sequence[Row], path: Path) -> Path:
-    """A column of panels for each axis: seconds above, memory below, over the size; both axes start at 0."""
+    """Draw a column of two panels for each axis, over the size: seconds above, memory below. All scales start at 0."""
     middle, axes = take_medians(rows), pd.DataFrame(rows).drop_duplicates("arm").set_index("arm")["axis"]
     shown = list(dict.fromkeys(axes))
     quantities = {

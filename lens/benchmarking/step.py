@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import pandas as pd
 from omegaconf import DictConfig
 
-from lens.benchmarking.arm import Arm, serve_lens
+from lens.benchmarking.arm import ArmProcess, serve_lens
 from lens.benchmarking.measuring import (
     Row,
     alternate,
@@ -20,22 +20,25 @@ from lens.benchmarking.trl import check_trl, serve_trl
 
 
 def measure_step(config: DictConfig) -> list[Row]:
-    """Whole steps of GRPO, each arm in a process of its own."""
+    """Measure whole steps of GRPO, each arm in a process of its own."""
     if "trl" in config.arms:
         check_trl(config)
     with ExitStack() as stack:
         arms = {}
         for name in config.arms:
             served = (serve_trl, config) if name == "trl" else (serve_lens, config, name)
-            arm = Arm(name, *served)
+            arm = ArmProcess(name, *served)
             stack.callback(arm.close)
-            arm.receive()  # it is ready: others are not started, or measured, beside it
+            arm.receive()  # wait until it is ready, so that nothing else starts or is measured meanwhile
             arms["trl" if name == "trl" else f"lens, {name}"] = arm
         return alternate(arms, rounds=config.rounds, warmup=config.warmup)
 
 
 def tabulate_step(rows: Sequence[Row], peaks: dict[str, float]) -> pd.DataFrame:
-    """Seconds of a step and of its phases, and how many of a step TRL's (else the first arm's) takes."""
+    """Return a table of the seconds of a step and of its phases.
+
+    The last column is the ratio of TRL's step to the arm's, or of the first arm's step where TRL was not measured.
+    """
     rows = [{**row, "tokens_per_s": row["completion_tokens"] / row["step_s"]} for row in rows]
     middle = take_medians(rows)
     other = "trl" if "trl" in middle.index else middle.index[0]

@@ -1,8 +1,8 @@
-"""Steps of TRL's GRPOTrainer on the same work; the only module that imports trl. It uses TRL's public interface alone.
+"""Runs steps of TRL's GRPOTrainer on the same work. Only this module imports trl, and only its public interface.
 
 The prompts, the model, the data type, the optimizer, the grader and the rewards are those of `Workload.step`. TRL
-samples with transformers' generate; as it updates once on each batch, it does without the pass for the old
-log-probabilities, and its loss and log-probabilities are inside what is called its update.
+samples with transformers' generate. It updates once on each batch, so it needs no pass for the old log-probabilities.
+Its update time is the rest of the step: it includes the log-probabilities and the loss.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lens.errors import ConfigError
 
 
 def check_trl(config: DictConfig) -> None:
-    """Refuse before anything is measured what TRL could not do.
+    """Refuse what TRL cannot do, before anything is measured.
 
     Raises:
         ConfigError: TRL is not installed, or its micro-batches do not divide the step.
@@ -41,14 +41,15 @@ def check_trl(config: DictConfig) -> None:
 
 
 def make_importable(folder: str | None) -> None:
+    """Append a folder to the module search path; None changes nothing."""
     if folder is not None and folder not in sys.path:
         sys.path.append(folder)
 
 
 def serve_trl(turn: Turn, report: Report, config: DictConfig) -> None:
-    """The target of an `Arm`: TRL's own loop, which waits for its turn before each step."""
+    """Run TRL's own training loop, which waits for its turn before each step; this is a target of `ArmProcess`."""
     make_importable(config.trl.path)
-    warnings.filterwarnings("ignore", message="TRL currently supports vLLM")  # which it does not use here
+    warnings.filterwarnings("ignore", message="TRL currently supports vLLM")  # TRL does not use vLLM here
     from datasets import Dataset
     from transformers import TrainerCallback, TrainerState
     from trl import GRPOConfig, GRPOTrainer
@@ -58,7 +59,7 @@ def serve_trl(turn: Turn, report: Report, config: DictConfig) -> None:
     seconds, lengths = {"sample": 0.0, "grade": 0.0}, []
 
     class Turns(TrainerCallback):
-        """Waits before a step, and reports it after."""
+        """Waits for the turn before each step, and reports the step after it."""
 
         def on_train_begin(self, *arguments: Any, **options: Any) -> None:
             report({})
@@ -102,7 +103,7 @@ def serve_trl(turn: Turn, report: Report, config: DictConfig) -> None:
 
 
 def timed(name: str, function: Callable[..., Any], seconds: dict[str, float]) -> Callable[..., Any]:
-    """The function under another name, which notes under it how long its last call took."""
+    """Wrap a function so that it has this name, and ``seconds[name]`` is how long its last call took."""
 
     def call(*arguments: Any, **options: Any) -> Any:
         started = time.perf_counter()
@@ -115,7 +116,7 @@ def timed(name: str, function: Callable[..., Any], seconds: dict[str, float]) ->
 
 
 def trl_options(config: DictConfig) -> dict[str, Any]:
-    """The arguments of TRL's GRPOConfig for the same step."""
+    """Return the arguments of TRL's GRPOConfig that make the same step."""
     rollouts, optimizer = config.trainer.rollouts, config.optimizer
     sequences = config.trainer.num_prompts_per_step * rollouts.num_generations
     return dict(
@@ -130,7 +131,7 @@ def trl_options(config: DictConfig) -> dict[str, Any]:
         beta=config.loss.beta,
         epsilon=config.loss.epsilon_low,
         epsilon_high=config.loss.epsilon_high,
-        loss_type="grpo",  # what the others cost is the same
+        loss_type="grpo",  # the other types cost the same
         optim="adamw_torch",
         learning_rate=optimizer.learning_rate,
         lr_scheduler_type="constant",
@@ -148,7 +149,7 @@ def trl_options(config: DictConfig) -> dict[str, Any]:
 
 
 def make_rows(work: Workload, config: DictConfig, number: int) -> list[dict[str, Any]]:
-    """The questions of a round as TRL takes them: messages for the chat template, or text."""
+    """Return the questions of a round as TRL takes them: messages for the chat template, or text."""
     prompt, rows = config.model.prompt, []
     batch = work.batch(number)
     for problem, answer in zip(batch.problems, batch.answers, strict=True):

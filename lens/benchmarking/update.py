@@ -1,4 +1,4 @@
-"""Measures the update beside a naive one."""
+"""Measures the update of lens beside a naive update."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ log = logging.getLogger(__name__)
 
 
 def measure_update(config: DictConfig) -> list[Row]:
-    """The update of lens, and a naive one, on the same completions; compiled; and where some groups teach nothing."""
+    """Measure updates on the same completions: naive, of lens, of lens compiled, and of lens with silent groups.
+
+    All advantages of a silent group are 0.
+    """
     work = Workload.load(config)
     batch = make_every_answer_teach(make_up_rollouts(work, shortest_share=config.made_up.shortest_share))
     silent = round(config.made_up.silent_share * len(batch.advantages))
@@ -55,14 +58,14 @@ def measure_update(config: DictConfig) -> list[Row]:
     try:
         check_layers(work.model, gradient_checkpointing=False, torch_compile=True)
     except ConfigError as error:
-        log.warning("Left out, lens with torch.compile: %s", error)
+        log.warning("Leaving out lens with torch.compile: %s", error)
     else:
         arms["lens, torch.compile"] = partial(turn, batch, torch_compile=True)
     return alternate(arms, rounds=config.rounds, warmup=config.warmup)
 
 
 def tabulate_update(rows: Sequence[Row], peaks: dict[str, float]) -> pd.DataFrame:
-    """Seconds of an update, and how many of it the naive one takes."""
+    """Return a table of the seconds of each update, and of the naive update's time as a multiple of it."""
     return pd.DataFrame(
         [
             {

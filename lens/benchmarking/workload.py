@@ -1,4 +1,4 @@
-"""The work that is measured: a model, its problems in a fixed order, and one step of lens in phases."""
+"""Defines the work that is measured: a model, its problems in a fixed order, and one step of lens in phases."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Batch:
 
 @dataclass
 class Workload:
-    """A policy with its optimizer, and the questions it is asked; the same config makes the same in every process."""
+    """A policy with its optimizer and questions; the same config gives the same workload in every process."""
 
     config: DictConfig
     model: PreTrainedModel
@@ -51,15 +51,15 @@ class Workload:
 
     @property
     def rollouts(self) -> DictConfig:
-        """The config's trainer.rollouts section."""
+        """Return the config's trainer.rollouts section."""
         return self.config.trainer.rollouts
 
     @classmethod
     def load(cls, config: DictConfig) -> Workload:
-        """Everything from the config, whose model.name_or_path is settled.
+        """Load the model and the problems of a config; its model.name_or_path must be set.
 
         Raises:
-            ConfigError: no such model or problems, or layers that cannot do what is asked of them.
+            ConfigError: there is no such model or there are no such problems, or the layers cannot do what is asked.
         """
         use_threads(config.trainer.memory.num_threads)
         model, tokenizer = load_model(
@@ -76,21 +76,21 @@ class Workload:
         return cls(config, model, tokenizer, questions)
 
     def batch(self, number: int) -> Batch:
-        """The questions of round ``number``, in the problems' order; after the last comes the first."""
+        """Return the questions of round ``number``, in the order of the problems; the first follows the last."""
         size, q = self.config.trainer.num_prompts_per_step, self.questions
         chosen = [index % len(q.prompts) for index in range(number * size, (number + 1) * size)]
         return Batch(*([getattr(q, f.name)[index] for index in chosen] for f in fields(Batch)))
 
     @contextmanager
     def sampler(self, settings: DictConfig) -> Iterator[Sampler]:
-        """A rollout engine with the policy's weights, closed in the end."""
+        """Yield a rollout engine with the policy's weights, and close it in the end."""
         longest = longest_sequence(self.model, self.questions.prompts, self.rollouts.max_completion_length)
         with make_sampler(settings, self.model, self.tokenizer, longest) as sampler:
             sampler.sync(gather_named_weights(self.model))
             yield sampler
 
     def sample(self, sampler: Sampler, prompts: Sequence[Prompt], number: int) -> Rollouts:
-        """Completions of these prompts; ``number`` decides the seed."""
+        """Sample completions of these prompts; the seed depends on ``number``."""
         s = self.rollouts
         return sampler.sample(
             prompts,
@@ -102,30 +102,34 @@ class Workload:
         )
 
     def grade(self, grader: Grader, rollouts: Rollouts, answers: Sequence[str]) -> list[str]:
-        """Verdicts on all completions."""
+        """Return the verdicts on all completions."""
         return grade_groups(grader, rollouts.texts, answers, rollouts.num_generations)
 
     def logprobs(self, rollouts: Rollouts) -> Tensor:
-        """The policy's own log-probabilities [Q*G, T]."""
+        """Return the policy's own log-probabilities [Q*G, T]."""
         return self.loss.recompute(self.model, rollouts)[0]
 
     def old_logprobs(self, rollouts: Rollouts) -> Tensor | None:
-        """The same where trainer.rollouts.old_logprobs asks for that pass."""
+        """Return the policy's log-probabilities if trainer.rollouts.old_logprobs is trainer, else None."""
         return self.logprobs(rollouts) if self.rollouts.old_logprobs == "trainer" else None
 
     def update(self, gradient: Callable[[], dict[str, float] | None]) -> dict[str, float]:
-        """One optimizer step: what leaves the gradient, the limit of its norm, AdamW. Returns what the first does."""
+        """Take one optimizer step: compute the gradient, clip its norm, step AdamW; return what ``gradient`` returns.
+
+        Args:
+            gradient: writes the gradient to the parameters' ``.grad`` and may return metrics.
+        """
         metrics = gradient()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.max_grad_norm)
         self.optimizer.step()
         return metrics or {}
 
     def learn(self, experience: Experience, **choices: bool) -> dict[str, float]:
-        """One optimizer step of lens; ``choices`` are fields of its loss that are to differ."""
+        """Take one optimizer step of lens; ``choices`` replace fields of its loss."""
         return self.update(lambda: compute_gradient(self.model, experience, replace(self.loss, **choices)))
 
     def sequences(self, experience: Experience) -> Iterator[tuple[int, list[int]]]:
-        """What an update of lens passes through the model: tokens of a prompt, and of the completions that share it."""
+        """Yield what an update of lens passes through the model: tokens of a prompt and of each completion with it."""
         r = experience.rollouts
         rows = (experience.advantages.flatten() != 0).nonzero().squeeze(1).tolist()
         for packs in split_into_microbatches(self.model, r, rows, self.loss.max_tokens_per_microbatch):
@@ -133,7 +137,10 @@ class Workload:
                 yield len(r.prompts[pack[0] // r.num_generations].token_ids), r.lengths[pack].tolist()
 
     def step(self, sampler: Sampler, grader: Grader, number: int) -> dict[str, float]:
-        """One step of GRPO, measured; the answers are graded, and half of each group is then taken for right."""
+        """Take and measure one step of GRPO.
+
+        The answers are graded, but the update then counts every second one as correct.
+        """
         meter, batch = Meter(), self.batch(number)
         with meter.phase("sync"):
             sampler.sync(gather_named_weights(self.model))
@@ -152,19 +159,19 @@ class Workload:
 
 
 def count_tokens(prompts: Sequence[int], completions: Sequence[int]) -> dict[str, int]:
-    """Columns of a step's row: so many tokens of distinct prompts, and of completions."""
+    """Return the token counts of a step's row: those of its distinct prompts, and of its completions."""
     return {"prompt_tokens": sum(prompts), "completion_tokens": sum(completions)}
 
 
 def make_alternating_rewards(number: int) -> list[int]:
-    """1 for every second answer: every group is mixed, and no completion has an advantage of 0."""
+    """Return reward 1 for every second answer: every group is mixed, and no completion has an advantage of 0."""
     return [place % 2 for place in range(number)]
 
 
 def make_every_answer_teach(
     rollouts: Rollouts, old_from: str = "sampler", trainer_logprobs: Tensor | None = None
 ) -> Experience:
-    """These rollouts under GRPO with `alternating_rewards`."""
+    """Weigh rollouts with GRPO and `make_alternating_rewards`."""
     verdicts = ["correct" if reward else "incorrect" for reward in make_alternating_rewards(len(rollouts.lengths))]
     return weigh_rollouts(
         rollouts,
@@ -177,7 +184,7 @@ def make_every_answer_teach(
 
 
 def make_up_rollouts(work: Workload, *, shortest_share: float = 1.0, num_prompts: int | None = None) -> Rollouts:
-    """Random tokens in place of sampled ones: what an update costs does not depend on what they say.
+    """Return rollouts of random tokens; the cost of an update does not depend on which tokens there are.
 
     Lengths are spread evenly from shortest_share x max_completion_length up to max_completion_length, and shuffled.
     The log-probabilities are the policy's own.

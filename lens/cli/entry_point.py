@@ -42,6 +42,8 @@ def format_start_time(pattern: str) -> str:
 
 
 OmegaConf.register_new_resolver("lens.config_hash", hash_config, replace=True)
+# The folder of an experiment's sweep: tiny/paired -> tiny_paired, so that it does not lie in the folder of tiny.
+OmegaConf.register_new_resolver("lens.folder_name", lambda option: str(option).replace("/", "_"), replace=True)
 OmegaConf.register_new_resolver("lens.started", format_start_time, replace=True)
 
 

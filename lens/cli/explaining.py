@@ -26,22 +26,28 @@ def explain(error: BaseException, config_name: str, arguments: list[str]) -> str
         cause = cause.__cause__
     message = " ".join(str(error).split())
     # Hydra names the group, the option and the options beside it; one of another folder has the folder in its name.
-    if option := re.search(r"Could not find '([^']+)' Available options in '([^']+)': ", message):
-        return explain_unknown_option(option[2], option[1].removeprefix(f"{option[2]}/"))
+    if option := re.search(r"Could not find '([^']+)' Available options in '([^']+)': (.*?) Config search", message):
+        return explain_unknown_option(option[2], option[1].removeprefix(f"{option[2]}/"), option[3].split())
     if group := re.search(r"Could not find '([^']+)'", message):
-        return explain_unknown_option(*group[1].split("/", 1)) if "/" in group[1] else message
+        return explain_unknown_option(*group[1].split("/", 1), []) if "/" in group[1] else message
     if unknown := re.search(r"Could not override '([^']+)'", message):
         return explain_unknown_key(unknown[1].lstrip("+~"), config_name, arguments)
     return message
 
 
-def explain_unknown_option(group: str, option: str) -> str:
-    """That a config group has no such option, what it is called now if it was renamed, and which there are."""
+def explain_unknown_option(group: str, option: str, known: list[str]) -> str:
+    """That a config group has no such option, what it is called now if it was renamed, and which there are.
+
+    Args:
+        group, option: as they were typed.
+        known: the options that Hydra names, which are those of no folder; experiments have folders.
+    """
     if moved := MOVED_OPTIONS.get((group, option)):
         return f"{group}={option}: since version 0.2 it is {moved}"
     folder = CONFIGS / group
-    options = sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
-    return str(ConfigError(group, option, f"one of {', '.join(options)}"))
+    files = folder.rglob("*.yaml") if group == "experiment" else folder.glob("*.yaml")
+    options = {*known, *(str(file.relative_to(folder).with_suffix("")) for file in files)}
+    return str(ConfigError(group, option, f"one of {', '.join(sorted(options))}"))
 
 
 def explain_unknown_key(key: str, config_name: str, arguments: list[str]) -> str:

@@ -1,8 +1,10 @@
-"""Several processes that train one model with torch.distributed and FSDP2: who does what, and how they agree.
+"""Exchanges values between the processes that train one model, with torch.distributed.
 
-Each holds a shard of every weight, samples and grades a share of the questions, and computes the gradient of a share of
-the micro-batches. What is small (rollouts, verdicts, log-probabilities) is gathered, so that all between is the program
-of one process: each knows the whole round, and decides alike. With one process nothing here does anything.
+Each process holds a shard of every weight. It samples and grades a share of the questions, and computes the gradient of
+a share of the micro-batches. Everything small (rollouts, verdicts, log-probabilities) is gathered. So every process
+knows the whole round and makes the same decisions, and the code in between reads like that of one process.
+
+All processes must call these functions in the same order. With one process they return their input.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ T = TypeVar("T")
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Meanwhile the processes that were launched together know of each other; none outlives what has launched it."""
+    """Connect the processes that were launched together. None outlives the process that launched it."""
     if not is_one_of_several():
         yield
         return
@@ -36,30 +38,30 @@ def process_group() -> Iterator[None]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
     try:
         yield
-        barrier()  # none leaves while another still needs it
+        barrier()  # no process leaves while another still needs it
     finally:
-        if dist.is_initialized():  # an engine that ended may have taken it along
+        if dist.is_initialized():  # an engine that ended may have destroyed it
             dist.destroy_process_group()
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_first() -> bool:
-    """Whether this process writes and speaks for all."""
+    """Return whether this is process 0, which alone writes files and logs."""
     return rank() == 0
 
 
 def barrier() -> None:
-    """Wait for the others."""
+    """Wait until every process is here."""
     if dist.is_initialized():
         dist.barrier()
 
 
 def gather_objects(value: T) -> list[T]:
-    """Every process's value, in the order of their numbers."""
+    """Return every process's value, in the order of their ranks."""
     if world_size() == 1:
         return [value]
     values = [None] * world_size()
@@ -68,22 +70,22 @@ def gather_objects(value: T) -> list[T]:
 
 
 def is_true_anywhere(flag: bool) -> bool:
-    """Whether it is true of some process."""
+    """Return whether the flag is true in at least one process."""
     return any(gather_objects(flag))
 
 
 def stop_together() -> None:
-    """Where SIGTERM may have come in the middle of what processes do together: a place where all can leave it.
+    """Stop all processes at this place if SIGTERM has come to any of them. Does nothing with one process.
 
     Raises:
-        StopRequested: it has come to some process.
+        StopRequested: SIGTERM has come to some process.
     """
     if world_size() > 1 and is_true_anywhere(TERMINATED.is_set()):
         raise StopRequested
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
-    """The sum of a tensor over the processes."""
+    """Return the sum of a tensor over the processes."""
     if world_size() > 1:
         values = values.clone()
         dist.all_reduce(values)
@@ -91,20 +93,20 @@ def sum_over_processes(values: Tensor) -> Tensor:
 
 
 def gather_tensor(values: Tensor) -> Tensor:
-    """A tensor of which every process may hold a shard, in full; all have to ask for it."""
+    """Return the whole of a tensor that may be sharded over the processes."""
     return values.full_tensor() if isinstance(values, DTensor) else values
 
 
 def local_part(values: Tensor) -> Tensor:
-    """The part of a tensor that this process holds."""
+    """Return the part of a tensor that this process holds."""
     return values.to_local() if isinstance(values, DTensor) else values
 
 
 def take_turns(items: Sequence[T]) -> Iterator[tuple[T, bool]]:
-    """This process's share of a list, and whether it counts.
+    """Yield this process's share of a list, and with each item whether it counts.
 
-    All processes get equally many, since each pass through a sharded model needs every one of them: where the list does
-    not suffice, its last item again, which does not count.
+    All processes get equally many items, since each pass through a sharded model needs every process. If the list does
+    not divide evenly, some processes get its last item once more, and there it does not count.
 
     Raises:
         StopRequested: SIGTERM has come to some process, before an item.
@@ -115,14 +117,18 @@ def take_turns(items: Sequence[T]) -> Iterator[tuple[T, bool]]:
         yield items[min(place, len(items) - 1)], place < len(items)
 
 
-Interruptible = Callable[[], AbstractContextManager[None]]  # around work that waits for no other process
+Interruptible = Callable[[], AbstractContextManager[None]]  # goes around work that waits for no other process
 
 
 def gather_from_each(work: Callable[[], T], interruptible: Interruptible) -> list[T]:
-    """What every process makes of its share, in the order of their numbers.
+    """Run ``work`` in every process, and return all results in the order of the ranks.
+
+    Args:
+        work: this process's share of the work; it waits for no other process.
+        interruptible: lets SIGTERM interrupt ``work``. Used only with several processes.
 
     Raises:
-        StopRequested: one of them was broken off.
+        StopRequested: SIGTERM interrupted one of them.
     """
     try:
         with interruptible() if world_size() > 1 else nullcontext():

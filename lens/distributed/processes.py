@@ -1,4 +1,4 @@
-"""What a process is told of others: which of several it is, and when the one that it works for has ended."""
+"""Tells a process its rank, notes SIGTERM, ends with the parent process, and exits."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ import sys
 import threading
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
-TERMINATED = threading.Event()  # SIGTERM has come to this process
+TERMINATED = threading.Event()  # set once SIGTERM has come to this process
 
 
 def rank() -> int:
-    """This process's number among those that were launched together."""
+    """Return this process's number among those that were launched together; 0 if it is alone."""
     return int(os.environ.get("RANK", "0"))
 
 
 def is_one_of_several() -> bool:
-    """Whether torchrun, or a launcher that sets the same variables, has started several of this process."""
+    """Return whether torchrun, or a launcher that sets the same variables, has started several processes."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def end_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends, however that ends; Linux alone can."""
+    """Have the kernel kill this process when its parent ends, for whatever reason. Works on Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def exit_at_once() -> None:
-    """End this process, which is done, without the interpreter's farewell.
+    """Exit with code 0, without the interpreter's shutdown.
 
-    In the middle of that, a thread of gloo that lets go of its last tensor would abort the process.
+    During that shutdown a gloo thread that frees its last tensor would abort the process.
     """
     logging.shutdown()
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""The wish to stop, as signals bring it: after this step, or now."""
+"""Turns SIGINT and SIGTERM into requests to stop, after this step or at once."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ log = logging.getLogger(__name__)
 
 
 class StopSignals:
-    """Turns SIGINT and SIGTERM into wishes that the loop can meet.
+    """Turns SIGINT and SIGTERM into requests to stop, which the training loop can obey.
 
-    SIGINT (Ctrl-C) asks for a stop after this step, a second one for a stop now, without a checkpoint. SIGTERM comes
-    before a machine is taken away, and its grace time may be shorter than a step: what may be abandoned is, so that a
-    checkpoint of the last whole step can be written at once. Several processes leave what they do together at the next
-    place that all come to (`lens.distributed.collectives.stop_together`), and what each does apart anywhere.
+    SIGINT (Ctrl-C) asks for a stop after this step. A second one stops at once, without a checkpoint.
+
+    SIGTERM comes before a machine is taken away, and the grace time may be shorter than a step. So it interrupts work
+    inside `abandonable`, and a checkpoint of the last finished step can be written at once. Several processes leave
+    work that they do together at the next `lens.distributed.collectives.stop_together`. Work that each does for itself
+    stops anywhere.
     """
 
     def __init__(self):
@@ -30,12 +32,12 @@ class StopSignals:
         self._abandonable = False
 
     def is_requested(self) -> bool:
-        """Whether some process was asked to stop. Every process has to call it."""
+        """Return whether any process was asked to stop. Every process must call this."""
         return is_true_anywhere(self._requested)
 
     @contextmanager
     def listening(self) -> Iterator[StopSignals]:
-        """Take the signals while this lasts."""
+        """Handle both signals inside this context."""
         TERMINATED.clear()
         before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -46,10 +48,12 @@ class StopSignals:
 
     @contextmanager
     def abandonable(self) -> Iterator[None]:
-        """Work that lasts, and changes nothing but random states, which are put back where it is abandoned.
+        """Let SIGTERM interrupt what runs inside. Random states are restored if it does.
+
+        The work inside must change nothing else that a checkpoint stores.
 
         Raises:
-            StopRequested: SIGTERM has come, before or in the middle of it.
+            StopRequested: SIGTERM came before the work or during it.
         """
         states = random_states()
         try:
@@ -62,10 +66,10 @@ class StopSignals:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Abandonable work that waits for no other process.
+        """Let SIGTERM interrupt what runs inside, anywhere. The work must wait for no other process.
 
         Raises:
-            StopRequested: SIGTERM has come to this one, before or in the middle of it.
+            StopRequested: SIGTERM came to this process before the work or during it.
         """
         try:
             self._abandonable = True

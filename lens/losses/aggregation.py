@@ -1,4 +1,4 @@
-"""The weight of each token in the loss: every loss_agg_mode is a plain weighted sum."""
+"""Computes the weight of each token in the loss, so that every loss_agg_mode is a plain weighted sum."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ LossAggMode = Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean",
 
 
 def token_weights(lengths: Tensor, mode: LossAggMode, *, max_completion_length: int) -> Tensor:
-    """The weight that each token of a completion carries in the loss, so that the loss is a plain weighted sum.
+    """Return the weight that each token of a completion carries in the loss.
 
-    The denominator is that of the whole optimizer batch and is computed once: micro-batches, padding and the number
-    of processes cannot change it. verl's names:
+    The loss is then a plain weighted sum. The denominator belongs to the whole optimizer batch and is computed once, so
+    micro-batches, padding and the number of processes cannot change it. The modes have verl's names:
 
     * token-mean: 1 / (tokens of the batch)
     * seq-mean-token-sum: 1 / (completions)
@@ -22,7 +22,7 @@ def token_weights(lengths: Tensor, mode: LossAggMode, *, max_completion_length: 
     * seq-mean-token-sum-norm: 1 / (completions * max_completion_length)
 
     Args:
-        lengths: [N], tokens of every completion of the batch that may teach; 0 for one that may not.
+        lengths: [N], tokens of each completion of the batch; 0 for a completion that may not teach.
         mode: one of the above.
         max_completion_length: the constant of seq-mean-token-sum-norm.
 
@@ -30,7 +30,7 @@ def token_weights(lengths: Tensor, mode: LossAggMode, *, max_completion_length: 
         float64 [N]; 0 where the length is 0.
 
     Raises:
-        ValueError: an unknown mode.
+        ValueError: the mode is unknown.
     """
     lengths = lengths.double()
     counted = lengths > 0

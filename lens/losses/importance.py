@@ -1,4 +1,4 @@
-"""Corrects for a rollout engine that is not quite the policy: importance weights of tokens."""
+"""Weighs tokens by importance, to correct for a rollout engine whose probabilities differ a little from the policy's."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ ImportanceSampling = Literal["none", "token_truncate", "token_mask", "sequence_m
 def importance_weights(
     trainer_logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor, mode: ImportanceSampling, *, cap: float
 ) -> Tensor:
-    """What each sampled token weighs because the engine that drew it is not quite the policy that learns from it.
+    """Return the importance weight of each sampled token.
 
-    The ratio is policy / engine, of a token or, over the tokens of a completion, of all of it. TRL's names and rules:
+    The ratio is the probability under the policy, divided by that under the engine. The modes have TRL's names:
 
     * token_truncate: min(ratio, cap) of each token (truncated importance sampling, TIS)
-    * token_mask: the ratio of each token, 0 where it is above the cap
-    * sequence_mask: the ratio of the completion on all its tokens, 0 where it is above the cap
+    * token_mask: the ratio of each token; 0 where it is above the cap
+    * sequence_mask: the ratio of the whole completion, for each of its tokens; 0 where it is above the cap
 
     Args:
-        trainer_logprobs, sampler_logprobs: [N, T], of the same tokens under the policy and under the engine.
-        mask: bool [N, T], the real tokens.
-        mode: which rule; "none" is refused, as there is nothing to weigh.
-        cap: C > 1.
+        trainer_logprobs, sampler_logprobs: [N, T], log-probabilities of the same tokens under the policy and under the
+            engine.
+        mask: bool [N, T], True on real tokens.
+        mode: one of the above. "none" is refused, as there is nothing to weigh.
+        cap: a number above 1.
 
     Returns:
-        [N, T], 1 beyond the mask.
+        [N, T]. Entries outside the mask are not to be used.
 
     Raises:
-        ValueError: an unknown mode.
+        ValueError: the mode is unknown.
     """
     difference = (trainer_logprobs - sampler_logprobs).masked_fill(~mask, 0)  # [N, T]
     if mode == "sequence_mask":

@@ -1,4 +1,4 @@
-"""The clipped surrogate and the penalty towards a reference model, token by token."""
+"""Computes PPO's clipped surrogate and the KL penalty towards a reference model, token by token."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ def clipped_surrogate(
     epsilon_high: float = 0.2,
     dual_clip: float | None = None,
 ) -> Tensor:
-    """-min(rho A, clip(rho, 1 - epsilon_low, 1 + epsilon_high) A) for each token (paper, section 1).
+    """Return -min(rho A, clip(rho, 1 - epsilon_low, 1 + epsilon_high) A) for each token.
+
+    rho is the probability of the token under the current policy, divided by that under the old one. The paper's GRPO
+    baseline and LENS share this loss, with both epsilons 0.2.
 
     Args:
         logprobs: [n], log-probabilities of the sampled tokens under the current policy.
         old_logprobs: [n], under the policy that sampled them.
         advantages: [n], the advantage of each token's completion.
         epsilon_low, epsilon_high: clip range below and above 1.
-        dual_clip: c > 1 bounds the loss of a negative advantage by -c A, however far rho runs; None: no bound.
+        dual_clip: c > 1 bounds the loss of a token with a negative advantage by -c A, however large rho is. None: no
+            bound.
 
     Returns:
         [n], the loss of each token.
@@ -36,8 +40,9 @@ def clipped_surrogate(
 
 
 def kl_to_reference(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
-    """The k3 estimate of KL(policy || reference) for each token: exp(d) - d - 1 with d = reference - policy.
+    """Return the k3 estimate of KL(policy || reference) for each token, [n] -> [n].
 
+    It is exp(d) - d - 1, with d the reference's log-probability minus the policy's.
     Source: J. Schulman, "Approximating KL divergence" (2020); TRL and verl use the same.
     """
     difference = reference_logprobs - logprobs

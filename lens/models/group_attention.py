@@ -1,7 +1,8 @@
-"""Attention of completions to their shared prompt and themselves by matrix products, for bfloat16 on a CPU.
+"""Computes the attention of completions to their shared prompt and to themselves, for bfloat16 on a CPU.
 
-torch's own kernel reaches about a tenth of the speed of its matrix products there. Here, as in that kernel, a block of
-queries at a time has its scores in float32, and the backward pass computes them again.
+There torch's own attention kernel reaches about a tenth of the speed of torch's matrix products, so this module uses
+the products. As in that kernel, one block of queries at a time has its scores in memory, in float32, and the backward
+pass computes them again.
 """
 
 from __future__ import annotations
@@ -18,19 +19,22 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-BLOCK = 64  # queries of a sequence at once
-Room = Callable[..., Tensor]  # a shape's memory
+BLOCK = 64  # queries of each sequence whose scores are in memory at once
+Room = Callable[..., Tensor]  # room(*shape) returns memory of that shape
 
 
 @dataclass
 class Group:
-    """n sequences of L queries behind the same P tokens: a prompt's completions; or a prompt, alone behind nothing.
+    """n sequences of at most L queries each, all behind the same P tokens.
+
+    They are the n completions of a prompt of P tokens; or the prompt itself, with n = 1 and P = 0. "The row" is the one
+    row of T tokens in which all prompts and completions stand.
 
     Attributes:
-        first: the token of the row where the queries begin; they follow one another.
+        first: position in the row of the first query. The queries follow one another.
         prompt: P.
-        tokens: int64 [n, P + L], the token of the row at each place of the prompt and then of the queries.
-        held: int64, which of the n * L places hold a query, as none does beyond a completion's end; None: all do.
+        tokens: int64 [n, P + L], position in the row of each token of the prompt, then of each query.
+        held: int64, which of the n * L places hold a query; places beyond a completion's end do not. None: all do.
     """
 
     first: int
@@ -39,11 +43,11 @@ class Group:
     held: Tensor | None = None
 
     def of_queries(self, values: Tensor, room: Room) -> Tensor:
-        """Values of the row [T, heads, D] -> [n * heads, L, D]."""
+        """Gather the queries' values from the row: [T, heads, D] -> [n * heads, L, D]."""
         return self._gathered(values, values.shape[1], self.tokens[:, self.prompt :], room)
 
     def of_keys(self, values: Tensor, heads: int, room: Room) -> Tensor:
-        """Values of the row [T, h, D] -> [n * heads, P + L, D], each of the h for several heads."""
+        """Gather the keys' values from the row: [T, h, D] -> [n * heads, P + L, D]. Each of h serves heads / h heads."""
         return self._gathered(values, heads, self.tokens, room)
 
     def _gathered(self, values: Tensor, heads: int, tokens: Tensor, room: Room) -> Tensor:
@@ -53,7 +57,7 @@ class Group:
         return made.copy_(found.expand_as(made)).view(n * heads, length, channels)
 
     def without_absent(self, values: Tensor) -> Tensor:
-        """Values of queries [n * heads, L, D], set to zero in place where no query stands."""
+        """Set values of queries [n * heads, L, D] to zero, in place, wherever there is no query."""
         if self.held is not None:
             n, length = len(self.tokens), values.shape[1]
             absent = torch.ones(n * length, dtype=torch.bool)
@@ -62,20 +66,20 @@ class Group:
         return values
 
     def blocks(self) -> Iterator[tuple[slice, slice]]:
-        """Queries, and the keys that they see."""
+        """Yield blocks of queries, each with the keys that it sees."""
         length = self.tokens.shape[1] - self.prompt
         for start in range(0, length, BLOCK):
             end = min(start + BLOCK, length)
             yield slice(start, end), slice(0, self.prompt + end)
 
     def put(self, row: Tensor, values: Tensor) -> None:
-        """Values of queries [n * heads, L, D] into their places of a row [T, heads, D]."""
+        """Write values of queries [n * heads, L, D] to their positions in a row [T, heads, D]."""
         found = values.view(len(self.tokens), -1, *values.shape[1:]).transpose(1, 2).to(row.dtype)  # [n, L, heads, D]
         found = self._held(found)
         row[self.first : self.first + len(found)] = found
 
     def add(self, row: Tensor, values: Tensor) -> None:
-        """Values of keys [n * heads, P + L, D] onto those of a row [T, h, D], of which each was for several heads."""
+        """Add values of keys [n * heads, P + L, D] to a row [T, h, D], summed over the heads that share a key."""
         n, shared = len(self.tokens), row.shape[1]
         values = values.view(n, shared, -1, *values.shape[1:]).sum(dim=2).transpose(1, 2)  # [n, P + L, h, D]
         own = self._held(values[:, self.prompt :])
@@ -84,19 +88,19 @@ class Group:
             row[self.first - self.prompt : self.first] += values[:, : self.prompt].sum(dim=0)
 
     def _held(self, values: Tensor) -> Tensor:
-        """[n, L, ...] of queries -> [tokens, ...] in the order of the row."""
+        """Drop the empty places: [n, L, ...] of queries -> [tokens, ...] in the order of the row."""
         values = values.flatten(0, 1)
         return values if self.held is None else values.index_select(0, self.held)
 
 
 class Scratch:
-    """Memory by name that each layer uses again: the system takes longer to give it than a layer to fill it."""
+    """Named memory that all layers reuse. Allocating it anew would take longer than filling it."""
 
     def __init__(self) -> None:
         self.memory: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def room(self, name: str, dtype: torch.dtype) -> Room:
-        """Shape -> contiguous memory, and whatever was in it."""
+        """Return a function from a shape to contiguous, uninitialised memory."""
 
         def of(*shape: int) -> Tensor:
             size, key = math.prod(shape), (name, dtype)
@@ -109,9 +113,10 @@ class Scratch:
 
 @contextmanager
 def products_at_the_speed_of(dtype: torch.dtype) -> Iterator[None]:
-    """Meanwhile, for bfloat16, products of float32 matrices may round what they multiply to it.
+    """Allow float32 matrix products to round their inputs to bfloat16, if ``dtype`` is bfloat16.
 
-    What comes from the model is in bfloat16 already; the weights of attention are rounded by torch's own kernel too.
+    The model's values are in bfloat16 already. The attention weights are not, but torch's own kernel rounds them too.
+    Autocast is off inside.
     """
     setting = torch.backends.mkldnn.matmul
     before = setting.fp32_precision
@@ -125,7 +130,7 @@ def products_at_the_speed_of(dtype: torch.dtype) -> Iterator[None]:
 
 
 class GroupAttention(Function):
-    """Attention of a row: queries [T, heads, D], keys and values [T, key heads, D] -> [T, heads, D]."""
+    """Attention over a row: queries [T, heads, D], keys and values [T, key heads, D] -> [T, heads, D]."""
 
     @staticmethod
     def forward(
@@ -162,13 +167,13 @@ class GroupAttention(Function):
                 v = group.of_keys(value, heads, room("value"))
                 g = group.without_absent(group.of_queries(gradient, room("gradient")))
                 o = group.of_queries(output, room("output"))
-                mean = o.mul_(g).sum(dim=2, keepdim=True)  # of the shares' gradient under the shares
+                mean = o.mul_(g).sum(dim=2, keepdim=True)  # mean of the shares' gradient, weighted by the shares
                 dq, dk, dv = room("dq")(*q.shape), room("dk")(*k.shape), room("dv")(*v.shape)
                 for queries, seen in reversed(list(group.blocks())):
                     shares = attention_shares(q[:, queries], k[:, seen], ctx.scaling, room)
                     of_shares = torch.bmm(g[:, queries], v[:, seen].mT, out=room("of shares")(*shares.shape))
                     of_scores = of_shares.sub_(mean[:, queries]).mul_(shares)
-                    added = float(seen.stop < k.shape[1])  # the last block sees all keys, and comes first
+                    added = float(seen.stop < k.shape[1])  # the last block comes first, sees all keys and sets them
                     dq[:, queries].baddbmm_(of_scores, k[:, seen], beta=0, alpha=ctx.scaling)
                     dk[:, seen].baddbmm_(of_scores.mT, q[:, queries], beta=added, alpha=ctx.scaling)
                     dv[:, seen].baddbmm_(shares.mT, g[:, queries], beta=added)
@@ -179,7 +184,10 @@ class GroupAttention(Function):
 
 
 def attention_shares(query: Tensor, key: Tensor, scaling: float, room: Callable[[str], Room]) -> Tensor:
-    """How much of each key's value a query takes: [N, l, D], [N, s, D] -> [N, l, s]; the last query sees all keys."""
+    """Return the causal attention weights of queries [N, l, D] on keys [N, s, D]: [N, l, s].
+
+    The last query sees all s keys.
+    """
     (n, length, _), seen = query.shape, key.shape[1]
     scores = room("scores")(n, length, seen).baddbmm_(query, key.mT, beta=0, alpha=scaling)
     later = torch.ones(length, length, dtype=torch.bool).triu_(1)

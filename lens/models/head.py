@@ -1,8 +1,8 @@
-"""The language-model head: log-probabilities and entropies of tokens from hidden states, a chunk of logits at a time.
+"""Computes log-probabilities and entropies of tokens from hidden states, a chunk of logits at a time.
 
-The logits of a chunk are computed again in the backward pass, where their gradient takes their place: one buffer of
-chunk x vocabulary in the head's data type. What needs float32 is done on few tokens at a time, which stay in a CPU's
-cache.
+The backward pass computes the logits of a chunk again and overwrites them with their gradient. So one buffer of
+chunk x vocabulary, in the head's data type, is enough. Work in float32 is done on a few tokens at a time, which fit
+into a CPU's cache.
 """
 
 from __future__ import annotations
@@ -19,18 +19,20 @@ from torch.autograd.function import once_differentiable
 def rate_tokens(
     head: nn.Linear, hidden: Tensor, targets: Tensor, *, temperature: float, chunk_size: int, entropies: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """The log-probability of each target, and the entropy of what it was drawn from, in nats; both carry gradients.
+    """Return the log-probability of each target, and the entropy of the distribution that it was drawn from, in nats.
+
+    Both carry gradients.
 
     Args:
-        head: the map from hidden states to logits.
+        head: the linear map from hidden states to logits.
         hidden: [n, H], in the head's data type.
-        targets: int64 [n].
+        targets: int64 [n], token ids.
         temperature: divides the logits.
         chunk_size: tokens whose logits are in memory at once.
-        entropies: whether they are wanted.
+        entropies: compute entropies too.
 
     Returns:
-        [n] each, float32 at least; None for entropies that are not wanted.
+        Log-probabilities [n] and entropies [n] (or None), in float32 or wider.
     """
     parts = [
         HeadValues.apply(part, head.weight, head.bias, words, temperature, entropies)
@@ -40,14 +42,14 @@ def rate_tokens(
     return torch.cat(logprobs), torch.cat(found) if entropies else None
 
 
-# Logits in float32 at a time, two buffers of them: 4 MiB each in a CPU's cache, 0.5 GiB each elsewhere.
+# Logits in float32 per piece. There are two such buffers: 4 MiB each on a CPU, for its cache; 0.5 GiB each elsewhere.
 IN_CACHE, AT_ONCE = 2**20, 2**27
 
 
 def iterate_pieces(logits: Tensor, temperature: float) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """A few tokens at a time: which, their logits [r, V] over the temperature, float32 at least, and room as large.
+    """Yield a few tokens at a time: their slice, their logits [r, V], and a free buffer of that size.
 
-    Both are the same memory each time.
+    The logits are divided by the temperature and in float32 or wider. Every piece reuses the same two buffers.
     """
     rows = max(1, (IN_CACHE if logits.device.type == "cpu" else AT_ONCE) // logits.shape[1])
     scaled, room = (torch.empty_like(logits[:rows], dtype=widened_dtype(logits)) for _ in range(2))
@@ -58,12 +60,12 @@ def iterate_pieces(logits: Tensor, temperature: float) -> Iterator[tuple[slice, 
 
 
 def widened_dtype(values: Tensor) -> torch.dtype:
-    """The data type of log-probabilities."""
+    """Return the data type for log-probabilities of these values: their own, but at least float32."""
     return torch.promote_types(values.dtype, torch.float32)
 
 
 class HeadValues(Function):
-    """Log-probabilities [c] of targets and entropies [c], from hidden states [c, H]."""
+    """Log-probabilities [c] of targets and entropies [c], from the hidden states [c, H] of one chunk."""
 
     @staticmethod
     def forward(
@@ -75,7 +77,7 @@ class HeadValues(Function):
         temperature: float,
         with_entropies: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        with torch.autocast(hidden.device.type, enabled=False):  # as there is none in the backward pass
+        with torch.autocast(hidden.device.type, enabled=False):  # the backward pass has none either
             logits = nn.functional.linear(hidden, weight, bias)  # [c, V]
         logprobs = logits.new_empty(len(logits), dtype=widened_dtype(logits))
         entropies = torch.empty_like(logprobs) if with_entropies else None

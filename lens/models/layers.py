@@ -1,4 +1,4 @@
-"""Runs the layers of a model compiled, or computes them again in the backward pass."""
+"""Finds a model's layers, compiles them, and recomputes them in the backward pass to save memory."""
 
 from __future__ import annotations
 
@@ -18,10 +18,14 @@ from lens.errors import ConfigError
 
 
 def find_layers(model: PreTrainedModel, key: str) -> list[GradientCheckpointingLayer]:
-    """The layers, as transformers marks them, that can be compiled, or computed again in the backward pass.
+    """Return the layers that transformers marks as fit for recomputing in the backward pass.
+
+    Args:
+        model: the model.
+        key: the config key that asks for them, for the error message.
 
     Raises:
-        ConfigError: the model has none; ``key`` is what asks for them.
+        ConfigError: transformers marks none.
     """
     if layers := [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]:
         return layers
@@ -30,10 +34,12 @@ def find_layers(model: PreTrainedModel, key: str) -> list[GradientCheckpointingL
 
 
 def check_layers(model: PreTrainedModel, memory: DictConfig) -> None:
-    """Refuse what the layers cannot do; torch.compile is tried. ``memory`` is the config's trainer.memory section.
+    """Refuse gradient checkpointing or compilation if the model or the machine cannot do it.
+
+    Tries torch.compile on a small function. ``memory`` is the config's trainer.memory section.
 
     Raises:
-        ConfigError: they cannot, or nothing can be compiled on this machine.
+        ConfigError: the model has no fitting layers, or nothing can be compiled on this machine.
     """
     if memory.gradient_checkpointing:
         find_layers(model, "trainer.memory.gradient_checkpointing")
@@ -48,16 +54,25 @@ def check_layers(model: PreTrainedModel, memory: DictConfig) -> None:
 
 @cache
 def compile_forward(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A layer's forward method compiled, for all layers of its class and all lengths."""
+    """Compile a layer's forward method once, for all layers of its class and all lengths."""
     return torch.compile(forward, dynamic=True)
 
 
 @contextmanager
 def use_changed_layers(model: PreTrainedModel, checkpointing: bool, torch_compile: bool) -> Iterator[None]:
-    """Meanwhile layers run compiled, or a forward pass keeps of each its input alone; the backward pass may come later.
+    """Run the layers compiled, checkpointed, or both, inside this context.
 
-    transformers' own switch asks for training mode, which turns dropout on in some layers, and takes the cache away
-    from whoever samples with the model; and a module's own compile() would compile that sampling too.
+    A checkpointed layer keeps only its input, and the backward pass computes the layer again. That pass may come after
+    the context ends.
+
+    transformers' own switch is not used: it asks for training mode, which turns dropout on in some layers, and it takes
+    the cache away from a sampler with the same model. A module's own compile() is not used: it would compile that
+    sampling too.
+
+    Args:
+        model: the model; its layers get their own forward methods back at the end.
+        checkpointing: keep only the layers' inputs.
+        torch_compile: compile the layers.
     """
     layers = find_layers(
         model, "trainer.memory.gradient_checkpointing" if checkpointing else "trainer.memory.torch_compile"
@@ -69,4 +84,4 @@ def use_changed_layers(model: PreTrainedModel, checkpointing: bool, torch_compil
         yield
     finally:
         for layer in layers:
-            del layer.forward  # the class's own comes to light again
+            del layer.forward  # uncovers the class's own method

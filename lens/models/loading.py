@@ -17,10 +17,14 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch
 
 
 def check_model(name_or_path: str, key: str = "model.name_or_path") -> None:
-    """Refuse a model that cannot be found, without loading its weights; ``key`` is where the config names it.
+    """Refuse a model that cannot be found, without loading its weights.
+
+    Args:
+        name_or_path: a Hugging Face name, or a folder.
+        key: the config key that names it, for the error message.
 
     Raises:
-        ConfigError: no such model, or a folder without a config or weights.
+        ConfigError: there is no such model, or the folder has no config or no weights.
     """
     folder = Path(name_or_path)
     if folder.exists() and not (folder / "config.json").is_file():
@@ -37,14 +41,21 @@ def check_model(name_or_path: str, key: str = "model.name_or_path") -> None:
 def load_model(
     name_or_path: str, *, dtype: str = "float32", attention: str | None = None, key: str = "model.name_or_path"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model and its tokenizer, by Hugging Face name or folder; safetensors only, no remote code.
+    """Load a causal language model and its tokenizer. Only safetensors are read, and no remote code runs.
 
-    The model is on the GPU where there is one; where several processes share it, that is left to `shard`. Dropout is
-    off: the probabilities that are trained are those that were sampled from. ``attention`` is transformers' name of an
-    implementation, None its choice; ``key`` is where the model's name stands in the config, for error messages.
+    The model goes to the GPU if there is one. With several processes it stays on the CPU, and
+    `lens.models.sharding.shard_model` moves it. Dropout is off, so that training sees the probabilities that answers
+    were sampled with.
+
+    Args:
+        name_or_path: a Hugging Face name, or a folder.
+        dtype: data type of the weights, one of DTYPES.
+        attention: transformers' name of an attention implementation. None: transformers chooses.
+        key: the config key that names the model, for error messages.
 
     Raises:
-        ConfigError: no such model, a folder without tokenizer or whole weights, an unknown dtype, no end token.
+        ConfigError: there is no such model, the folder lacks a tokenizer or some weights, the dtype is unknown, or no
+            token ends a sequence.
     """
     if dtype not in DTYPES:
         raise ConfigError("model.dtype", dtype, f"one of {', '.join(DTYPES)}")

@@ -1,4 +1,4 @@
-"""Log-probabilities and entropies of sampled tokens, in little memory."""
+"""Computes log-probabilities and entropies of sampled tokens, in little memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lens.sampling.rollouts import Rollouts
 
 
 class TokenValues(NamedTuple):
-    """Values of sampled tokens, flat: [n], completion after completion in the order asked for."""
+    """Values of n sampled tokens: [n] each, completion after completion, in the order they were asked for."""
 
     logprobs: Tensor
     entropies: Tensor | None
@@ -39,26 +39,30 @@ def rate_completions(
     gradient_checkpointing: bool = False,
     torch_compile: bool = False,
 ) -> TokenValues:
-    """Log-probability and entropy of every sampled token of some completions, with gradients where they are on.
+    """Return the log-probability and entropy of every sampled token of some completions.
 
-    The language-model head sees completion tokens alone, a chunk at a time, and is computed again in the backward
-    pass: the largest buffer is chunk x vocabulary, whatever the length of prompts and completions.
+    They carry gradients unless gradients are off. The language-model head sees only completion tokens, a chunk at a
+    time, and the backward pass computes it again. So the largest buffer is chunk x vocabulary, however long prompts and
+    completions are.
 
     Args:
         model: a causal language model whose head is a plain linear map of its last hidden state.
         rollouts: the completions.
-        packs: which of them; completions of one list belong to one question, and may share the pass over its prompt.
-        temperature: the one they were sampled at; it divides the logits here too.
+        packs: rows of the completions to take. Those of one list belong to one question and may share the pass over its
+            prompt.
+        temperature: the sampling temperature; it divides the logits here too.
         logits_chunk_size: tokens whose logits are in memory at once.
-        autocast: data type of the body's matrix products ("bfloat16"); None and the head: that of the weights.
-        entropies: compute them too.
-        gradient_checkpointing: keep of each layer its input alone, and compute the layer again in the backward pass.
-        torch_compile: run the layers as torch.compile makes them.
+        autocast: data type of the matrix products below the head ("bfloat16"). None: that of the weights, which the
+            head always uses.
+        entropies: compute entropies too.
+        gradient_checkpointing: keep only the input of each layer, and compute the layer again in the backward pass.
+        torch_compile: compile the layers with torch.compile.
 
-    Returns `TokenValues`, float32 at least.
+    Returns:
+        `TokenValues` in float32 or wider.
 
     Raises:
-        ConfigError: the model does not hand on to its attention who shares what.
+        ConfigError: the model does not pass on to its attention which completions share a prompt.
     """
     if not shares_prompts(model):
         packs = [[row] for pack in packs for row in pack]
@@ -74,7 +78,7 @@ def rate_completions(
             ).last_hidden_state[layout.predicting]  # [n, H]
         if layout.sharing is not None and not layout.sharing.is_used:
             raise ConfigError(
-                "model.attention", "sdpa", f"eager, as {type(model).__name__} does not hand on what is shared"
+                "model.attention", "sdpa", f"eager: {type(model).__name__} does not pass on which completions share a prompt"
             )
         head = model.get_output_embeddings()
         return rate_tokens(
@@ -100,7 +104,16 @@ def rate_rollouts(
     autocast: str | None = None,
     torch_compile: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The model's own log-probabilities and entropies of all sampled tokens: [Q*G, T] each, 0 beyond the lengths."""
+    """Return the model's own log-probabilities and entropies of all sampled tokens, without gradients.
+
+    Args:
+        model, temperature, logits_chunk_size, autocast, torch_compile: see `rate_completions`.
+        rollouts: Q*G completions of at most T tokens.
+        max_tokens: tokens of one micro-batch.
+
+    Returns:
+        [Q*G, T] each; 0 beyond a completion's length.
+    """
     logprobs = torch.zeros_like(rollouts.logprobs)
     entropies = torch.zeros_like(rollouts.logprobs)
     mask = rollouts.mask

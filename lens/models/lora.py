@@ -1,7 +1,8 @@
-"""Low-rank adapters (LoRA): two small matrices beside each linear layer are trained, and the model's own weights stay.
+"""Adds, merges, saves and loads low-rank adapters (LoRA).
 
-peft makes the layers. The model stays one of transformers, but its weights get other names: a layer's own are below
-`base_layer`. Engines and checkpoints know nothing of that: they get the sum of both under its plain name.
+LoRA trains two small matrices beside each linear layer and leaves the model's own weights as they are. peft makes the
+layers. The model stays one of transformers, but a layer's own weights move below the name `base_layer`. Engines and
+checkpoints never see that name: they get the sum of a layer's own and adapter weights under the plain name.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from transformers.pytorch_utils import Conv1D
 
 from lens.errors import ConfigError
 
-ADAPTER = "default"  # peft's name of the only one
-WEIGHTS_FILE = "adapter_model.safetensors"  # with its adapter_config.json, what PeftModel.from_pretrained reads
+ADAPTER = "default"  # peft's name for the only adapter
+WEIGHTS_FILE = "adapter_model.safetensors"  # PeftModel.from_pretrained reads it and adapter_config.json
 
 
 def check_adapters(model: PreTrainedModel, settings: DictConfig) -> None:
-    """Hold a config's model.lora against the model.
+    """Check that peft is installed and that the model has the layers that a config's model.lora names.
 
     Raises:
         ConfigError: peft is not installed, or the model has no such layers.
@@ -44,12 +45,12 @@ def check_adapters(model: PreTrainedModel, settings: DictConfig) -> None:
 
 
 def add_adapters(model: PreTrainedModel, settings: DictConfig, seed: int) -> None:
-    """Put adapters into a model, which are all that is trained from then on; they change nothing before that.
+    """Put adapters into a model. From then on only they are trained. Until then they add zero to each layer.
 
     Args:
-        model: without adapters; its layers are replaced.
+        model: a model without adapters; its layers are replaced.
         settings: the config's model.lora; configs/model/lora explains each key.
-        seed: of their first weights.
+        seed: seed of the adapters' first weights.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -69,16 +70,16 @@ def add_adapters(model: PreTrainedModel, settings: DictConfig, seed: int) -> Non
 
 
 def has_adapters(model: nn.Module) -> bool:
-    """Whether `add_adapters` has been here."""
+    """Return whether `add_adapters` has changed the model."""
     return hasattr(model, "peft_config")
 
 
 def iterate_plain_weights(model: nn.Module, *, remove_duplicate: bool) -> Iterator[tuple[str, Tensor]]:
-    """Names and weights of the model as it is without adapters, each with what they add to it; shards stay shards.
+    """Yield the names and weights of the plain model, with the adapters merged in. Shards stay shards.
 
     Args:
-        model: with adapters or without.
-        remove_duplicate: name tied weights once.
+        model: a model with or without adapters.
+        remove_duplicate: yield tied weights once, not under each of their names.
     """
     for name, parameter in model.named_parameters(remove_duplicate=remove_duplicate):
         if ".lora_" in name:
@@ -94,7 +95,7 @@ def iterate_plain_weights(model: nn.Module, *, remove_duplicate: bool) -> Iterat
 
 
 def iterate_adapter_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The adapters' own weights, by the names that peft stores them under."""
+    """Yield the adapters' own weights, under the names that peft stores them by."""
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
             yield f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}", parameter
@@ -104,9 +105,9 @@ def save_adapters(folder: Path, model: PreTrainedModel, weights: dict[str, Tenso
     """Write a folder that ``PeftModel.from_pretrained(base_model, folder)`` loads.
 
     Args:
-        folder: is made.
-        model: with adapters.
-        weights: theirs, whole, by the names of `adapter_weights`.
+        folder: is created; it must not exist yet.
+        model: a model with adapters.
+        weights: the adapters' gathered weights, by the names of `iterate_adapter_weights`.
     """
     folder.mkdir()
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / WEIGHTS_FILE)
@@ -115,7 +116,7 @@ def save_adapters(folder: Path, model: PreTrainedModel, weights: dict[str, Tenso
 
 @torch.no_grad()
 def load_adapters(folder: Path, model: PreTrainedModel) -> None:
-    """The inverse of `save_adapters`, for a model that has adapters of the same sizes, and is not sharded yet."""
+    """Read what `save_adapters` wrote into a model that has adapters of the same sizes and is not sharded yet."""
     weights = load_file(folder / WEIGHTS_FILE)
     for name, parameter in iterate_adapter_weights(model):
         parameter.copy_(weights[name])

@@ -15,15 +15,17 @@ from lens.sampling.rollouts import Rollouts
 
 
 class Layout(NamedTuple):
-    """Packs as the model reads them: flat, all in one row without padding, or B rows of at most L tokens, right-padded.
+    """Packs of completions, with n sampled tokens in all, as the model reads them.
+
+    A flat layout is one row without padding (B = 1). Otherwise there are B rows of at most L tokens, right-padded.
 
     Attributes:
-        ids: int64 [B, L], a prompt and after it its completions.
-        positions: int64 [B, L]; each completion goes on from the prompt's end. They tell flash attention where in a
-            flat row sequences begin.
-        predicting: int64 [n] twice, row and place of the token before each sampled one.
+        ids: int64 [B, L], token ids: each prompt is followed by its completions.
+        positions: int64 [B, L], position ids. Those of every completion continue the prompt's. In a flat row they tell
+            flash attention where sequences begin.
+        predicting: two int64 [n], row and place of the token before each sampled one; its output predicts that one.
         targets: int64 [n], the sampled tokens.
-        sharing: who shares which prompt, where the attention knows of it.
+        sharing: which completions share which prompt. None: none do.
     """
 
     ids: Tensor
@@ -33,15 +35,16 @@ class Layout(NamedTuple):
     sharing: Sharing | None
 
     def to(self, device: torch.device) -> Layout:
-        """The same on a device."""
+        """Return a copy on a device."""
         predicting = tuple(index.to(device) for index in self.predicting)
         sharing = None if self.sharing is None else self.sharing.to(device)
         return Layout(self.ids.to(device), self.positions.to(device), predicting, self.targets.to(device), sharing)
 
     def for_attention(self) -> dict[str, Any]:
-        """Arguments of the model's forward: plain causal attention, or that of shared prompts, which needs no mask.
+        """Return the arguments of the model's forward that choose causal attention, or attention with shared prompts.
 
-        transformers hands a mask of four dimensions on as it is, and would make one of T x T without.
+        Shared prompts need no mask. Without one transformers would make a mask of T x T, so it gets a tiny one of four
+        dimensions, which it passes on unchanged.
         """
         if self.sharing is None:
             return {"attention_mask": None}
@@ -50,9 +53,13 @@ class Layout(NamedTuple):
 
 
 def lay_out(rollouts: Rollouts, packs: Sequence[Sequence[int]], *, flat: bool = False, sharing: bool = False) -> Layout:
-    """A prompt's completions one after the other: each pack a row, or flat, all in one row, as sharing needs it.
+    """Lay out packs of completions as the model reads them: each prompt, then its completions one after the other.
 
-    Without sharing a pack is one completion.
+    Args:
+        rollouts: the completions.
+        packs: rows of the completions to take, in lists of one question each. Without sharing, each list has one row.
+        flat: put all packs into one row; otherwise each pack has its own.
+        sharing: the completions of a pack share the pass over their prompt. Implies ``flat``.
     """
     flat = flat or sharing
     prompts = [rollouts.prompts[pack[0] // rollouts.num_generations].token_ids for pack in packs]
@@ -81,22 +88,23 @@ def lay_out(rollouts: Rollouts, packs: Sequence[Sequence[int]], *, flat: bool = 
 
 
 def is_flat(model: PreTrainedModel) -> bool:
-    """Whether sequences stand in one row without padding: flash attention tells them apart by their positions."""
+    """Return whether sequences stand in one row without padding. Flash attention can tell them apart by position."""
     return "flash" in model.config._attn_implementation
 
 
 def shares_prompts(model: PreTrainedModel) -> bool:
-    """Whether completions of a question can share the pass over their prompt."""
+    """Return whether completions of a question can share the pass over their prompt."""
     return model.config._attn_implementation == SHARED_PROMPTS
 
 
 def split_into_microbatches(
     model: PreTrainedModel, rollouts: Rollouts, rows: Sequence[int], max_tokens: int
 ) -> Iterator[list[list[int]]]:
-    """Split completions into micro-batches of packs; the longest come first.
+    """Split completions into micro-batches of packs, the longest first.
 
-    Each has at most max_tokens: completions with their prompts, all as long as the longest of the micro-batch, but
-    where flash attention needs no padding. What prompts that are shared save comes off that.
+    Each micro-batch has at most max_tokens tokens. A completion counts with its prompt, and as long as the longest of
+    the micro-batch unless flash attention makes padding unnecessary. Shared prompts count for each completion, too,
+    though they are computed once.
 
     Raises:
         ConfigError: one completion with its prompt is longer than max_tokens.
@@ -120,7 +128,13 @@ def split_into_microbatches(
 def pack_completions(
     model: PreTrainedModel, rollouts: Rollouts, rows: Sequence[int], max_tokens: int
 ) -> Iterator[tuple[int, list[int]]]:
-    """A question's completions, the longest first, as many together as may share; and the tokens of the longest."""
+    """Group the completions of each question into packs that share a prompt pass, the longest completions first.
+
+    Without sharing a pack is one completion. With sharing it has as many as max_tokens allows.
+
+    Yields:
+        The tokens of the longest completion of a pack with its prompt, and the pack's rows.
+    """
     shares, lengths, by_question = shares_prompts(model), rollouts.lengths.tolist(), {}
     for row in rows:
         by_question.setdefault(row // rollouts.num_generations, []).append(row)

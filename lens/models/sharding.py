@@ -1,4 +1,4 @@
-"""Shards a model's weights over the processes with FSDP2, and gathers them again."""
+"""Shards a model's weights over the processes with FSDP2, and gathers them to compute, sync or save."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from lens.models.lora import iterate_plain_weights
 
 
 def shard_model(model: PreTrainedModel) -> None:
-    """Spread a model's weights over the processes: layer by layer, and what is left (embeddings, head) in one piece.
+    """Shard a model's weights over the processes, in place: layer by layer, then the rest (embeddings, head) together.
 
-    A layer's weights are gathered while it computes. `call` is the way in.
+    A layer's weights are gathered while it computes. Use `call_with_weights` to run the model. With one process this
+    does nothing.
     """
     if world_size() == 1:
         return
@@ -32,27 +33,27 @@ def shard_model(model: PreTrainedModel) -> None:
     register_fsdp_forward_method(model, "call")
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            # Gradients add up: the loss has the denominator of the whole batch.
+            # Sum gradients, do not average them: the loss already has the denominator of the whole batch.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
 
 
 def call_with_weights(model: PreTrainedModel, function: Callable[..., Any], *arguments: Any) -> Any:
-    """``function(model, *arguments)`` with the weights that it needs gathered."""
+    """Call ``function(model, *arguments)`` with the weights gathered that it needs, and return its result."""
     if not isinstance(model, FSDPModule):
         return function(model, *arguments)
     result = model.call(function, *arguments)
     if not torch.is_grad_enabled():
-        model.reshard()  # after a backward pass it happens by itself
+        model.reshard()  # after a backward pass FSDP does this itself
     return result
 
 
 def gather_named_weights(model: nn.Module, *, remove_duplicate: bool = False) -> Iterator[tuple[str, Tensor]]:
-    """Names and whole weights, gathered one after the other, as those of a model without adapters.
+    """Yield names and whole weights, gathered one after the other, with adapters merged in.
 
     Args:
-        model: sharded or not, with adapters or without.
-        remove_duplicate: name tied weights once, not under each of their names.
+        model: sharded or not, with or without adapters.
+        remove_duplicate: yield tied weights once, not under each of their names.
     """
     for name, weight in iterate_plain_weights(model, remove_duplicate=remove_duplicate):
         yield name, gather_tensor(weight)

@@ -1,8 +1,11 @@
-"""Attention in which completions share one pass over their prompt.
+"""Computes attention such that the completions of a question share one pass over their prompt.
 
-Prompts and completions stand in one row of tokens without padding, each prompt once, so that every linear layer sees
-each token once. For the attention alone each completion has the prompt before it to itself, in a batch of its own,
-where it is plain causal attention: no mask, and no work for completions that must not see each other.
+Prompts and completions stand in one row of tokens without padding, each prompt once. So every linear layer computes
+each token once. For attention alone the row is spread into a batch with one completion per sequence, behind a copy of
+its prompt. There plain causal attention is enough: no mask is needed, and no work goes to completions that must not see
+each other.
+
+Importing this module registers the attention with transformers as SHARED_PROMPTS.
 """
 
 from __future__ import annotations
@@ -22,20 +25,22 @@ from transformers.masking_utils import sdpa_mask
 
 from lens.models.group_attention import Group, GroupAttention, Scratch
 
-SHARED_PROMPTS = "sdpa_shared_prompts"  # among transformers' names of attentions
+SHARED_PROMPTS = "sdpa_shared_prompts"  # its name among transformers' attention implementations
 
 
 @dataclass
 class Sharing:
-    """Where the T tokens of a row stand in a batch of N completions with their prompts, at most S tokens each.
+    """Maps the T tokens of a row to a batch of N completions with their prompts, of at most S tokens each.
 
     Attributes:
-        places: int64 [N, S], the token of the row at each place; 0 beyond a completion's end, where nobody looks.
-        home: int64 [T], the place (n * S + s) that a token's output is taken from; a prompt's is that of its first
-            completion.
-        prompts: of each pack, the prompt's first token in the row, its length, its first completion, and how many.
-        is_used: whether an attention has met it.
-        scratch: memory that layers use one after the other.
+        places: int64 [N, S], position in the row of the token at each place of the batch; 0 beyond a completion's end,
+            where the value does not matter.
+        home: int64 [T], the place (n * S + s) that each token's output is taken from. For a prompt it is that of its
+            first completion.
+        prompts: for each pack: position in the row of the prompt's first token, length of the prompt, number n of its
+            first completion, and number of its completions.
+        is_used: whether an attention layer has received it.
+        scratch: memory that the layers reuse one after the other.
     """
 
     places: Tensor
@@ -46,7 +51,12 @@ class Sharing:
 
     @classmethod
     def of(cls, prompts: Sequence[int], completions: Sequence[Sequence[int]]) -> Sharing:
-        """Packs one after the other, each a prompt of so many tokens and behind it completions of so many."""
+        """Make the map for packs in a row.
+
+        Args:
+            prompts: number of tokens of each pack's prompt.
+            completions: numbers of tokens of each pack's completions, which follow the prompt.
+        """
         longest = max(prompt + max(lengths) for prompt, lengths in zip(prompts, completions, strict=True))
         places = torch.zeros(sum(map(len, completions)), longest, dtype=torch.long)
         home = torch.empty(sum(prompts) + sum(map(sum, completions)), dtype=torch.long)
@@ -63,17 +73,17 @@ class Sharing:
         return cls(places, home, found)
 
     def to(self, device: torch.device) -> Sharing:
-        """The same on a device."""
+        """Return a copy on a device."""
         return Sharing(self.places.to(device), self.home.to(device), self.prompts)
 
     @cached_property
     def groups(self) -> list[Group]:
-        """Each prompt, and its completions, as `GroupAttention` has them."""
+        """The groups for `GroupAttention`: one for each prompt, and one for its completions."""
         size, found = self.places.shape[1], []
         ends = [start for start, *_ in self.prompts[1:]] + [len(self.home)]
         for (start, prompt, first, count), end in zip(self.prompts, ends, strict=True):
             found.append(Group(start, 0, torch.arange(start, start + prompt)[None]))
-            own = self.home[start + prompt : end]  # of completions
+            own = self.home[start + prompt : end]  # of the completions' tokens
             longest = int((own % size).max()) + 1 - prompt
             held = (own // size - first) * longest + own % size - prompt
             tokens = self.places[first : first + count, : prompt + longest]
@@ -82,7 +92,7 @@ class Sharing:
 
 
 class Spread(Function):
-    """Values of the row [T, C] -> of the batch [N, S, C]."""
+    """Spreads values of the row [T, C] into the batch [N, S, C]; the backward pass sums a prompt's copies."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, sharing: Sharing) -> Tensor:
@@ -101,7 +111,7 @@ class Spread(Function):
 
 
 class Collect(Function):
-    """Values of the batch [N, S, C] -> of the row [T, C]."""
+    """Collects values of the batch [N, S, C] into the row [T, C], each token from its home."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, sharing: Sharing) -> Tensor:
@@ -113,11 +123,11 @@ class Collect(Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         sharing, channels = ctx.sharing, gradient.shape[1]
         of_batch = gradient.new_zeros(sharing.places.numel(), channels)
-        of_batch[sharing.home] = gradient  # each place once
+        of_batch[sharing.home] = gradient  # no place occurs twice
         return of_batch.view(*sharing.places.shape, channels), None
 
 
-@torch.compiler.disable  # its loops and shapes are those of a single micro-batch
+@torch.compiler.disable  # its loops and shapes change with every micro-batch
 def shared_prompts_attention(
     module: nn.Module,
     query: Tensor,
@@ -128,18 +138,20 @@ def shared_prompts_attention(
     sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention by scaled_dot_product_attention; with ``sharing``, of a row as this module has it.
+    """Compute scaled dot-product attention; with ``sharing``, over a row of prompts that completions share.
+
+    Without ``sharing`` this is transformers' own function.
 
     Args:
         module: the attention layer.
-        query, key, value: [B, heads, L, D]; [1, heads, T, D] with sharing.
-        attention_mask: as transformers makes it; not looked at with sharing.
-        sharing: what the model's forward was given under that name.
-        sliding_window: how many tokens a token sees, itself included; None: all before it.
-        options: of transformers' own function.
+        query, key, value: [B, heads, L, D], or [1, heads, T, D] with sharing. Key and value may have fewer heads.
+        attention_mask: as transformers makes it; ignored with sharing.
+        sharing: the keyword argument ``sharing`` of the model's forward.
+        sliding_window: how many tokens a token sees, itself included. None: all before it.
+        options: further options of transformers' own function.
 
     Returns:
-        [B, L, heads, D], or [1, T, heads, D], and None.
+        [B, L, heads, D], or [1, T, heads, D] with sharing; and None in place of attention weights.
     """
     if sharing is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
@@ -162,7 +174,10 @@ def shared_prompts_attention(
 
 
 def make_window_mask(length: int, size: int | None, device: torch.device) -> Tensor | None:
-    """bool [1, 1, length, length], who sees whom where a token sees ``size``; None where it sees all before it."""
+    """Return a causal mask, bool [1, 1, length, length], in which a token sees ``size`` tokens, itself included.
+
+    Returns None if every token sees all before it.
+    """
     if size is None or length <= size:
         return None
     sees = torch.ones(length, length, dtype=torch.bool, device=device).tril()

@@ -1,6 +1,6 @@
-"""The embedded model: a small Llama with a word-level tokenizer, warm-started on the imperfect teacher.
+"""Makes the embedded model: a small Llama with a word-level tokenizer, warm-started on the imperfect teacher.
 
-It is a plain Hugging Face folder, so that every engine loads it as it would load any other model.
+The result is a plain Hugging Face folder, so every engine can load it like any other model.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class TinyRecipe:
-    """Everything that decides the tiny model: its size and its warm start (configs/model/tiny.yaml explains each)."""
+    """Everything that determines the tiny model: its size and its warm start. configs/model/tiny.yaml explains each."""
 
     hidden_size: int = 128
     intermediate_size: int = 256
@@ -47,7 +47,7 @@ class TinyRecipe:
     seed: int = 0
 
     def key(self) -> str:
-        """A short hash of the recipe and of all that the teacher teaches: one folder for one model."""
+        """Return a short hash of the recipe and of everything that the teacher teaches. It names the model's folder."""
         teacher = (
             arithmetic.TEMPLATES,
             arithmetic.TEACHER_SKILL,
@@ -58,7 +58,10 @@ class TinyRecipe:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A word-level tokenizer over the arithmetic vocabulary; its chat template puts the separator before the answer."""
+    """Make a word-level tokenizer over the arithmetic vocabulary.
+
+    Its chat template puts the separator before the answer.
+    """
     words = [*SPECIAL_TOKENS.values(), SEPARATOR, *arithmetic.vocabulary()]
     vocabulary = {word: number for number, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL_TOKENS["unk_token"]))
@@ -73,7 +76,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_model(recipe: TinyRecipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """An untrained Llama of the recipe's size; heads of 32 are what vLLM's CPU attention serves fastest."""
+    """Make an untrained Llama of the recipe's size. vLLM's CPU attention is fastest with the default's heads of 32."""
     torch.manual_seed(recipe.seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -93,7 +96,11 @@ def make_model(recipe: TinyRecipe, tokenizer: PreTrainedTokenizerFast) -> LlamaF
 def make_lessons(
     tokenizer: PreTrainedTokenizerFast, rng: random.Random, count: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A batch of the teacher's lessons: token ids [count, longest] and labels, IGNORED on prompts and padding."""
+    """Make a batch of the teacher's lessons.
+
+    Returns:
+        Token ids and labels, int64 [count, longest]. Labels are IGNORED on prompts and padding.
+    """
     ids, labels = [], []
     for _ in range(count):
         problem, solution = arithmetic.teach(rng)
@@ -106,7 +113,11 @@ def make_lessons(
 
 
 def warm_start(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, recipe: TinyRecipe) -> float | None:
-    """Supervised learning on the imperfect teacher (AdamW, warm-up then cosine); returns the last loss, if any."""
+    """Train a model on the imperfect teacher's lessons, with AdamW and a warm-up followed by a cosine.
+
+    Returns:
+        The last loss, in nats a token; None if the recipe has no steps.
+    """
     rng = random.Random(f"lessons {recipe.seed}")
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
     warmup = max(1, recipe.steps // 20)
@@ -136,9 +147,9 @@ def warm_start(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, reci
 
 
 def make_tiny(recipe: TinyRecipe, folder: Path) -> Path:
-    """The folder of the recipe's model below ``folder``, made there first if it is not yet.
+    """Make the recipe's model in a folder below ``folder`` unless it is there already, and return that folder.
 
-    Several processes may ask at once: one makes the model, the others wait for it.
+    Several processes may call this at once: one makes the model, the others wait for it.
     """
     target = folder / f"tiny-{recipe.key()}"
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Objectives: pure functions from verdicts and confidences [Q, G] to advantages [Q, G], and the loss they feed."""
+"""Objectives: pure functions from verdicts and confidences [Q, G] to advantages [Q, G]."""
 
 from lens.objectives.controls import shuffled_advantages, uniform_advantages
 from lens.objectives.grpo import grpo_advantages

@@ -1,4 +1,4 @@
-"""Controls: negative groups teach here too, but not by confidence. They tell what the confidence weighting adds."""
+"""Controls: negative groups teach, but not by confidence. Compared with them, LENS shows what confidence adds."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ def uniform_advantages(
     lengths: Tensor | None = None,
     valid: Tensor | None = None,
 ) -> Tensor:
-    """GRPO in mixed groups, and the same -alpha/G for every answer of a negative group.
+    """Return GRPO's advantages in mixed groups, and -alpha/G for every answer of a negative group.
 
-    The penalty is not centred (centred it would vanish): the constant negative reward of REINFORCE variants, which
-    the paper's appendix C derives as the special case rho = pi.
+    The penalty is not centred, as it would vanish. It is the constant negative reward of REINFORCE variants. The
+    paper's appendix C derives it as the special case rho = pi.
 
     Args:
-        correct, valid: bool [Q, G], as in `lens_advantages`; confidence and lengths are not used.
+        correct, valid: bool [Q, G], as in `lens_advantages`.
+        confidence, lengths: not used; every objective has the same signature.
         alpha: weight of negative groups.
         eps: added to the standard deviation in mixed groups.
 
@@ -46,9 +47,10 @@ def shuffled_advantages(
     lengths: Tensor | None = None,
     valid: Tensor | None = None,
 ) -> Tensor:
-    """LENS with the confidences permuted at random among a group's wrong answers (torch's global generator).
+    """Return the advantages of LENS after shuffling the confidences among each group's wrong answers.
 
-    Same penalties, same sizes, given to the wrong ones: what LENS keeps beyond this is what confidence tells.
+    The penalties of a group keep their sizes but fall on answers at random. What LENS gains over this comes from
+    knowing which answer had which confidence. The random numbers come from torch's global generator.
 
     Args:
         correct, confidence, lengths, valid, alpha, eps: as in `lens_advantages`.
@@ -57,9 +59,8 @@ def shuffled_advantages(
         float32 [Q, G].
     """
     wrong = ~correct & all_valid(correct, valid)
-    others_last = torch.where(
-        wrong, 0.0, 2.0
-    )  # random keys are in [0, 1): a sort by them starts with the wrong answers
+    # Random keys are in [0, 1). With 2 added to those of all other answers, a sort starts with the wrong ones.
+    others_last = torch.where(wrong, 0.0, 2.0)
     source = (torch.rand(correct.shape, device=correct.device) + others_last).argsort(dim=1)
     target = others_last.argsort(dim=1, stable=True)
     shuffled = torch.empty_like(confidence).scatter_(1, target, confidence.gather(1, source))

@@ -1,4 +1,4 @@
-"""What every objective needs to know of a group: its kind, its size, its centre and its spread."""
+"""Tells the kind of a group, and centres and normalises its rewards. Every objective builds on this."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-ROUNDING = 1e-12  # what is left of equal rewards after centring in float64; anything smaller is exactly zero
+ROUNDING = 1e-12  # equal rewards, centred in float64, may differ from 0 by this much; they are set to exactly 0
 
 
 class GroupKinds(NamedTuple):
-    """Which groups are negative (no answer correct), positive (all correct), mixed (some of both): bool [Q, 1] each."""
+    """Which groups are negative (no answer correct), mixed (some correct) and positive (all correct).
+
+    Each is bool [Q, 1].
+    """
 
     negative: Tensor
     mixed: Tensor
@@ -19,12 +22,12 @@ class GroupKinds(NamedTuple):
 
 
 def all_valid(correct: Tensor, valid: Tensor | None) -> Tensor:
-    """``valid`` [Q, G], or all True where it is None."""
+    """Return ``valid`` as bool [Q, G]; all True if it is None."""
     return torch.ones_like(correct, dtype=torch.bool) if valid is None else valid.bool()
 
 
 def group_kinds(correct: Tensor, valid: Tensor | None = None) -> GroupKinds:
-    """The kind of each group (paper, section 1), judged by its valid answers; a group without any has no kind."""
+    """Return the kind of each group, by its valid answers. A group without valid answers has no kind."""
     valid = all_valid(correct, valid)
     any_right = (correct & valid).any(dim=1, keepdim=True)
     any_wrong = (~correct & valid).any(dim=1, keepdim=True)
@@ -32,7 +35,10 @@ def group_kinds(correct: Tensor, valid: Tensor | None = None) -> GroupKinds:
 
 
 def centre(rewards: Tensor, valid: Tensor) -> Tensor:
-    """Rewards [Q, G] minus the mean of their group's valid ones, in float64; rounding and invalid entries become 0."""
+    """Return rewards [Q, G] minus the mean over the valid answers of their group, in float64.
+
+    Invalid entries, and differences that are mere rounding, become exactly 0.
+    """
     rewards = rewards.double()
     size = valid.sum(dim=1, keepdim=True).clamp(min=1)
     mean = (rewards * valid).sum(dim=1, keepdim=True) / size
@@ -41,9 +47,9 @@ def centre(rewards: Tensor, valid: Tensor) -> Tensor:
 
 
 def normalise(rewards: Tensor, valid: Tensor, *, eps: float, scale_by_std: bool = True) -> Tensor:
-    """GRPO's normalisation of rewards [Q, G]: centred, then divided by the sample standard deviation plus eps.
+    """Return rewards [Q, G] centred and divided by the sample standard deviation plus eps, as GRPO does.
 
-    A group whose valid rewards are all equal gets exactly 0.
+    A group whose valid rewards are all equal gets exactly 0. ``scale_by_std=False`` leaves out the division.
     """
     centred = centre(rewards, valid)
     if not scale_by_std:

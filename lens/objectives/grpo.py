@@ -1,4 +1,4 @@
-"""GRPO, the baseline: a group's rewards against their own mean (paper, section 1)."""
+"""GRPO, the paper's baseline: compare each reward with the mean of its group."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ def grpo_advantages(
     lengths: Tensor | None = None,
     valid: Tensor | None = None,
 ) -> Tensor:
-    """A_i = (r_i - mean(r)) / (std(r) + eps) inside each group; a group of equal rewards gets exactly 0.
+    """Return A_i = (r_i - mean(r)) / (std(r) + eps) inside each group. A group of equal rewards gets exactly 0.
 
     Args:
-        correct: bool [Q, G], the verifiable reward of G answers to each of Q questions.
-        confidence: not used; every objective is called alike.
-        eps: added to the sample standard deviation, as TRL and verl do.
+        correct: bool [Q, G], the verifiable rewards r of G answers to each of Q questions.
+        confidence, lengths: not used; every objective has the same signature.
+        eps: added to the sample standard deviation, as in TRL and verl.
         scale_by_std: False leaves out the division.
-        lengths: not used.
-        valid: bool [Q, G]; answers that must not teach are out of mean and std and get 0. None: all valid.
+        valid: bool [Q, G]. Invalid answers do not count in mean and std, and get 0. None: all are valid.
 
     Returns:
         float32 [Q, G].

@@ -1,11 +1,22 @@
-"""LENS: wrong answers are penalised by the confidence they were given with (paper, section 5).
+"""LENS: penalise each wrong answer by the policy's confidence in it (paper, section 5).
 
-LENS changes the rewards and nothing else. A wrong answer no longer gets 0 but
+LENS changes the rewards of GRPO and nothing else. For one question with G answers o_i and verdicts r_i in {0, 1}:
 
-    r~_i = -(1/G) * pibar_i / (D - pibar_i),
+    confidence         pibar_i = pi_old(o_i|q)^(1/|o_i|), the geometric mean of the token probabilities
+    difficulty         D = max(D_imp, 2 max_j pibar_j)          D_imp = [(1/G) sum_i r_i / pibar_i]^-1
+                       D = 2 max_j pibar_j                      without a correct answer, as D_imp is undefined
+    calibrated reward  r~_i = 1                                 for a correct answer
+                       r~_i = -(1/G) pibar_i / (D - pibar_i)    for a wrong answer, where GRPO has 0
 
-where pibar_i is its confidence (geometric-mean token probability) and D the difficulty of the question, so that the
-answers of a group without a correct one differ, and teach.
+    mixed group        A_i = (r~_i - mean(r~)) / (std(r~) + eps)    as in GRPO
+    negative group     A_i = alpha (r~_i - mean(r~))                where GRPO has 0
+    positive group     A_i = 0                                      as in GRPO
+
+The answers of a negative group now have different rewards. So the group teaches: its less confident answers are raised,
+its more confident ones lowered.
+
+The three functions below follow these lines from top to bottom. All tensors are [Q, G]: G answers to each of Q
+questions.
 """
 
 from __future__ import annotations
@@ -28,21 +39,25 @@ def estimate_difficulty(
     difficulty: Literal["length_normalized", "sequence"] = "length_normalized",
     valid: Tensor | None = None,
 ) -> Tensor:
-    """D = max(D_imp, 2 max_j pibar_j) with D_imp = [(1/G) sum_i r_i / pi_i]^-1, which only a correct answer defines.
+    """Return the difficulty of each question, D = max(D_imp, 2 max_j pibar_j).
+
+    D_imp = [(1/G) sum_i r_i / pi_i]^-1 is an importance-sampling estimate. Without a correct answer it is undefined,
+    and D = 2 max_j pibar_j. Either way D - pibar_i > 0, and pibar_i / (D - pibar_i) is in (0, 1].
 
     Args:
         correct, confidence, lengths, valid: as in `calibrated_rewards`.
-        difficulty: pi in D_imp is pibar ("length_normalized"), or pibar^length, as printed ("sequence").
+        difficulty: what pi_i is in D_imp. "length_normalized": pibar_i, on the same scale as the maximum beside it.
+            "sequence": pibar_i^length_i, the probability of the whole answer, as the paper prints it.
 
     Returns:
-        float64 [Q, 1], so that D - pibar_i > 0 and pibar_i / (D - pibar_i) is in (0, 1].
+        float64 [Q, 1].
     """
     valid = all_valid(correct, valid)
     confidence = confidence.double().clamp(min=torch.finfo(torch.float64).tiny)  # it may have underflowed to 0
-    log_pi = confidence.log() * (lengths if difficulty == "sequence" else 1)
-    right = correct & valid
-    log_inverse = torch.where(right, -log_pi, -math.inf).logsumexp(dim=1, keepdim=True)  # log sum_i r_i / pi_i
-    size = valid.sum(dim=1, keepdim=True)
+    log_pi = confidence.log() * (lengths if difficulty == "sequence" else 1)  # [Q, G]
+    right = correct & valid  # [Q, G]
+    log_inverse = torch.where(right, -log_pi, -math.inf).logsumexp(dim=1, keepdim=True)  # [Q, 1], log sum_i r_i / pi_i
+    size = valid.sum(dim=1, keepdim=True)  # [Q, 1], G
     d_imp = torch.where(right.any(dim=1, keepdim=True), (size.log() - log_inverse).exp(), 0.0)
     return torch.maximum(d_imp, 2 * torch.where(valid, confidence, 0.0).amax(dim=1, keepdim=True))
 
@@ -58,16 +73,18 @@ def calibrated_rewards(
     rho: Preference = None,
     valid: Tensor | None = None,
 ) -> Tensor:
-    """r~_i = r_i - (1 - r_i) * scale * pibar_i / (D - pibar_i); scale is 1/G.
+    """Return the calibrated rewards r~_i = r_i - (1 - r_i) * scale * pibar_i / (D - pibar_i), where scale is 1/G.
 
     Args:
-        correct: bool [Q, G], verdicts on G answers to each of Q questions.
-        confidence: [Q, G] in (0, 1], geometric-mean probability of an answer's tokens under the sampling policy.
-        lengths: [Q, G], numbers of tokens; needed by difficulty="sequence" and a number rho alone.
+        correct: bool [Q, G], the verdicts r.
+        confidence: [Q, G] in (0, 1], pibar: the geometric mean of an answer's token probabilities under the policy
+            that sampled it.
+        lengths: [Q, G], numbers of tokens. Only difficulty="sequence" and a number as rho need them.
         difficulty: see `estimate_difficulty`.
-        scale_mixed, scale_negative: the scale in mixed and in negative groups; None is the paper's 1/G.
-        rho: the preference that confidence is divided by (see `confidence_under`); None: the length-normalised form.
-        valid: bool [Q, G]; other answers are out of max, sum and G, and get 0. None: all valid.
+        scale_mixed, scale_negative: the scale in mixed and in negative groups. None: the paper's 1/G.
+        rho: the preference that the probability of an answer is divided by; see `confidence_under`. None: the paper's
+            practice, the length-normalised confidence.
+        valid: bool [Q, G]. Invalid answers do not count in max, sum and G, and get 0. None: all are valid.
 
     Returns:
         float32 [Q, G]: 1 for a correct answer, in [-scale, 0) for a wrong one.
@@ -77,7 +94,7 @@ def calibrated_rewards(
     d = estimate_difficulty(correct, confidence, lengths=lengths, difficulty=difficulty, valid=valid)  # [Q, 1]
     one_over_g = 1 / valid.sum(dim=1, keepdim=True).clamp(min=1).double()  # [Q, 1]
     in_mixed, in_negative = (one_over_g if s is None else s * torch.ones_like(d) for s in (scale_mixed, scale_negative))
-    scale = torch.where(group_kinds(correct, valid).negative, in_negative, in_mixed)
+    scale = torch.where(group_kinds(correct, valid).negative, in_negative, in_mixed)  # [Q, 1]
     rewards = torch.where(correct, 1.0, -scale * confidence / (d - confidence))  # [Q, G]
     return torch.where(valid, rewards, 0.0).float()
 
@@ -97,13 +114,16 @@ def lens_advantages(
     lengths: Tensor | None = None,
     valid: Tensor | None = None,
 ) -> Tensor:
-    """Mixed groups: (r~ - mean) / (std + eps), as in GRPO. Negative groups: alpha * (r~ - mean). Positive groups: 0.
+    """Return the advantages of LENS.
+
+    Mixed groups: (r~ - mean) / (std + eps), as in GRPO. Negative groups: alpha * (r~ - mean). Positive groups: 0.
 
     Args:
-        correct, confidence, ..., valid: those shared with `calibrated_rewards` mean the same.
-        alpha: weight of negative groups.
-        groups: "mixed" leaves negative groups without a signal, "negative" leaves mixed groups to GRPO.
-        eps, scale_by_std: GRPO's normalisation of mixed groups.
+        correct, confidence, difficulty, scale_mixed, scale_negative, rho, lengths, valid: see `calibrated_rewards`.
+        alpha: weight of negative groups; the paper's only hyperparameter.
+        groups: "all" is LENS. The others are the paper's ablations: "mixed" gives negative groups no signal,
+            "negative" gives mixed groups the rewards of GRPO.
+        eps, scale_by_std: the normalisation of mixed groups; see `grpo_advantages`.
 
     Returns:
         float32 [Q, G].
@@ -112,6 +132,6 @@ def lens_advantages(
     options = {"difficulty": difficulty, "scale_mixed": scale_mixed, "scale_negative": scale_negative, "rho": rho}
     rewards = calibrated_rewards(correct, confidence, lengths=lengths, valid=valid, **options)
     in_mixed = normalise(correct if groups == "negative" else rewards, valid, eps=eps, scale_by_std=scale_by_std)
-    in_negative = 0.0 if groups == "mixed" else alpha * centre(rewards, valid)
+    in_negative = 0.0 if groups == "mixed" else alpha * centre(rewards, valid)  # no division by std
     kinds = group_kinds(correct, valid)
     return torch.where(kinds.mixed, in_mixed, torch.where(kinds.negative, in_negative, 0.0)).float()

@@ -1,15 +1,17 @@
-"""Where LENS comes from: the likelihood of a reward model, and the policy gradient that it is (paper, section 2).
+"""The theory behind LENS: the likelihood of a reward model, as a policy gradient (paper, eq. 8-13, appendix C).
 
-A policy pi is read as a reward model p(q, o) = pi(o|q) / (D(q) rho(o)), where the difficulty D says how rare right
-answers are and the preference rho (appendix C) which of them the data holds; rho = 1 is the plain framework. A wrong
-answer then weighs on grad log pi with -z / (1 - z), z = pi / (D rho), and three choices of rho are known algorithms:
+Read the policy pi as a reward model: the chance that answer o to question q is right is p(q, o) = pi(o|q) / (D(q) rho).
+The difficulty D is high where few answers are correct, and 1 where a single one is. The preference rho (appendix C)
+says which correct answers the data holds; rho = 1 is the plain framework. The gradient of the log-likelihood then
+multiplies grad log pi of a wrong answer by -z / (1 - z), with z = pi / (D rho). Three choices of rho give known forms:
 
 * rho = 1: the confidence is the probability of the whole answer.
 * rho = pi: every wrong answer weighs 1 / (D - 1), the constant negative reward of REINFORCE variants.
-* rho = gamma^|o|: 1 / (D (gamma / pibar)^|o| - 1) with pibar = pi^(1/|o|), about (1/|o|) pibar / (gamma - pibar), from
-  which the length-normalised LENS of lens.py is read off.
+* rho = gamma^|o|: a wrong answer weighs 1 / (D (gamma / pibar)^|o| - 1), with pibar = pi^(1/|o|). For D = 1 and pibar
+  near gamma that is about (1/|o|) pibar / (gamma - pibar). It motivates the length-normalised LENS of
+  lens/objectives/lens.py.
 
-Every function here is exact, and tests hold it against autograd on answer spaces that can be summed over.
+Every function here is exact. Tests compare it with autograd on answer spaces small enough to sum over.
 """
 
 from __future__ import annotations
@@ -23,15 +25,16 @@ Preference = float | Literal["policy"] | None
 
 
 def w(z: Tensor | float) -> Tensor:
-    """w(z) = (1/z) log(1/(1-z)) - 1 for 0 <= z < 1: the penalty of a wrong answer of probability z * D(q) (eq. 12).
+    """Return w(z) = (1/z) log(1/(1-z)) - 1 for 0 <= z < 1 (eq. 11-13).
 
-    w(0) = 0 and w grows without bound as z -> 1; near 0 the series z/2 + z^2/3 + z^3/4 + ... takes over.
+    w is the penalty of a wrong answer whose probability is z * D(q). w(0) = 0, and w grows without bound as z -> 1.
+    Near 0 the series z/2 + z^2/3 + z^3/4 + ... is summed instead.
 
     Args:
         z: number or floating tensor of any shape, pi(o|q) / D(q).
 
     Raises:
-        ValueError: a value outside [0, 1).
+        ValueError: a value is outside [0, 1).
     """
     z = torch.as_tensor(z)
     if not ((z >= 0) & (z < 1)).all():
@@ -43,43 +46,49 @@ def w(z: Tensor | float) -> Tensor:
 
 
 def log_likelihood(pi: Tensor, reward: Tensor, difficulty: Tensor | float, rho: Tensor | float = 1.0) -> Tensor:
-    """-L of each answer (eq. 8): r log pi + (1 - r) log(1 - pi / (D rho)); all of one shape, reward in [0, 1].
+    """Return each answer's part of -L: r log pi + (1 - r) log(1 - pi / (D rho)) (eq. 8).
 
-    ``rho`` is data: no gradient is to flow through it.
+    All tensors have one shape; ``reward`` is in [0, 1]. ``rho`` must carry no gradient.
     """
-    z = torch.where(reward < 1, pi / (difficulty * rho), 0.0)  # where r = 1, z may be 1 and above
+    z = torch.where(reward < 1, pi / (difficulty * rho), 0.0)  # where r = 1, z may be 1 or more
     return reward * pi.log() + (1 - reward) * torch.log1p(-z)
 
 
 def multiplier(pi: Tensor, reward: Tensor, difficulty: Tensor | float, rho: Tensor | float = 1.0) -> Tensor:
-    """What grad log pi of each answer is multiplied by in -grad L (theorem 1): r - (1 - r) pi / (D rho - pi)."""
+    """Return the factor of grad log pi of each answer in -grad L: r - (1 - r) pi / (D rho - pi) (theorem 1, eq. 9)."""
     z = torch.where(reward < 1, pi / (difficulty * rho), 0.0)
     return reward - (1 - reward) * z / (1 - z)
 
 
 def j_mle(pi: Tensor, reward: Tensor, difficulty: Tensor | float, rho: Tensor | float = 1.0) -> Tensor:
-    """J_MLE = E_pi[r] - E_pi[w(pi / (D rho)) (1 - r)] (eq. 11), whose gradient is -grad L on-policy (theorem 2).
+    """Return J_MLE = E_pi[r] - E_pi[w(pi / (D rho)) (1 - r)] (eq. 11-13).
+
+    On-policy, its gradient equals -grad L (theorem 2).
 
     Args:
-        pi: [..., O], the probability of every answer there is.
-        reward: [..., O], the chance that it is judged right, in [0, 1].
-        difficulty, rho: D and the preference, of shapes that broadcast; z = pi / (D rho) < 1 wherever reward < 1.
+        pi: [..., O], the probability of each of the O answers; they sum to 1.
+        reward: [..., O], the chance that each is judged right, in [0, 1].
+        difficulty, rho: D and the preference, of shapes that broadcast. z = pi / (D rho) < 1 wherever reward < 1.
+
+    Returns:
+        [...].
     """
     z = torch.where(reward < 1, pi / (difficulty * rho), 0.0)
     return (pi * (reward - w(z) * (1 - reward))).sum(dim=-1)
 
 
 def confidence_under(rho: Preference, confidence: Tensor, lengths: Tensor | None, valid: Tensor) -> Tensor:
-    """pi / rho of each answer, which LENS then takes for its confidence: D and the penalty stay what they are.
+    """Return pi / rho of each answer, for LENS to use in place of the length-normalised confidence.
 
-    D = max(D_imp, 2 max) scales with it and the penalty is a ratio, so a factor that a group shares cancels; here the
-    largest of a group is made 1, as the probabilities of long answers underflow.
+    D and the penalty keep their formulas. A factor that a group shares cancels: D = max(D_imp, 2 max) scales with it,
+    and the penalty is a ratio. So the largest value of a group is made 1, since the probabilities of long answers
+    underflow.
 
     Args:
-        rho: a number gamma stands for gamma^length (1: the plain framework), "policy" for the policy itself; None is
-            the paper's practice, the length-normalised confidence as it is.
+        rho: a number gamma means gamma^length (1 is the plain framework). "policy" means the policy itself. None
+            returns the confidence unchanged, which is the paper's practice.
         confidence: [Q, G], geometric-mean token probability.
-        lengths: [Q, G], numbers of tokens; needed where rho is a number.
+        lengths: [Q, G], numbers of tokens; needed if rho is a number.
         valid: bool [Q, G].
 
     Returns:
@@ -92,4 +101,4 @@ def confidence_under(rho: Preference, confidence: Tensor, lengths: Tensor | None
         return torch.ones_like(confidence)
     log_ratio = lengths * (confidence / rho).log()  # log(pi / gamma^|o|)
     highest = log_ratio.where(valid, -torch.inf).amax(dim=1, keepdim=True)
-    return (log_ratio - highest).clamp(min=-700.0, max=0.0).exp()  # exp(-700) is about the smallest there is
+    return (log_ratio - highest).clamp(min=-700.0, max=0.0).exp()  # exp(-700) is still above 0 in float64

@@ -1,4 +1,4 @@
-"""The paper's theory as errors that must vanish on answer spaces small enough to sum over."""
+"""Checks the paper's theory on answer spaces small enough to sum over. Each check returns errors that must be 0."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class AnswerSpace:
 
     Attributes:
         logits: [O], with gradients; the policy is their softmax.
-        reward: [O], 1 for a right answer.
-        chance: [O], chances in (0, 1) of being judged right, for statements about a noisy reward.
+        reward: [O], 1 for a right answer, 0 for a wrong one.
+        chance: [O] in (0, 1), the chance that each answer is judged right; for statements about a noisy reward.
         lengths: [O], numbers of tokens, as float64.
     """
 
@@ -29,7 +29,7 @@ class AnswerSpace:
 
     @classmethod
     def draw(cls, seed: int, num_answers: int) -> AnswerSpace:
-        """A random space in which pi < 0.95 D for every wrong answer, under the deterministic reward."""
+        """Return a random space in which pi <= 0.95 D for every wrong answer, under the deterministic reward."""
         generator = torch.Generator().manual_seed(seed)
         logits = 2 * torch.randn(num_answers, generator=generator, dtype=torch.float64)
         reward = torch.zeros(num_answers, dtype=torch.float64)
@@ -49,7 +49,7 @@ class AnswerSpace:
         return 1 / self.reward.sum()
 
     def policy_gradient(self, weights: Tensor) -> Tensor:
-        """E_pi[weight grad log pi], where grad log pi(o) of a softmax is e_o - pi."""
+        """Return E_pi[weight * grad log pi]. For a softmax, grad log pi(o) is e_o - pi."""
         pi = self.pi.detach()
         return (pi * weights) @ (torch.eye(len(pi), dtype=pi.dtype) - pi)
 
@@ -58,7 +58,7 @@ class AnswerSpace:
 
 
 def theorem_1(space: AnswerSpace) -> Tensor:
-    """Answers drawn from another policy, the uniform one: -grad L against (1/n) sum multiplier grad log pi."""
+    """Compare -grad L with (1/n) sum multiplier * grad log pi, on answers drawn from another policy, the uniform one."""
     generator = torch.Generator().manual_seed(len(space.logits))
     drawn = torch.randint(len(space.logits), (32,), generator=generator)
     counts = torch.bincount(drawn, minlength=len(space.logits)) / len(drawn)  # [O]
@@ -69,19 +69,19 @@ def theorem_1(space: AnswerSpace) -> Tensor:
 
 
 def theorem_2(space: AnswerSpace) -> Tensor:
-    """On-policy: grad J_MLE against E_pi[multiplier grad log pi]."""
+    """Compare grad J_MLE with E_pi[multiplier * grad log pi], on-policy."""
     weights = multiplier(space.pi.detach(), space.reward, space.difficulty)
     return space.gradient(j_mle(space.pi, space.reward, space.difficulty)) - space.policy_gradient(weights)
 
 
 def consistency(space: AnswerSpace) -> Tensor:
-    """Where pi = p* D the multiplier of every answer is 0 in expectation over its noisy reward."""
+    """Return the expected multiplier of every answer at pi = p* D, over its noisy reward. It must be 0."""
     difficulty = 1 / space.chance.sum()
     return multiplier(space.chance * difficulty, space.chance, difficulty)
 
 
 def equation_of_w(space: AnswerSpace) -> Tensor:
-    """w + z w' by autograd against z / (1 - z), relative."""
+    """Return the relative difference between w + z w', by autograd, and z / (1 - z)."""
     z = (space.pi * (1 - space.reward) / space.difficulty).detach().requires_grad_()
     values = w(z)
     (slope,) = torch.autograd.grad(values.sum(), z)
@@ -89,7 +89,7 @@ def equation_of_w(space: AnswerSpace) -> Tensor:
 
 
 def any_preference(space: AnswerSpace) -> Tensor:
-    """Theorem 2 and consistency for a preference drawn at random, through which no gradient flows."""
+    """Check theorem 2 and consistency for a random preference, through which no gradient flows."""
     generator = torch.Generator().manual_seed(len(space.logits) + 1)
     rho = 0.1 + torch.rand(space.pi.shape, generator=generator, dtype=torch.float64)
     difficulty = 1 / (space.chance * rho).sum()
@@ -101,7 +101,7 @@ def any_preference(space: AnswerSpace) -> Tensor:
 
 
 def preference_policy(space: AnswerSpace) -> Tensor:
-    """rho = pi: every wrong answer has the weight -1 / (D - 1); D = 1 / sum p* pi is above 1."""
+    """Check that with rho = pi every wrong answer weighs -1 / (D - 1). Here D = 1 / sum p* pi, which is above 1."""
     pi = space.pi.detach()
     difficulty = 1 / (space.reward * pi).sum()
     wrong = space.reward == 0
@@ -109,7 +109,10 @@ def preference_policy(space: AnswerSpace) -> Tensor:
 
 
 def preference_length(space: AnswerSpace) -> Tensor:
-    """rho = gamma^|o|: -1 / (D (gamma/pibar)^|o| - 1) at every wrong answer; gamma above every pibar, D = 1."""
+    """Check that with rho = gamma^|o| every wrong answer weighs -1 / (D (gamma/pibar)^|o| - 1).
+
+    gamma is above every pibar, and D = 1.
+    """
     pi = space.pi.detach()
     pibar = pi ** (1 / space.lengths)
     gamma = pibar.max() / 0.97
@@ -119,10 +122,10 @@ def preference_length(space: AnswerSpace) -> Tensor:
 
 
 def first_order_in_length(space: AnswerSpace) -> Tensor:
-    """The paper's (1/|o|) pibar / (gamma - pibar) bounds that weight, and is it near pibar = gamma.
+    """Check that the paper's (1/|o|) pibar / (gamma - pibar) bounds the size of that weight, and equals it at gamma.
 
-    What is returned is by how much the bound is missed, and the relative error at pibar = gamma (1 - 1e-9) beyond the
-    length times 1e-9, the order at which it is neglected.
+    Returns how far the weight exceeds the bound, and the relative error at pibar = gamma (1 - 1e-9). The neglected
+    order, the length times 1e-9, and rounding are taken off that error.
     """
     pibar = space.pi.detach() ** (1 / space.lengths)
     gamma, n = pibar.max() / 0.97, space.lengths

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from lens.errors import ConfigError
+from lens.models.flops import Flops
 from lens.models.lora import add_adapters, check_adapters
 from lens.models.tiny import make_model, make_tokenizer
 
@@ -20,22 +21,20 @@ class Architecture:
 
     Attributes:
         parameters: of the whole model, tied ones once.
-        embedding: those of the input embedding, which no matrix product reads unless it is the head too.
         layer: those of one block.
         layers, hidden, intermediate, kv_width, vocabulary: sizes; kv_width is key heads x their width.
-        tied: whether embedding and head are one.
+        flops: of the parts of a forward pass.
         adapters: parameters of low-rank adapters beside them, which are then all that is trained.
     """
 
     parameters: int
-    embedding: int
     layer: int
     layers: int
     hidden: int
     intermediate: int
     kv_width: int
     vocabulary: int
-    tied: bool
+    flops: Flops
     adapters: int = 0
 
     @property
@@ -43,14 +42,9 @@ class Architecture:
         """Parameters that have a gradient."""
         return self.adapters or self.parameters
 
-    @property
-    def flops_per_token(self) -> int:
-        """Of a forward pass, without attention to other tokens: a multiplication and an addition a parameter."""
-        return 2 * (self.parameters - (0 if self.tied else self.embedding))
-
-    def attention_flops(self, context: float) -> float:
-        """What attention to ``context`` tokens adds for one of them: scores and their mix of values."""
-        return 4 * self.layers * self.hidden * context
+    def forward_flops(self, context: float) -> float:
+        """Floating-point operations of one token that sees ``context`` tokens, its logits among them."""
+        return self.flops.body + self.flops.head + self.flops.attention * context
 
     @classmethod
     def of(cls, config: PreTrainedConfig, lora: DictConfig | None = None) -> Architecture:
@@ -63,19 +57,16 @@ class Architecture:
             model = AutoModelForCausalLM.from_config(config)
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        embedding = model.get_input_embeddings().weight.numel()
-        tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
         blocks = max((m for m in model.modules() if isinstance(m, torch.nn.ModuleList)), key=len)
         counted = cls(
             parameters=model.num_parameters(),
-            embedding=embedding,
             layer=sum(p.numel() for p in blocks[0].parameters()),
             layers=config.num_hidden_layers,
             hidden=config.hidden_size,
             intermediate=config.intermediate_size,
             kv_width=heads * width,
             vocabulary=config.vocab_size,
-            tied=tied,
+            flops=Flops.of(model),
         )
         if lora is None:
             return counted

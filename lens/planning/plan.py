@@ -237,7 +237,7 @@ class Plan:
         prompt, answer = min(config.mean_prompt_length, config.model.prompt.max_length), self.tokens_an_answer
         whole = prompt + answer
         flop_rate = config.gpu_tflops * 1e12 * config.training_utilization
-        forward = model.flops_per_token + model.attention_flops(whole / 2)  # of a token in the middle of its sequence
+        forward = model.forward_flops(whole / 2)  # of a token in the middle of its sequence
         traffic_rate = config.gpu_bandwidth_gbs * 1e9 * config.generation_utilization
         token_cache = self.cache_a_sequence / self.longest
         at_once = min(self.sequences_wanted, int(self.room_for_cache // (token_cache * whole)))

@@ -1,4 +1,4 @@
-"""Collects the experience of a round: questions are asked, answers sampled, graded and weighed."""
+"""Collects a round of experience: choose questions, sample answers, grade them, and compute their advantages."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from lens.training.weight_sync import SyncedSampler
 
 @dataclass
 class Collector:
-    """Makes a round's experience with the policy's current weights.
+    """Collects the experience of a round with the policy's current weights.
 
     Attributes:
         settings: the config's trainer.rollouts section; configs/trainer/default.yaml explains each key.
         problems, prompts: the training problems, and their prompts in the same order.
-        engine: the rollout engine, in step with the policy.
+        engine: hands out the rollout engine with the policy's current weights.
         grader: judges the answers.
         objective: turns verdicts and confidences into advantages.
-        policy: computes log-probabilities again where the settings ask for it.
-        seed: the run's.
+        policy: recomputes log-probabilities if the settings ask for it.
+        seed: the run's seed.
     """
 
     settings: DictConfig
@@ -47,14 +47,20 @@ class Collector:
         self.golds = dict(zip(self.problems["id"], self.problems["answer"], strict=True))
 
     def epochs(self, rounds: int) -> float:
-        """How often so many rounds ask each problem, on the mean."""
+        """Return how many times so many rounds have asked each problem, on average."""
         return rounds * self.settings.num_prompts_per_rollout / len(self.problems)
 
     def collect(self, step: int, number: int, stop: StopSignals, stopwatch: Stopwatch) -> Experience:
-        """The experience of round ``number``, sampled after ``step`` updates.
+        """Return the experience of round ``number``, sampled after ``step`` updates.
+
+        Args:
+            step: optimizer updates so far; the engine gets new weights only if this has changed.
+            number: the round; it decides the questions and the seed.
+            stop: lets SIGTERM interrupt sampling, grading and recomputing.
+            stopwatch: measures the phases sync, sample, grade and logprobs.
 
         Raises:
-            StopRequested: SIGTERM came before the round was whole.
+            StopRequested: SIGTERM came before the round was complete.
         """
         s, policy = self.settings, self.policy
         questions = choose_questions(len(self.problems), s.num_prompts_per_rollout, self.seed, number)

@@ -1,4 +1,4 @@
-"""What the update learns from: rollouts with their verdicts and advantages, and what they say about their groups."""
+"""Holds what an update learns from: rollouts with verdicts, rewards and advantages, and the metrics of their groups."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from lens.sampling.rollouts import Rollouts, geometric_mean_probability
 
 @dataclass(frozen=True)
 class Experience:
-    """Rollouts of Q questions x G completions, graded and weighed.
+    """Rollouts of Q questions x G completions of at most T tokens, with verdicts and advantages.
 
     Attributes:
-        rollouts: the completions, row q * G + g.
-        levels: Q levels, None where the source has none.
+        rollouts: the completions; row q * G + g is completion g of question q.
+        levels: Q levels; None where the source has none.
         verdicts: Q*G verdicts of the grader.
         correct: bool [Q, G].
-        valid: bool [Q, G], answers that may teach (judged, and not masked for being cut).
+        valid: bool [Q, G], answers that may teach: the grader could judge them, and they are not masked as truncated.
         confidence: float32 [Q, G], geometric-mean token probability.
         calibrated: float32 [Q, G], the paper's calibrated reward, whatever the objective.
-        advantages: float32 [Q, G], the objective's.
-        old_logprobs: float32 [Q*G, T], log-probabilities that the surrogate's ratio is taken against, or None for those
-            of the policy at the update itself.
-        trainer_logprobs: float32 [Q*G, T] under the policy itself, or None where nothing recomputed them.
-        reference_logprobs: float32 [Q*G, T] under the reference model, or None where beta is 0.
-        importance: float32 [Q*G, T], the importance-sampling weight of each token, or None for 1.
-        entropies: float32 [Q*G, T] of the policy at each token, or None where nothing recomputed them.
+        advantages: float32 [Q, G], as the objective computed them.
+        old_logprobs: float32 [Q*G, T], log-probabilities under the old policy in the surrogate's ratio. None: the
+            policy's own at the update.
+        trainer_logprobs: float32 [Q*G, T], log-probabilities under the policy. None: not recomputed.
+        reference_logprobs: float32 [Q*G, T], log-probabilities under the reference model. None: beta is 0.
+        importance: float32 [Q*G, T], importance-sampling weight of each token. None: 1 for all.
+        entropies: float32 [Q*G, T], entropy of the policy at each token, in nats. None: not recomputed.
     """
 
     rollouts: Rollouts
@@ -54,7 +54,7 @@ class Experience:
     entropies: Tensor | None = None
 
     def split(self, num_prompts: int) -> list[Experience]:
-        """Disjoint parts of num_prompts questions each, whole groups together, in order."""
+        """Split into mini-batches of num_prompts questions each, in order. A group is never divided."""
         return [self._questions(slice(start, start + num_prompts)) for start in range(0, len(self.levels), num_prompts)]
 
     def _questions(self, part: slice) -> Experience:
@@ -77,7 +77,7 @@ class Experience:
         return replace(self, rollouts=rollouts, **pieces)
 
     def state(self) -> dict[str, Any]:
-        """Plain lists, numbers and tensors, which torch loads with weights_only."""
+        """Return plain lists, numbers and tensors, so that torch can load them with weights_only."""
         flat = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "rollouts"}
         rollouts = {f.name: getattr(self.rollouts, f.name) for f in fields(self.rollouts) if f.name != "prompts"}
         prompts = [[prompt.problem_id, list(prompt.token_ids)] for prompt in self.rollouts.prompts]
@@ -85,12 +85,12 @@ class Experience:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Experience:
-        """The inverse of `state`."""
+        """Make an experience from what `state` returned."""
         prompts = [Prompt(problem_id, tuple(ids)) for problem_id, ids in state["rollouts"]["prompts"]]
         return cls(**{**state, "rollouts": Rollouts(**{**state["rollouts"], "prompts": prompts})})
 
     def to_frame(self) -> pd.DataFrame:
-        """A row per completion, as stored in a run folder's rollouts/step_*.parquet."""
+        """Return a row per completion, as stored in a run folder's rollouts/step_*.parquet."""
         r, generations = self.rollouts, self.rollouts.num_generations
         lengths = r.lengths.tolist()
         return pd.DataFrame(
@@ -113,7 +113,7 @@ class Experience:
         )
 
     def metrics(self, token_weights: Tensor) -> dict[str, float]:
-        """What these groups say, in the field's names (docs/metrics.md).
+        """Return the metrics of these groups; docs/metrics.md explains each.
 
         Args:
             token_weights: [Q*G], the weight of each completion's tokens in the loss.
@@ -158,12 +158,12 @@ class Experience:
 
 
 def mean_where(values: Tensor, where: Tensor) -> float:
-    """The mean of the values where the condition holds; nan where it holds nowhere."""
+    """Return the mean of the values where the condition holds; nan if it holds nowhere."""
     return values[where].double().mean().item()
 
 
 def measure_logp_difference(trainer_logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor) -> dict[str, float]:
-    """How far engine and trainer are apart on the same tokens: mean and max of |difference|, [N, T] each."""
+    """Return the mean and the maximum of |trainer_logprobs - sampler_logprobs| on real tokens; all are [N, T]."""
     difference = (trainer_logprobs - sampler_logprobs)[mask].abs().double()
     return {
         "sampling/logp_difference_mean": difference.mean().item(),
@@ -186,18 +186,19 @@ def weigh_rollouts(
     importance_sampling: ImportanceSampling = "none",
     importance_cap: float = 2.0,
 ) -> Experience:
-    """Verdicts and confidences become advantages: the one place where objectives differ.
+    """Turn verdicts and confidences into advantages. This is the one place where objectives differ.
 
     Args:
         rollouts, levels, verdicts: Q questions x G completions, judged.
         objective: ``objective(correct, confidence, lengths=, valid=) -> advantages``, all [Q, G].
-        trainer_logprobs: [Q*G, T], the policy's own log-probabilities; needed where one of the two below is "trainer",
-            and for importance sampling.
+        trainer_logprobs: [Q*G, T], the policy's own log-probabilities. Needed if ``old_from`` or ``confidence_from`` is
+            "trainer", and for importance sampling.
         reference_logprobs, entropies: see `Experience`.
-        old_from: whose log-probabilities the surrogate's ratio is taken against; "current": the update's own.
-        confidence_from: whose define the confidence.
+        old_from: whose log-probabilities are the old ones in the surrogate's ratio. "current": those of the update
+            itself, so that the ratio is 1.
+        confidence_from: whose log-probabilities define the confidence.
         mask_truncated: answers cut by the token limit do not teach.
-        importance_sampling, importance_cap: see `importance_weights`; "none" weighs every token alike.
+        importance_sampling, importance_cap: see `importance_weights`. "none" weighs every token by 1.
     """
     shape = (len(levels), rollouts.num_generations)
     correct = torch.tensor([verdict == "correct" for verdict in verdicts]).view(shape)  # [Q, G]

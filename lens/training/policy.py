@@ -1,4 +1,4 @@
-"""The model that is trained, and what updates it."""
+"""Holds the trained model with its loss, optimizer and learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lens.training.update import Loss
 
 
 def make_optimizer(model: PreTrainedModel, settings: DictConfig) -> torch.optim.Optimizer:
-    """AdamW over the parameters that have gradients; ``settings`` is the config's optimizer section."""
+    """Make AdamW over the trainable parameters; ``settings`` is the config's optimizer section."""
     return torch.optim.AdamW(
         [parameter for parameter in model.parameters() if parameter.requires_grad],
         lr=settings.learning_rate,
@@ -27,14 +27,14 @@ def make_optimizer(model: PreTrainedModel, settings: DictConfig) -> torch.optim.
 
 @dataclass
 class Policy:
-    """The model with its loss, optimizer and learning-rate schedule.
+    """The model, and what computes and applies its updates.
 
     Attributes:
-        model, tokenizer: what is trained, sharded or not.
+        model, tokenizer: the model that is trained, sharded or not, and its tokenizer.
         reference: the model that training started with, for the KL term; None while loss.beta is 0.
-        loss: the surrogate, and how log-probabilities are computed.
-        optimizer, scheduler: AdamW, and the learning rate over the steps.
-        max_grad_norm: gradients with a larger norm are scaled down to it.
+        loss: the surrogate; it also says how log-probabilities are computed.
+        optimizer, scheduler: AdamW, and the schedule of its learning rate.
+        max_grad_norm: a gradient with a larger norm is scaled down to this norm.
     """
 
     model: PreTrainedModel
@@ -53,7 +53,7 @@ class Policy:
         tokenizer: PreTrainedTokenizerBase,
         reference: PreTrainedModel | None = None,
     ) -> Policy:
-        """Everything that a composed config says of the update of a model."""
+        """Make loss, optimizer and schedule for a model from a composed config."""
         settings, steps = config.optimizer, config.trainer.max_steps
         optimizer = make_optimizer(model, settings)
         scheduler = get_scheduler(settings.lr_scheduler, optimizer, settings.warmup_steps, steps)
@@ -61,13 +61,13 @@ class Policy:
 
     @property
     def learning_rate(self) -> float:
-        """That of the next update."""
+        """The learning rate of the next update."""
         return self.scheduler.get_last_lr()[0]
 
     def clip_gradient(self) -> float:
-        """Scale the gradient down to max_grad_norm; returns the norm that it had."""
+        """Scale the gradient down to max_grad_norm, and return the norm that it had before."""
         return gather_tensor(clip_grad_norm_(self.model.parameters(), self.max_grad_norm)).item()
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of it besides weights and the optimizer's tensors."""
+        """Return what a checkpoint stores besides the weights and the optimizer's tensors."""
         return {"scheduler": self.scheduler.state_dict()}

@@ -1,4 +1,4 @@
-"""Where the time of a run goes, by torch's profiler."""
+"""Measures where the time of a run goes, with torch's profiler."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROWS = 25  # operations that the log lists
 
 @contextmanager
 def profile_run(folder: Path, *, enabled: bool) -> Iterator[None]:
-    """Profile what runs inside: the costliest operations into the log, all of them into ``folder/profile.json``."""
+    """Profile what runs inside. Log the costliest operations, and write all of them to ``folder/profile.json``."""
     if not enabled:
         yield
         return

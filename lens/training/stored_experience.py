@@ -1,4 +1,4 @@
-"""Weighs stored rollouts under another objective, without a model."""
+"""Computes what another objective would have made of stored rollouts. No model is needed."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from lens.errors import ConfigError
 from lens.objectives import calibrated_rewards
 from lens.objectives.groups import group_kinds
 
-GRADED = ["problem_id", "level", "sample", "verdict", "valid", "confidence", "length"]  # what weighing needs
+GRADED = ["problem_id", "level", "sample", "verdict", "valid", "confidence", "length"]  # the columns that `weigh_again` needs
 STORED = [*GRADED, "calibrated_reward", "advantage"]
 
 
 def weigh_again(answers: pd.DataFrame, objective: Callable[..., Tensor]) -> pd.DataFrame:
-    """Calibrated rewards and advantages of stored answers, in their order.
+    """Return calibrated rewards and advantages of stored answers, in their order.
 
-    The calibrated reward is the objective's own where it has one (its ``scale_mixed``, ``scale_negative``,
-    ``difficulty`` and ``rho``), else the paper's. What an objective draws at random is drawn from seed 0.
+    The calibrated reward uses the objective's own ``scale_mixed``, ``scale_negative``, ``difficulty`` and ``rho`` if it
+    has them, and the paper's values otherwise. An objective that draws random numbers draws them from seed 0.
 
     Args:
         answers: whole groups, one after the other, with the columns GRADED.
         objective: ``objective(correct, confidence, lengths=, valid=) -> advantages``, all [Q, G].
 
     Returns:
-        The columns calibrated_reward and advantage, float32.
+        A frame with the columns calibrated_reward and advantage, float32.
     """
     size = find_group_size(answers)
     correct, valid, confidence, lengths = (
@@ -46,10 +46,10 @@ def weigh_again(answers: pd.DataFrame, objective: Callable[..., Tensor]) -> pd.D
 
 
 def find_group_size(answers: pd.DataFrame) -> int:
-    """G of stored answers.
+    """Return G, the number of answers in each stored group.
 
     Raises:
-        ConfigError: they are no whole groups of one size, one after the other.
+        ConfigError: the answers are not whole groups of one size, one after the other.
     """
     size = int(answers["sample"].max()) + 1
     whole = len(answers) % size == 0 and (answers["sample"].to_numpy() == np.arange(len(answers)) % size).all()
@@ -59,12 +59,12 @@ def find_group_size(answers: pd.DataFrame) -> int:
 
 
 def group_ids(answers: pd.DataFrame, size: int) -> np.ndarray:
-    """Problem ids [Q, G]."""
+    """Return the problem ids as [Q, G]."""
     return answers["problem_id"].to_numpy().reshape(-1, size)
 
 
 def name_group_kinds(answers: pd.DataFrame) -> list[str]:
-    """The kind of each group: negative, mixed, positive, or unjudged where nothing in it may teach."""
+    """Return the kind of each group: negative, mixed or positive; unjudged if no answer in it may teach."""
     size = find_group_size(answers)
     correct, valid = (
         torch.tensor(values.to_numpy()).view(-1, size) for values in (answers["verdict"] == "correct", answers["valid"])
@@ -77,11 +77,18 @@ def name_group_kinds(answers: pd.DataFrame) -> list[str]:
 
 
 def compare_advantages(stored: pd.DataFrame, advantages: pd.Series, weights: np.ndarray) -> dict[str, float | str]:
-    """What an objective changes in one file of rollouts, in percent.
+    """Compare the advantages of another objective with the stored ones.
 
-    ``negative groups`` of all groups; ``share of |A|`` that lies in negative groups, weighed as in the loss, and
-    ``trained`` answers (with an advantage), as trained and replayed; ``sign changed``: answers of which one objective
-    raises what the other lowers.
+    Args:
+        stored: one file of rollouts, with the columns STORED.
+        advantages: the other objective's, of the same answers.
+        weights: the weight of each answer in the loss.
+
+    Returns:
+        ``groups``: their number. ``negative groups``: percent of all groups. ``share of |A|``: percent of the weighted
+        |advantage| that lies in negative groups, as trained -> as replayed. ``trained``: percent of answers whose
+        advantage is not 0, in the same form. ``sign changed``: percent of answers that one objective raises and the
+        other lowers.
     """
     negative = np.repeat(np.array(name_group_kinds(stored)) == "negative", find_group_size(stored))
     trained = stored["advantage"]

@@ -1,4 +1,4 @@
-"""Where a run stands: with the weights, the optimizer and the random states, all that it needs to resume exactly."""
+"""Holds the position of a run. With weights, optimizer and random states, it is all a run needs to resume exactly."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from lens.training.experience import Experience
 
 @dataclass
 class TrainState:
-    """Where a run stands, in numbers and mini-batches.
+    """The position of a run: its counters, and the mini-batches that wait.
 
     Attributes:
-        step: optimizer updates that are done.
-        round: rollout rounds that are sampled; it seeds the sampler and is the place in the training problems.
+        step: optimizer updates done.
+        round: rollout rounds sampled. It seeds the sampler and decides which problems come next.
         pending: mini-batches of the last round that wait for their update.
         totals: sums over the run.
-        evaluation: metrics of the last evaluation, and evaluated_at its step (-1: none yet).
-        best: metric, step and value of the best evaluation after an update, or nothing.
+        evaluation: metrics of the last evaluation.
+        evaluated_at: step of the last evaluation; -1: none yet.
+        best: metric, step and value of the best evaluation after an update; empty: none yet.
     """
 
     step: int = 0
@@ -35,10 +36,12 @@ class TrainState:
     best: dict[str, Any] = field(default_factory=dict)
 
     def update_best(self, metric: str) -> bool:
-        """Compare the last evaluation with the best one; whether it takes its place.
+        """Make the last evaluation the best one if it is better, and return whether it was.
+
+        The evaluation before the first update never counts.
 
         Args:
-            metric: such as "pass@1": the mean of eval/<set>/pass@1 over the sets.
+            metric: such as "pass@1", which means the mean of eval/<set>/pass@1 over the sets.
         """
         values = [v for name, v in self.evaluation.items() if name.count("/") == 2 and name.endswith(f"/{metric}")]
         value = sum(values) / len(values)
@@ -48,19 +51,22 @@ class TrainState:
         return True
 
     def state(self) -> dict[str, Any]:
-        """Plain values and tensors, which torch loads with weights_only."""
+        """Return plain values and tensors, so that torch can load them with weights_only."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {**values, "pending": [experience.state() for experience in self.pending]}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> TrainState:
-        """The inverse of `state`; what else the state holds is left out."""
+        """Make a state from what `state` returned. Other keys are ignored."""
         values = {f.name: state[f.name] for f in fields(cls)}
         return cls(**{**values, "pending": [Experience.from_state(part) for part in state["pending"]]})
 
 
 def choose_questions(num_problems: int, per_round: int, seed: int, number: int) -> list[int]:
-    """The problems of round ``number``: each epoch is a permutation of its own, and its remainder is left out."""
+    """Return the indices of the problems of round ``number``.
+
+    Each epoch has a permutation of its own. The problems left over at its end, too few for a round, are skipped.
+    """
     rounds_per_epoch = num_problems // per_round
     epoch, place = divmod(number, rounds_per_epoch)
     generator = torch.Generator().manual_seed(derive_seed(seed, "epoch", epoch))

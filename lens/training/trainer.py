@@ -1,7 +1,7 @@
-"""The training loop: collect a round of experience, update, and now and then evaluate and save.
+"""The training loop: collect a round of experience, update on it, and now and then evaluate and save.
 
-A *step* is one optimizer update. A *round* samples num_prompts_per_rollout questions and is split into mini-batches of
-num_prompts_per_step, each of which is one step.
+A *step* is one optimizer update. A *round* samples answers to num_prompts_per_rollout questions and splits them into
+mini-batches of num_prompts_per_step questions. Each mini-batch makes one step.
 """
 
 from __future__ import annotations
@@ -35,18 +35,20 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Trainer:
-    """One run: the algorithm. Its parts are made in lens/commands/train.py.
+    """The algorithm of one run. lens/commands/train.py makes its parts.
 
     Attributes:
         settings: the config's trainer section; configs/trainer/default.yaml explains each key.
-        policy: the model, and what updates it.
-        collector: makes the experience of a round.
+        policy: the model with its loss, optimizer and schedule.
+        collector: collects the experience of a round.
         evaluator: measures accuracy, every ``evaluator.every`` steps.
         tracker: writes metrics, evaluations and rollouts.
         checkpoints: writes checkpoints.
         stop: turns signals into requests to stop.
         show_progress: show a progress bar.
-        state: where the run stands; with the weights, the optimizer and the random states, all it needs to resume.
+        state: the position of the run; a checkpoint stores it.
+        stopwatch: measures the phases of a step.
+        saved_at: step of the last checkpoint of the current state; None: there is none.
     """
 
     settings: DictConfig
@@ -62,10 +64,10 @@ class Trainer:
     saved_at: int | None = field(default=None, init=False)
 
     def run(self) -> dict[str, float]:
-        """Train to max_steps; returns the metrics of the last evaluation.
+        """Train to max_steps, and return the metrics of the last evaluation.
 
         Raises:
-            StopRequested: stopped early, after a checkpoint.
+            StopRequested: a signal stopped the run early; a checkpoint has been written.
             RunFailed: a gradient is not finite, the entropy is above its limit, or a checkpoint cannot be written.
         """
         max_steps, at = self.settings.max_steps, self.state
@@ -83,7 +85,7 @@ class Trainer:
         return at.evaluation
 
     def _step(self) -> dict[str, float]:
-        """One optimizer update, on the next mini-batch of the round; returns its metrics."""
+        """Update once, on the next mini-batch of the round, and return its metrics."""
         started, at, limit = time.perf_counter(), self.state, self.settings.max_entropy
         if not at.pending:
             at.pending = self._collect().split(self.settings.num_prompts_per_step)
@@ -98,7 +100,7 @@ class Trainer:
         return metrics
 
     def _collect(self) -> Experience:
-        """The next round, stored every trainer.rollouts.rollouts_every rounds."""
+        """Collect the next round, and store it every trainer.rollouts.rollouts_every rounds."""
         at, every = self.state, self.settings.rollouts.rollouts_every
         experience = self.collector.collect(at.step, at.round, self.stop, self.stopwatch)
         if every and at.round % every == 0:
@@ -108,7 +110,7 @@ class Trainer:
         return experience
 
     def _update(self, batch: Experience) -> dict[str, float]:
-        """One optimizer step; a batch without any advantage is a step with a gradient of zero."""
+        """Compute the gradient, clip it and apply it. A batch without any advantage has a gradient of zero."""
         policy, step, every = self.policy, self.state.step + 1, self.settings.grad_share_every
         with self.stopwatch.measure("update"):
             share = every > 0 and (step == 1 or step % every == 0)
@@ -125,7 +127,9 @@ class Trainer:
         return finite
 
     def _stop_or_skip(self, batch: Experience) -> None:
-        """Do what trainer.non_finite says; the message names the micro-batch and the file with its answers.
+        """Stop the run or skip this update, as trainer.non_finite says.
+
+        The message names the micro-batch and the file with its answers.
 
         Raises:
             RunFailed: trainer.non_finite is "stop".
@@ -143,7 +147,7 @@ class Trainer:
         self.state.totals["updates_skipped"] += 1
 
     def _evaluate_and_save(self) -> None:
-        """Do what is due at this step, in an order that a stop can interrupt anywhere."""
+        """Evaluate and save if this step asks for it. The order allows a stop at any point."""
         at, every = self.state, self.evaluator.every
         last = at.step == self.settings.max_steps
         due = last or at.step == 0 or (every and at.step % every == 0)
@@ -154,7 +158,10 @@ class Trainer:
             raise StopRequested
 
     def _evaluate(self) -> bool:
-        """Evaluate the current weights; whether they are the best so far. The step alone decides the seed."""
+        """Evaluate the current weights, and return whether they are the best so far.
+
+        The seed depends on the run's seed and the step alone.
+        """
         at, keep_best = self.state, self.settings.checkpoints.keep_best
         with self.stopwatch.measure("evaluate"), self.stop.abandonable():
             sampler = self.collector.engine.at(at.step)
@@ -179,7 +186,10 @@ class Trainer:
         self.tracker.log(at.step, {**epoch, **self.collector.engine.parity, **metrics, **totals, **times, **speed})
 
     def _save(self) -> None:
-        """Write a checkpoint, if there is none of this state, and hand W&B what it holds: nothing is taken back."""
+        """Write a checkpoint unless this state has one. Then send W&B the metrics up to here.
+
+        W&B never takes back what it was sent. So it gets nothing that a resumed run may compute again.
+        """
         at, s = self.state, self.settings.checkpoints
         if self.saved_at == at.step:
             return
@@ -190,7 +200,7 @@ class Trainer:
         self.tracker.commit()
 
     def restore(self, checkpoint: Path, state: dict[str, Any]) -> None:
-        """Resume from a checkpoint and its state; the weights are those that the model was loaded with."""
+        """Restore everything but the weights from a checkpoint. The model was loaded with those."""
         self.state, self.saved_at = TrainState.from_state(state), state["step"]
         restore_optimizer(checkpoint, self.policy.model, self.policy.optimizer, state["param_groups"])
         self.policy.scheduler.load_state_dict(state["scheduler"])

@@ -1,4 +1,4 @@
-"""One optimizer update on one batch: micro-batches that add up to the gradient of the whole, whatever their size."""
+"""Computes the gradient of one optimizer batch, micro-batch by micro-batch. Their size does not change the result."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lens.training.experience import Experience
 
 @dataclass(frozen=True)
 class Loss:
-    """The surrogate's choices (configs/loss explains each) and how much of it is computed at once."""
+    """The settings of the surrogate loss (configs/loss explains each), and how much is computed at once."""
 
     epsilon_low: float
     epsilon_high: float
@@ -40,22 +40,25 @@ class Loss:
 
     @classmethod
     def build(cls, config: DictConfig) -> Loss:
-        """From the sections loss, trainer.rollouts and trainer.memory of a composed config."""
+        """Make it from the sections loss, trainer.rollouts and trainer.memory of a composed config."""
         known = {**config.loss, **config.trainer.rollouts, **config.trainer.memory}
         return cls(**{f.name: known[f.name] for f in fields(cls)})
 
     def weights(self, experience: Experience) -> Tensor:
-        """float64 [Q*G], the weight of each completion's tokens, over the whole optimizer batch."""
+        """Return the weight of each completion's tokens in the loss of the whole optimizer batch, float64 [Q*G]."""
         lengths = experience.rollouts.lengths * experience.valid.flatten()
         return token_weights(lengths, self.loss_agg_mode, max_completion_length=self.max_completion_length)
 
     def teaches(self, experience: Experience) -> Tensor:
-        """bool [Q*G], the completions that have a gradient."""
+        """Return which completions have a gradient, bool [Q*G].
+
+        They are valid and their advantage is not 0. A KL or entropy term gives every valid one a gradient.
+        """
         every = self.beta > 0 or self.entropy_coef > 0
         return (self.weights(experience) > 0) & ((experience.advantages.flatten() != 0) | every)
 
     def recompute(self, model: PreTrainedModel, rollouts: Rollouts) -> TokenValues:
-        """The log-probability and entropy of every sampled token, [Q*G, T] each, without gradients."""
+        """Return the log-probability and entropy of every sampled token, [Q*G, T] each, without gradients."""
         return rate_rollouts(
             model,
             rollouts,
@@ -67,19 +70,22 @@ class Loss:
         )
 
     def accumulate(self, model: PreTrainedModel, experience: Experience, rows: Tensor, weights: Tensor) -> Tally:
-        """Add the gradient of these completions' part of the loss to the parameters' .grad.
+        """Add the gradient of some completions' part of the loss to the parameters' .grad.
 
         Args:
             model: the policy.
             experience: the whole optimizer batch.
-            rows: int64 [n], the completions to take.
-            weights: what `weights` gave.
+            rows: int64, the rows of the completions to take.
+            weights: float64 [Q*G], from `weights`.
+
+        Returns:
+            Sums over the trained tokens, over all processes.
         """
         advantages = experience.advantages.flatten()
         r, tally = experience.rollouts, Tally()
         batches = list(split_into_microbatches(model, r, rows.tolist(), self.max_tokens_per_microbatch))
         for packs, counts in take_turns(batches):
-            part = [row for pack in packs for row in pack]
+            part = [row for pack in packs for row in pack]  # n below is the number of their tokens
             logprobs, entropies = rate_completions(
                 model,
                 r,
@@ -91,7 +97,7 @@ class Loss:
                 gradient_checkpointing=self.gradient_checkpointing,
                 torch_compile=self.torch_compile,
             )  # [n] each
-            per_token = r.lengths[part]
+            per_token = r.lengths[part]  # [completions]
             advantage = advantages[part].repeat_interleave(per_token).to(logprobs)  # [n]
             weight = weights[part].repeat_interleave(per_token).to(logprobs)  # [n]
             if experience.importance is not None:
@@ -106,7 +112,7 @@ class Loss:
                 tally.kl += counts * kl.detach().double().sum().item()
             if self.entropy_coef > 0:
                 losses = losses - self.entropy_coef * entropies
-            loss = (losses * weight).sum() * counts
+            loss = (losses * weight).sum() * counts  # a repeated micro-batch, which does not count, adds zero
             loss.backward()
             if not counts:
                 continue
@@ -122,7 +128,7 @@ class Loss:
 
 @dataclass
 class Tally:
-    """Sums over the tokens that were trained on."""
+    """Sums over the trained tokens."""
 
     loss: float = 0.0
     kl: float = 0.0
@@ -135,14 +141,14 @@ class Tally:
         return Tally(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
 
     def over_processes(self) -> Tally:
-        """The sum of what each process has seen."""
+        """Return the sum over all processes."""
         sums = sum_over_processes(
             torch.tensor([getattr(self, name) for name in self.__dataclass_fields__], dtype=torch.float64)
         )
         return Tally(*(type(f.default)(value) for f, value in zip(fields(self), sums.tolist(), strict=True)))
 
     def metrics(self) -> dict[str, float]:
-        """Means over the trained tokens, and how many there were."""
+        """Return means over the trained tokens, and how many tokens and completions there were."""
         tokens = max(self.tokens, 1)
         return {
             "loss": self.loss,
@@ -157,16 +163,16 @@ class Tally:
 def compute_gradient(
     model: PreTrainedModel, experience: Experience, loss: Loss, *, share: bool = False
 ) -> dict[str, float]:
-    """Leave the gradient of the batch's loss in the parameters' .grad, and return what was seen on the way.
+    """Write the gradient of the batch's loss into the parameters' .grad, and return metrics.
 
-    Completions whose advantage is exactly 0 cost nothing while beta and entropy_coef are 0. With ``share``, the
-    gradients of negative and of all other groups are also told apart: their norms' share and their cosine.
+    Completions whose advantage is exactly 0 cost nothing while beta and entropy_coef are 0.
 
     Args:
-        model: the policy; its gradients are overwritten, and zero (not None) where nothing teaches.
+        model: the policy. Its gradients are overwritten, and are zero (not None) if nothing teaches.
         experience: the whole optimizer batch.
-        loss: the surrogate.
-        share: measure groups/grad_norm_share_negative and groups/grad_cosine.
+        loss: the settings of the surrogate.
+        share: compute the gradients of negative groups and of all others separately, and also return
+            groups/grad_norm_share_negative and groups/grad_cosine.
     """
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -187,7 +193,9 @@ def compute_gradient(
 
 
 def find_non_finite(model: PreTrainedModel, experience: Experience, loss: Loss) -> str:
-    """Which micro-batch has a loss or gradient that is not finite, in words; each is computed again by itself.
+    """Return a sentence that names the first micro-batch whose loss or gradient is not finite.
+
+    Computes each micro-batch again by itself.
 
     Args:
         model: the policy; its gradients are overwritten.
@@ -213,7 +221,11 @@ def _parameters_with_gradient(model: PreTrainedModel) -> list[torch.nn.Parameter
 
 
 def compare_gradients(of_negative: list[Tensor], of_others: list[Tensor]) -> dict[str, float]:
-    """|g_neg| / (|g_neg| + |g_other|), and the cosine between the two (0 where either is 0)."""
+    """Return |g_neg| / (|g_neg| + |g_other|), and the cosine between the two gradients.
+
+    Each list holds one gradient per parameter, whole or as this process's shard. The share is 0 if g_neg is 0, and the
+    cosine is 0 if either is.
+    """
     a = torch.cat([local_part(g).flatten() for g in of_negative]).double()
     b = torch.cat([local_part(g).flatten() for g in of_others]).double()
     squared_a, squared_b, product = sum_over_processes(torch.stack([a @ a, b @ b, a @ b])).tolist()

@@ -1,4 +1,4 @@
-"""The rollout engine with the policy's current weights, and the proof that it has them."""
+"""Gives the rollout engine the policy's current weights, and checks that it has them."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ PROBE_PROMPTS, PROBE_TOKENS = 32, 32  # at most 1,024 tokens
 
 @dataclass
 class SyncedSampler:
-    """Hands out the engine, with a sync first where the policy has changed.
+    """Hands out the engine, and syncs its weights first if the policy has changed.
 
-    After the first sync, and then every ``sampler.parity_every``, engine and trainer rate the same tokens.
+    After the first sync, and then after every ``sampler.parity_every`` syncs, a probe compares the log-probabilities
+    that engine and trainer give the same tokens.
 
     Attributes:
-        sampler: the engine; one whose parity_every is None is the policy itself.
-        model, loss: the policy, and how it rates tokens.
-        prompts: the first few are used for probes.
-        parity: what the last probe found: sampling/logp_difference_mean and sampling/logp_difference_max.
+        sampler: the engine. If its parity_every is None, it is the policy itself and there is nothing to compare.
+        model, loss: the policy, and how its log-probabilities are computed.
+        prompts: the training prompts; probes use the first few.
+        parity: metrics of the last probe: sampling/logp_difference_mean and sampling/logp_difference_max.
     """
 
     sampler: Sampler
@@ -39,7 +40,7 @@ class SyncedSampler:
     _syncs: int = 0
 
     def at(self, step: int) -> Sampler:
-        """The engine with the weights after this many updates.
+        """Return the engine with the policy's weights after ``step`` updates.
 
         Raises:
             ConfigError: a probe found a difference above sampler.max_logp_difference.
@@ -55,6 +56,9 @@ class SyncedSampler:
 
 def probe_engine(sampler: Sampler, model: PreTrainedModel, prompts: Sequence[Prompt], loss: Loss) -> dict[str, float]:
     """Sample a few tokens, and compare the engine's log-probabilities with the trainer's.
+
+    Returns:
+        sampling/logp_difference_mean and sampling/logp_difference_max.
 
     Raises:
         ConfigError: the largest difference is above sampler.max_logp_difference.

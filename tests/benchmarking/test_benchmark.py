@@ -18,7 +18,7 @@ import torch
 from omegaconf import DictConfig
 from torch.utils.flop_counter import FlopCounterMode
 
-from lens.benchmarking.arm import Arm
+from lens.benchmarking.arm import ArmProcess
 from lens.benchmarking.benchmark import MEASUREMENTS, PARTS, TABLE, benchmark
 from lens.benchmarking.measuring import (
     Meter,
@@ -297,12 +297,12 @@ def is_killed(turn, report, fatal: int) -> None:
 
 
 def test_what_ends_an_arm_reaches_the_parent():
-    arm = Arm("a", fails)
+    arm = ArmProcess("a", fails)
     assert arm.receive() == {}
     with pytest.raises(ConfigError, match="key='value': another"):
         arm(0)
     arm.close()
-    arm = Arm("a", dies)
+    arm = ArmProcess("a", dies)
     with pytest.raises(ConfigError, match=r"arms='a': .* exit code 7"):
         arm.receive()
     arm.close()
@@ -311,7 +311,7 @@ def test_what_ends_an_arm_reaches_the_parent():
 
 @pytest.mark.parametrize(("fatal", "kept"), [(4, [0, 0, 1, 1]), (1, None)])
 def test_whole_rounds_outlive_an_arm(caplog, fatal, kept):
-    arms = {"a": Arm("a", is_killed, 99), "b": Arm("b", is_killed, fatal)}
+    arms = {"a": ArmProcess("a", is_killed, 99), "b": ArmProcess("b", is_killed, fatal)}
     for arm in arms.values():
         arm.receive()
     try:
@@ -320,7 +320,7 @@ def test_whole_rounds_outlive_an_arm(caplog, fatal, kept):
                 alternate(arms, rounds=9, warmup=1)
         else:
             assert [row["round"] for row in alternate(arms, rounds=9, warmup=2)] == kept
-            assert "SIGKILL; too little memory?; the 2 rounds before are kept" in caplog.text
+            assert "SIGKILL; too little memory?; keeping the 2 rounds before it" in caplog.text
     finally:
         for arm in arms.values():
             arm.close()
@@ -375,7 +375,7 @@ def test_without_a_compiler_the_compiled_update_is_left_out_and_the_config_refus
     command = ["scripts/benchmark.py", "part=update", *SMALL, f"model.name_or_path={tiny_folder}", f"outputs={outputs}"]
     result = run(*command, folder=logs / "left_out", real=True, env=env)
     assert result.code == 0, result.stderr
-    assert "Left out, lens with torch.compile: trainer.memory.torch_compile=True: false, or a machine" in result.stdout
+    assert "Leaving out lens with torch.compile: trainer.memory.torch_compile=True: false, or a machine" in result.stdout
     (table,) = outputs.glob("benchmarks/*/" + TABLE)
     assert [name.split(",")[0] for name in pd.read_csv(table)["update"]] == ["naive", "lens", "lens"]
     result = run(

@@ -155,7 +155,7 @@ def test_a_job_that_is_killed_fails_alone(pupil, logs, tmp_path):
     assert result.code == 1
     (error,) = (line for line in result.stderr.splitlines() if line.startswith("error: "))
     assert re.match(
-        r"error: grpo-seed0-\w+ \(objective=grpo seed=0\): RuntimeError: its process was ended by SIGKILL", error
+        r"error: grpo-seed0-\w+ \(objective=grpo seed=0\): RuntimeError: its process ended with SIGKILL", error
     )
     finished = {path.parent.name.rsplit("-", 1)[0] for path in first.glob("*/summary.json")}
     assert finished == {"grpo-seed1", "lens-seed0", "lens-seed1"}

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_method, get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -23,6 +21,7 @@ from lens.errors import ConfigError
 from lens.files import CONFIGS
 from lens.models.tiny import TinyRecipe
 from lens.problems import load_evaluation_sets
+from tests.support.configs import composed
 
 LENS = CONFIGS.parent / "lens"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
@@ -49,14 +48,6 @@ REQUIRED = {
     "benchmark": ["part=step"],
 }
 NAMED = {"hf": ["model.name_or_path=x"]}
-
-
-def composed(*overrides: str, name: str = "train") -> DictConfig:
-    """The composed config, with Hydra's own part, which its interpolations may use."""
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = compose(name, overrides=list(overrides), return_hydra_config=True)
-    HydraConfig.instance().set_config(config)
-    return config
 
 
 def resolved(config: DictConfig) -> dict:
@@ -280,7 +271,7 @@ def test_keys_that_share_a_comment_stand_right_below_it(key):
 def test_no_option_is_without_effect(group):
     """Each key, those of sections included, is read somewhere in lens/; that a rule checks it is no use."""
     code = "".join(file.read_text() for file in LENS.rglob("*.py") if file != LENS / "config" / "checks.py")
-    owners = "s|t|r|self|loss|settings|trainer|rollouts|memory|evaluation|model|wandb"
+    owners = "s|t|r|self|loss|settings|trainer|rollouts|memory|checkpoints|evaluation|model|wandb"
     read = set(re.findall(rf"\b(?=(?:{owners})\.(\w+))", code))
     config = OmegaConf.load(CONFIGS / f"{group}.yaml")
     if group.startswith("tracking"):

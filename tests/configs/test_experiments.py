@@ -27,6 +27,7 @@ SWAPPED = [
     "tracking.wandb.mode=disabled",
 ]
 PAPER = ("table1_llama", "table1_qwen", "table2_ablation", "table3_llama", "table3_qwen")
+QUESTIONS = ["trainer.rollouts.num_prompts_per_rollout=20", "trainer.num_prompts_per_step=20"]
 RATES = {"llama": 3e-7, "qwen": 1e-6}
 
 
@@ -90,7 +91,7 @@ def test_every_experiment_is_here():
 def test_the_first_update_of_a_pretrained_models_experiment_runs(pupil, tmp_path, experiment):
     folder = tmp_path / "run"
     prompts = ["model.prompt.template=chat", "model.prompt.max_length=64", "~sampler.max_logp_difference"]  # vLLM's key
-    problems = ["dataset.arithmetic.size=20", *(f"trainer.num_prompts_per_{part}=20" for part in ("rollout", "step"))]
+    problems = ["dataset.arithmetic.size=20", *QUESTIONS]
     if experiment == "smollm2/math":
         problems += ["~evaluation.sets.math"]  # whose size the experiment sets
     overrides = [f"experiment={experiment}", "objective=lens", f"model.name_or_path={pupil}", *SWAPPED, *prompts]
@@ -105,7 +106,7 @@ def test_the_first_update_of_a_pretrained_models_experiment_runs(pupil, tmp_path
 @pytest.mark.parametrize("experiment", {**CELLS, **SWEEPS})
 def test_the_first_update_of_every_experiment_of_the_tiny_model_runs(pupil, tmp_path, experiment):
     known = [f"model.name_or_path={pupil}", "dataset.arithmetic.size=20"]  # problems that the pupil knows by heart
-    known += [f"trainer.num_prompts_per_{part}=20" for part in ("rollout", "step")]
+    known += QUESTIONS
     smaller = ["evaluation.sets.arithmetic.size=5", "evaluation.num_samples=2", "trainer.max_steps=1"]
     given = [f"experiment={experiment}", *known, *smaller]
     folder = tmp_path / "run"
@@ -127,9 +128,12 @@ def test_the_map_is_one_command_over_all_of_its_experiments():
     recipe = subprocess.run(["make", "-n", "map", "VENV=v"], cwd=CONFIGS.parent, capture_output=True, text=True)
     assert recipe.returncode == 0, recipe.stderr
     experiments = {f"map/{file.stem}" for file in (CONFIGS / "experiment" / "map").glob("*.yaml")}
-    swept = re.findall(r"\bmap/\w+", recipe.stdout.split("report.py")[0])
-    assert len(swept) == len(set(swept)) and set(swept) == experiments
-    assert swept[0] == "map/middle"
+    swept = re.search(
+        r"for experiment in ([^;]+); do \S+ scripts/train\.py -m experiment=map/\$experiment ", recipe.stdout
+    )
+    names = [f"map/{name}" for name in swept[1].split()]
+    assert len(names) == len(set(names)) and set(names) == experiments
+    assert names[0] == "map/middle"
     assert experiments == set(CELLS)
     assert "scripts/report.py runs=outputs/sweeps/map" in recipe.stdout
 

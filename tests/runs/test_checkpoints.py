@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch.optim import AdamW
 
+from lens import __version__
 from lens.errors import ConfigError, RunFailed
 from lens.runs import checkpoints
 from lens.runs.checkpoints import (
@@ -23,6 +24,7 @@ from lens.runs.checkpoints import (
     restore_replaced_name,
     save_checkpoint,
 )
+from lens.seeding import restore_random_states
 from tests.support.faults import no_file_above
 
 STATE = {"config": {"seed": 0}}  # what every state holds, besides its step
@@ -210,5 +212,19 @@ def test_random_numbers_go_on_where_they_stopped(tiny, tmp_path):
     checkpoint = save_checkpoint(tmp_path, *tiny, AdamW(tiny[0].parameters()), STATE | {"step": 1}, keep=1)
     expected = draws()
     assert draws() != expected
-    checkpoints.restore_random_states(load_state(checkpoint)["random"])
+    restore_random_states(load_state(checkpoint)["random"])
     assert draws() == expected
+
+
+def test_a_checkpoint_of_lens_0_1_is_refused(saved):
+    _, checkpoint = saved
+    assert load_state(checkpoint)["lens_version"] == __version__
+    state = torch.load(checkpoint / STATE_FILE, weights_only=True)
+    del state["lens_version"]
+    torch.save(state, checkpoint / STATE_FILE)
+    sums = json.loads((checkpoint / CHECKSUMS_FILE).read_text())
+    (checkpoint / CHECKSUMS_FILE).write_text(json.dumps(sums | {STATE_FILE: checksum(checkpoint / STATE_FILE)}))
+    with pytest.raises(ConfigError, match=r"lens 0\.1 wrote it, and can resume it$") as error:
+        load_state(checkpoint)
+    assert error.value.key == "resume"
+    assert str(checkpoint) in str(error.value) and "\n" not in str(error.value)

@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 from torch.optim import AdamW
 
+from lens import __version__
 from lens.errors import ConfigError
+from lens.files import write_json
 from lens.runs.checkpoints import save_checkpoint
-from lens.runs.resuming import check_config, find_state
+from lens.runs.resuming import check_config, find_state, read_finished_summary
+from lens.runs.run import PROVENANCE, SUMMARY
 from tests.support.command_line import (
     assert_one_wandb_run,
     make_pupil,
@@ -29,7 +32,8 @@ CONFIG = {
     "profile": False,
     "tracking": {"wandb": {"mode": "auto"}},
     "objective": {"alpha": 0.25},
-    "trainer": {"max_steps": 4, "lr_scheduler": "constant", "learning_rate": 0.1, "max_tokens_per_microbatch": 90},
+    "optimizer": {"lr_scheduler": "constant", "learning_rate": 0.1},
+    "trainer": {"max_steps": 4, "memory": {"max_tokens_per_microbatch": 90}},
 }
 
 
@@ -119,13 +123,36 @@ def test_a_run_cannot_go_on_to_where_it_has_been(folder):
         find_state(folder, changed(trainer__max_steps=3))
 
 
+# --- which version ---------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_of_this_version_is_left_as_it_is(tmp_path):
+    assert read_finished_summary(tmp_path, changed()) is None
+    summary = {"step": 4, "metrics": {"reward": 0.5}, "lens_version": __version__}
+    write_json(tmp_path / SUMMARY, summary)
+    write_json(tmp_path / PROVENANCE, {"config": CONFIG})
+    assert read_finished_summary(tmp_path, changed()) == summary
+    assert read_finished_summary(tmp_path, changed(resume="never")) is None
+    assert read_finished_summary(tmp_path, changed(trainer__max_steps=5)) is None
+
+
+def test_a_finished_run_of_lens_0_1_is_refused(tmp_path):
+    write_json(tmp_path / SUMMARY, {"step": 4, "metrics": {}})
+    write_json(tmp_path / PROVENANCE, {"config": {"seed": 0, "trainer": {"max_steps": 4, "learning_rate": 0.1}}})
+    with pytest.raises(
+        ConfigError, match=r"^resume='auto': never, or another folder: lens 0\.1 wrote the run in "
+    ) as e:
+        read_finished_summary(tmp_path, changed())
+    assert str(tmp_path) in str(e.value) and "\n" not in str(e.value)
+
+
 # --- which config ----------------------------------------------------------------------------------------------------
 
 
 def test_keys_that_differ_are_named_with_both_values():
     there = changed()
     del there["seed"]
-    config = changed(trainer__learning_rate=0.2, objective__alpha=4, outputs="elsewhere", trainer__max_steps=9)
+    config = changed(optimizer__learning_rate=0.2, objective__alpha=4, outputs="elsewhere", trainer__max_steps=9)
     with pytest.raises(ConfigError) as error:
         check_config(config, there, Path("run"))
     message = str(error.value)
@@ -137,13 +164,13 @@ def test_keys_that_differ_are_named_with_both_values():
 
 
 def test_a_longer_run_is_refused_where_the_learning_rate_depends_on_the_length():
-    linear = {"trainer__lr_scheduler": "linear"}
+    linear = {"optimizer__lr_scheduler": "linear"}
     with pytest.raises(ConfigError, match=r"trainer\.max_steps is 9, there 4"):
         check_config(changed(**linear, trainer__max_steps=9), changed(**linear), Path("run"))
 
 
 def test_speed_may_differ_with_a_warning(caplog):
-    check_config(changed(trainer__max_tokens_per_microbatch=180), changed(), Path("run"))
+    check_config(changed(trainer__memory__max_tokens_per_microbatch=180), changed(), Path("run"))
     assert "trainer.memory.max_tokens_per_microbatch is 180, there 90" in caplog.text
     caplog.clear()
     check_config(changed(tracking__wandb__mode="online", resume="must", profile=True), changed(), Path("run"))

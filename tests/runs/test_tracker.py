@@ -4,83 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from urllib.parse import urlparse
 
-import numpy as np
 import pandas as pd
 import pytest
 import wandb
 
-from lens.errors import ConfigError
-from lens.files import write_json, write_parquet
 from lens.runs import tracker as tracking
-from lens.runs.provenance import describe_provenance
 from lens.runs.tracker import STEP_AXIS, Tracker, cut_metrics
-from lens.runs.wandb_account import has_wandb_key, resolve_wandb_mode
 from tests.support.command_line import assert_one_wandb_run, read_wandb, wandb_history
-from tests.support.faults import no_file_above
-
-# --- W&B's key -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    """A home without any account."""
-    for name in [name for name in os.environ if name.startswith("WANDB")]:
-        monkeypatch.delenv(name)
-    monkeypatch.delenv("NETRC", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    wandb.teardown()  # W&B reads its settings once a process
-    yield tmp_path
-    wandb.teardown()
-
-
-def log_in(home, host: str | None = None) -> None:
-    host = host or urlparse(wandb.Settings().base_url).netloc
-    (home / ".netrc").write_text(f"machine {host}\n  login user\n  password {'0' * 40}\n")
-
-
-def test_a_key_is_found_where_wandb_would_find_it(home, monkeypatch):
-    assert not has_wandb_key()
-    log_in(home, "example.org")
-    assert not has_wandb_key()
-    for host in (None, "api.wandb.ai"):  # where `wandb login` writes it today, and where it wrote it before
-        log_in(home, host)
-        assert has_wandb_key()
-    monkeypatch.setenv("WANDB_BASE_URL", "http://wandb.example.org:8080")
-    wandb.teardown()
-    assert not has_wandb_key()
-    log_in(home, "wandb.example.org:8080")
-    assert has_wandb_key()
-    (home / ".netrc").write_text("wandb.example.org:8080 0000")
-    assert not has_wandb_key()
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    assert has_wandb_key()
-
-
-def test_a_key_for_a_server_of_ones_own_is_found(home):
-    """As ``wandb login --host`` leaves it: the server in W&B's settings file, the key in .netrc."""
-    settings = home / ".config" / "wandb" / "settings"
-    settings.parent.mkdir(parents=True)
-    settings.write_text("[default]\nbase_url = https://wandb.example.org\n")
-    log_in(home)
-    assert not has_wandb_key()
-    log_in(home, "wandb.example.org")
-    assert has_wandb_key()
-
-
-def test_the_mode_follows_the_key(home):
-    assert resolve_wandb_mode("auto") == "offline"
-    assert [resolve_wandb_mode(mode) for mode in ("offline", "disabled")] == ["offline", "disabled"]
-    with pytest.raises(ConfigError, match="WANDB_API_KEY") as error:
-        resolve_wandb_mode("online")
-    assert error.value.key == "tracking.wandb.mode"
-    log_in(home)
-    assert [resolve_wandb_mode(mode) for mode in ("auto", "online", "offline")] == ["online", "online", "offline"]
-    with pytest.raises(ConfigError, match="one of auto, online, offline, disabled"):
-        resolve_wandb_mode("sometimes")
-
 
 # --- metrics.jsonl ---------------------------------------------------------------------------------------------------
 
@@ -219,31 +150,3 @@ def test_evaluations_are_stored_and_a_sample_of_each_level_is_shown(track, tmp_p
     level = shown["columns"].index("level")
     assert {row[level] for row in shown["data"]} >= {1, 2, 3, 4, 5}
     assert len(shown["data"]) <= tracking.COMPLETIONS_IN_WANDB
-
-
-def test_files_appear_whole(tmp_path):
-    write_json(tmp_path / "a" / "value.json", {"x": 1})
-    frame = pd.DataFrame({"x": [1, 2]})
-    write_parquet(tmp_path / "a" / "rows.parquet", frame)
-    assert json.loads((tmp_path / "a" / "value.json").read_text()) == {"x": 1}
-    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "a" / "rows.parquet"), frame)
-
-
-def test_files_that_do_not_fit_leave_those_before_them(tmp_path):
-    frame, more = pd.DataFrame({"x": [1, 2]}), np.random.default_rng(0).permutation(100_000)
-    write_json(tmp_path / "value.json", {"x": 1})
-    write_parquet(tmp_path / "rows.parquet", frame)
-    with no_file_above(10_000):
-        with pytest.raises(OSError, match="File too large"):
-            write_json(tmp_path / "value.json", {"x": more.tolist()})
-        with pytest.raises(OSError, match="File too large"):
-            write_parquet(tmp_path / "rows.parquet", pd.DataFrame({"x": more}))
-    assert json.loads((tmp_path / "value.json").read_text()) == {"x": 1}
-    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "rows.parquet"), frame)
-
-
-def test_provenance_without_git_says_so(monkeypatch):
-    known = describe_provenance()
-    assert known["packages"]["wandb"]
-    monkeypatch.setenv("GIT_DIR", "/nonexistent")
-    assert describe_provenance()["git"] == {"commit": None, "dirty": None}

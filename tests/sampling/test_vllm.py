@@ -24,8 +24,8 @@ from lens.problems.prompts import Prompt, PromptFormat, encode_problems
 from lens.sampling.rollouts import Rollouts, Sampler
 from lens.sampling.transformers import TransformersSampler
 from lens.training.weight_sync import SyncedSampler, probe_engine
-from tests.support.rollouts import by_question
 from tests.support.losses import plain_loss
+from tests.support.rollouts import by_question
 from tests.support.vllm_engine import (
     GENERATIONS,
     MAX_LENGTH,

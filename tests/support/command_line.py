@@ -156,7 +156,7 @@ def run_script(script: str, overrides: list[str], files: tuple[str, str], env: d
 
 
 def training(model: Path, outputs: Path, *overrides: object, **keys: object) -> list[object]:
-    """A training run of a second or two: script and overrides; ``keys`` are of the loss, the optimizer or the trainer."""
+    """A training run of a second or two: script and overrides; ``keys`` are of loss, optimizer or trainer."""
     sizes = {"max_steps": 4, "num_prompts_per_rollout": 4, "num_prompts_per_step": 4, "num_generations": 4}
     rhythm = {"checkpoint_every": 2, "keep_best": "null", "rollouts_every": 1, "grad_share_every": 2}
     return [

@@ -1,7 +1,4 @@
-"""The page in a real browser, clicked through: `make page-test`.
-
-Needs Debian's packages chromium and chromium-driver, and so is no part of `make test`, which reads the document alone.
-"""
+"""Clicks through the page in a real browser: `make page-test`. `make test` reads the document alone."""
 
 from __future__ import annotations
 
@@ -22,6 +19,12 @@ from lens.reporting.report import report
 from lens.training.stored_experience import name_group_kinds
 from tests.support.command_line import make_pupil, run, training
 from tests.support.run_folders import SKILL, TEXTS, G, add_rollouts, make_run
+
+MISSING = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(MISSING), reason=f"not installed: {MISSING}; Debian's packages: chromium chromium-driver"),
+]
 
 MATHML = [
     (r"$\frac{1}{2}$", "mfrac", "12"),
@@ -45,8 +48,6 @@ class Chromium:
     """A headless Chromium without a network, spoken to in the W3C's WebDriver protocol."""
 
     def __init__(self):
-        for name in ("chromium", "chromedriver"):
-            assert shutil.which(name), f"{name} is not here; Debian's packages: chromium chromium-driver"
         self.driver = subprocess.Popen(["chromedriver", "--port=0"], stdout=subprocess.PIPE, text=True)
         found = next(m for line in self.driver.stdout if (m := re.search(r"started successfully on port (\d+)", line)))
         self.address = f"http://127.0.0.1:{found[1]}/session"
