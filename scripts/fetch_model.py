@@ -1,4 +1,4 @@
-"""Download a pretrained model to the folder that its config names: python scripts/fetch_model.py model=smollm2"""
+"""Fetch a pretrained model into the folder that its config names: python scripts/fetch_model.py model=smollm2"""
 
 from pathlib import Path
 

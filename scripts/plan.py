@@ -1,4 +1,4 @@
-"""Estimate memory and time of a run before you start it: python scripts/plan.py experiment=paper/table1_llama num_gpus=8"""
+"""Estimate what a run will take before it starts: python scripts/plan.py experiment=paper/table1_llama num_gpus=8"""
 
 from omegaconf import DictConfig
 

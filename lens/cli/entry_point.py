@@ -1,4 +1,4 @@
-"""The command line around Hydra: errors that a user can mend are one line and exit code 2."""
+"""Wraps @hydra.main for the scripts, and prints errors that a user can fix as one line with exit code 2."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from lens.errors import BAD_INPUT, FAILED, INTERRUPTED, NO_SPACE, ConfigError, R
 from lens.files import CONFIGS
 from lens.progress import close_open_bars
 
-os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported: vllm's kernels warn of nothing new
-HALF_MADE = {".hydra"}  # what Hydra itself puts into a run folder, beside the log
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported; silences vllm's kernels
+HALF_MADE = {".hydra"}  # what Hydra itself writes to a run folder, besides the log
 SAYS = {FAILED: "failed", BAD_INPUT: "error", INTERRUPTED: "stopped"}
 STARTED = [datetime.now()]
-FIRST_SPEAKS_WITHIN = 30  # seconds in which the first of several processes comes to the same error
-ONE_OF = ("run", "multirun", "cfg", "info", "shell_completion")  # Hydra's options that say what to do
+FIRST_SPEAKS_WITHIN = 30  # seconds in which the first of several processes meets the same error
+ONE_OF = ("run", "multirun", "cfg", "info", "shell_completion")  # Hydra's options that exclude each other
 
 
 def format_start_time(pattern: str) -> str:
-    """The time at which this command was started, one for all its processes."""
+    """Format the time at which this command started; it is the same in all its processes."""
     return STARTED[0].strftime(pattern)
 
 
@@ -49,7 +49,7 @@ OmegaConf.register_new_resolver("lens.started", format_start_time, replace=True)
 
 @contextmanager
 def join_processes() -> Iterator[None]:
-    """Meanwhile the processes that were launched together know of each other, and of the time at which they started."""
+    """Connect the processes that were launched together, and share one start time, as long as the block runs."""
     if not is_one_of_several():
         STARTED[0] = datetime.now()
         yield
@@ -62,7 +62,7 @@ def join_processes() -> Iterator[None]:
 
 
 def name_submitit_tasks() -> None:
-    """Where submitit has started several tasks of a job, set the variables by which they find each other."""
+    """Set the variables by which the tasks of a job find each other, if submitit started several."""
     if "SUBMITIT_EXECUTOR" in os.environ and "WORLD_SIZE" not in os.environ:
         from submitit import JobEnvironment
         from submitit.helpers import TorchDistributedEnvironment
@@ -72,10 +72,10 @@ def name_submitit_tasks() -> None:
 
 
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
-    """Decorate a function of a composed config as a script: @hydra.main, with errors as lines.
+    """Decorate a function that takes a composed config, as @hydra.main does, and print its errors as one line.
 
-    Exit codes: 0 done; 1 the run cannot go on; 2 the config cannot work; 130 stopped by Ctrl-C or SIGTERM. Where the
-    run can be resumed, the last line says how.
+    Exit codes: 0 done; 1 the run cannot continue; 2 the config cannot work; 130 stopped by Ctrl-C or SIGTERM. If the
+    run can be resumed, the last line gives the command.
     """
 
     def decorate(task: Callable[[DictConfig], None]) -> Callable[[], None]:
@@ -98,10 +98,10 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
 
 
 def run_job(task: Callable[[DictConfig], None], config: DictConfig, config_name: str) -> None:
-    """Run a task with its composed config; a single run turns errors into lines, a sweep's job raises them.
+    """Run a task with its composed config; a single run prints errors as one line, a sweep's job raises them.
 
     Raises:
-        KeyboardInterrupt: a sweep's job was stopped; launchers count it as no failed job, but end the sweep.
+        KeyboardInterrupt: a sweep's job was stopped. Launchers end the sweep, but do not count the job as failed.
     """
     hydra_config = HydraConfig.get()
     folder, alone = Path(hydra_config.runtime.output_dir), hydra_config.mode == RunMode.RUN
@@ -114,7 +114,7 @@ def run_job(task: Callable[[DictConfig], None], config: DictConfig, config_name:
         with nullcontext() if alone else join_processes():
             task(config)
     except BAD_CONFIG as error:
-        if folder != Path.cwd():  # else it is no run's own folder
+        if folder != Path.cwd():  # otherwise it is not a run folder
             remove_half_made(folder)
         if alone:
             exit_with(explain(error, config_name, sys.argv[1:]))
@@ -133,14 +133,14 @@ def run_job(task: Callable[[DictConfig], None], config: DictConfig, config_name:
 
 
 def run_script(composed: Callable[[], None], config_name: str, started: list[bool]) -> None:
-    """Run a script as Hydra composes it; errors in the config or the command line become one line.
+    """Run a script, and print errors in the config or on the command line as one line.
 
     Args:
-        composed: what @hydra.main made.
+        composed: the function that @hydra.main made.
         config_name: the config that it composes.
-        started: not empty once the task has a config; what it raises from then on is its own fault.
+        started: not empty once the task has its config. Other errors after that are the task's own, and are raised.
     """
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors reach the lines below
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise errors instead of printing them
     sys.argv[1:] = put_options_first(sys.argv[1:])
     if is_one_of_several() and {"-m", "--multirun"} & set(sys.argv):
         exit_with("--multirun: not under torchrun; hydra.launcher.processes_per_job=N starts N for each job")
@@ -155,7 +155,7 @@ def run_script(composed: Callable[[], None], config_name: str, started: list[boo
         exit_with("the same command resumes from the last checkpoint", INTERRUPTED)
     except RunFailed as failure:
         exit_with(f"{failure}; the same command resumes from the last checkpoint", FAILED)
-    except ValueError as error:  # of Hydra, where a group that has to be chosen is null
+    except ValueError as error:  # Hydra raises it if a required group is null
         if started:
             raise
         exit_with(" ".join(str(error).split()))
@@ -166,7 +166,7 @@ def run_script(composed: Callable[[], None], config_name: str, started: list[boo
 
 
 def put_options_first(arguments: list[str]) -> list[str]:
-    """Put Hydra's options before the overrides, in the only order that Hydra takes; exit if it would not take them."""
+    """Put Hydra's options before the overrides, the only order that Hydra takes; exit if Hydra would refuse them."""
     parser = get_args_parser()
     parser.error = exit_with
     parsed = parser.parse_intermixed_args(arguments)
@@ -182,10 +182,10 @@ def put_options_first(arguments: list[str]) -> list[str]:
 
 
 def exit_with(message: str, code: int = BAD_INPUT) -> None:
-    """Print one line, once for all processes, and exit."""
+    """Print one line, from the first process only, and exit."""
     close_open_bars()
     if rank() > 0 and code != INTERRUPTED:
-        # torchrun ends all at the first that exits: that has to be the one that speaks.
+        # torchrun kills all processes when one exits, so the first process has to print its line and exit first.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(FIRST_SPEAKS_WITHIN)
     elif rank() == 0:
@@ -194,25 +194,25 @@ def exit_with(message: str, code: int = BAD_INPUT) -> None:
 
 
 def make_resume_command(hydra_config: DictConfig) -> str:
-    """The command that goes on in the folder of this one."""
+    """Return the command that resumes this run in its folder."""
     overrides = [o for o in hydra_config.overrides.task if not o.startswith("resume=")]
     return shlex.join(["python", sys.argv[0], *overrides, f"hydra.run.dir={hydra_config.runtime.output_dir}"])
 
 
 def remove_console_logging() -> None:
-    """Jobs of a sweep log to their run folders alone: the console shows the sweep's progress."""
+    """Stop logging to the console: jobs of a sweep log to their run folders, and the console shows the progress."""
     for handler in list(logging.getLogger().handlers):
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
             logging.getLogger().removeHandler(handler)
 
 
 def silence_logging() -> None:
-    """One process of several logs for all."""
+    """Stop all logging in this process: of several processes, only the first logs."""
     logging.getLogger().handlers[:] = [logging.NullHandler()]
 
 
 def remove_half_made(folder: Path) -> None:
-    """Remove a run folder in which nothing but the config and the log has been written yet."""
+    """Remove a run folder that holds nothing but the config and the log, and parents that are then empty."""
     logs = {Path(h.baseFilename) for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler)}
     if folder.is_dir() and all(path.name in HALF_MADE or path in logs for path in folder.iterdir()):
         shutil.rmtree(folder)

@@ -18,14 +18,14 @@ BAD_CONFIG = (ConfigError, HydraException, OmegaConfBaseException)
 
 
 def explain(error: BaseException, config_name: str, arguments: list[str]) -> str:
-    """One line for an error in the config: a ConfigError's own, or Hydra's with key, value and what is valid."""
+    """Return one line for an error in the config: a ConfigError's message, or Hydra's with key, value and options."""
     cause = error
     while cause is not None:
         if isinstance(cause, ConfigError):
             return str(cause)
         cause = cause.__cause__
     message = " ".join(str(error).split())
-    # Hydra names the group, the option and the options beside it; one of another folder has the folder in its name.
+    # Hydra names the group, the option and the other options; an option in a folder has the folder in its name.
     if option := re.search(r"Could not find '([^']+)' Available options in '([^']+)': (.*?) Config search", message):
         return explain_unknown_option(option[2], option[1].removeprefix(f"{option[2]}/"), option[3].split())
     if group := re.search(r"Could not find '([^']+)'", message):
@@ -36,11 +36,11 @@ def explain(error: BaseException, config_name: str, arguments: list[str]) -> str
 
 
 def explain_unknown_option(group: str, option: str, known: list[str]) -> str:
-    """That a config group has no such option, what it is called now if it was renamed, and which there are.
+    """Return a line saying that a config group has no such option, with its new name or all options that exist.
 
     Args:
         group, option: as they were typed.
-        known: the options that Hydra names, which are those of no folder; experiments have folders.
+        known: the options that Hydra names. They lack those in folders, as experiments are.
     """
     if moved := MOVED_OPTIONS.get((group, option)):
         return f"{group}={option}: since version 0.2 it is {moved}"
@@ -51,7 +51,7 @@ def explain_unknown_option(group: str, option: str, known: list[str]) -> str:
 
 
 def explain_unknown_key(key: str, config_name: str, arguments: list[str]) -> str:
-    """That there is no such key, the nearest that there are, and those beside it."""
+    """Return a line saying that a key does not exist, with its new name, or the nearest key and the keys beside it."""
     value = next((a.split("=", 1)[1] for a in arguments if a.lstrip("+~").startswith(f"{key}=")), None)
     if moved := MOVED_KEYS.get(key):
         return str(ConfigError(key, value, f"since version 0.2 it is {moved}"))
@@ -65,7 +65,7 @@ def explain_unknown_key(key: str, config_name: str, arguments: list[str]) -> str
 
 
 def list_valid_keys(config_name: str, arguments: list[str]) -> list[str]:
-    """The dotted keys of the config that the arguments' group choices alone compose."""
+    """List the dotted keys of the config, composed with the group choices among the arguments."""
     groups = {str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*") if path.is_dir()}
     choices = [a for a in arguments if a.split("=")[0] in groups and "," not in a]
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):

@@ -1,6 +1,6 @@
-"""Failed jobs of a sweep: each leaves a note and lets the others run, and the sweep's end tells of them all.
+"""Lets a sweep continue when a job fails, and prints all failures when the sweep ends.
 
-A note is a file beside the job's run folder, so that it does not matter which launcher runs the jobs, or where.
+Each failed job leaves a note, a file beside its run folder. So it works with every launcher, and on any machine.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a job failed: the overrides it was given, one line, and the exit code it would have had alone."""
+    """Says why a job failed: its overrides, a message of one line, and the exit code that it would have had alone."""
 
     overrides: list[str]
     message: str
@@ -35,21 +35,21 @@ class Failure:
 
 
 class FailedJobs(Callback):
-    """Hydra's callback around jobs (where they run) and sweeps (where they were started)."""
+    """A Hydra callback: its job methods run where the jobs run, its multirun methods where the sweep was started."""
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Forget how this job failed the last time."""
+        """Remove the note of this job's last failure."""
         note_path(config).unlink(missing_ok=True)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Leave a note of a job of a sweep that failed, and hide it from Hydra, which would stop at the first."""
+        """Write a note if a job of a sweep failed, and hide the failure from Hydra, which would stop at the first."""
         if config.hydra.mode == RunMode.RUN or job_return.status != JobStatus.FAILED:
             return
         error, overrides = job_return._return_value, list(config.hydra.overrides.task)
         if isinstance(error, BAD_CONFIG):
             failure = Failure(overrides, explain(error, config.hydra.job.config_name, overrides), BAD_INPUT)
         else:
-            log.error("The job has failed", exc_info=error)
+            log.error("The job failed", exc_info=error)
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             failure = Failure(overrides, f"{reason} ({config.hydra.runtime.output_dir} holds the log)", FAILED)
         if rank() == 0:
@@ -57,11 +57,11 @@ class FailedJobs(Callback):
         job_return.status, job_return.return_value = JobStatus.COMPLETED, None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Notes from now on are this sweep's."""
+        """Note the time: younger notes belong to this sweep."""
         self._started = time.time()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Where jobs have failed, print a line for each and exit."""
+        """Print a line for each failed job, and exit if there is one."""
         failures = take_notes(Path(config.hydra.sweep.dir), since=self._started)
         for name, failure in failures.items():
             own = " ".join(override for override in failure.overrides if override not in config.hydra.overrides.task)
@@ -71,13 +71,13 @@ class FailedJobs(Callback):
 
 
 def note_path(config: DictConfig) -> Path:
-    """The note of the job with this config: its run folder's name with another ending."""
+    """Return the path of a job's note: its run folder's name with the ending .failed."""
     folder = Path(config.hydra.runtime.output_dir)
     return folder.with_name(f"{folder.name}.failed")
 
 
 def take_notes(sweep: Path, since: float) -> dict[str, Failure]:
-    """Read and remove the notes that a sweep's jobs have left since a time (seconds since 1970), by the job's name."""
+    """Read and remove the notes that a sweep's jobs left since a time (seconds since 1970); by the job's name."""
     found = {}
     for note in sorted(sweep.glob("*.failed")):
         if note.stat().st_mtime >= since:

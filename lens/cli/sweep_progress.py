@@ -1,4 +1,4 @@
-"""One progress bar for a whole sweep, whichever launcher runs its jobs."""
+"""Shows one progress bar for a whole sweep, whichever launcher runs its jobs."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ POLL_SECONDS = 1.0
 
 
 class SweepProgress(Callback):
-    """Watches the run folders of a sweep, and shows the steps that are done and the time left."""
+    """Watches the run folders of a sweep, and shows the finished steps and the time left."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Launchers send callbacks along with each job; the watcher stays here."""
+        """Return no state: launchers send callbacks along with each job, but the watching thread stays here."""
         return {}
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Start watching; the sweep's jobs do not know of it. Exits where the number of jobs cannot be."""
+        """Start watching; the jobs do not know of it. Exit if ``jobs`` is not a valid number."""
         try:
             check_values(OmegaConf.masked_copy(config, "jobs"))
-        except ConfigError as error:  # which Hydra would only warn of
+        except ConfigError as error:  # Hydra would only warn
             exit_with(str(error))
         self._over = threading.Event()
         self._watcher = threading.Thread(target=self._watch, args=(config, time.time()), daemon=True)
         self._watcher.start()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Stop watching, with the bar at its end."""
+        """Update the bar for the last time, and stop watching."""
         self._over.set()
         self._watcher.join()
 
@@ -54,7 +54,10 @@ class SweepProgress(Callback):
 
 
 def count_jobs_and_steps(config: DictConfig) -> tuple[int, int | None]:
-    """How many jobs a sweep's overrides expand to, those of hydra.sweeper.params included, and steps of all jobs."""
+    """Return how many jobs a sweep has, by its overrides and hydra.sweeper.params, and how many steps all jobs have.
+
+    The number of steps is None if trainer.max_steps is not an integer everywhere.
+    """
     parser = OverridesParser.create()
     given = {}
     for key, values in (config.hydra.sweeper.get("params") or {}).items():
@@ -65,12 +68,12 @@ def count_jobs_and_steps(config: DictConfig) -> tuple[int, int | None]:
     jobs = math.prod(map(len, values.values()))
     lengths = values.get("trainer.max_steps", [config.trainer.max_steps])
     if not all(isinstance(steps, int) for steps in lengths):
-        return jobs, None  # which the jobs will refuse
+        return jobs, None  # the jobs will refuse it
     return jobs, jobs * sum(lengths) // len(lengths)
 
 
 def count_steps(folder: Path, since: float) -> int:
-    """Steps in the metrics of all run folders whose config was written at or after a time (seconds since 1970)."""
+    """Count the steps in all run folders whose config was written at or after a time (seconds since 1970)."""
     total = 0
     for config in folder.glob("*/.hydra/config.yaml"):
         metrics = config.parent.parent / "metrics.jsonl"
@@ -80,7 +83,7 @@ def count_steps(folder: Path, since: float) -> int:
 
 
 def read_last_step(metrics: Path) -> int:
-    """The step of the last whole line of a metrics.jsonl."""
+    """Return the step of the last complete line of a metrics.jsonl; 0 if there is none."""
     with metrics.open("rb") as file:
         file.seek(max(0, metrics.stat().st_size - 65536))
         lines = file.read().split(b"\n")[:-1]

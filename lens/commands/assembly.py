@@ -1,16 +1,17 @@
-"""The parts of a run, each made from a composed config."""
+"""Makes the parts that several commands need from a composed config: model, evaluator, rollout engine."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from importlib import import_module
 from pathlib import Path
 
 import torch
 from datasets import Dataset
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import get_class, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -30,10 +31,10 @@ log = logging.getLogger(__name__)
 
 
 def check_inputs(config: DictConfig) -> None:
-    """Refuse what is missing before anything is read or made: the model, files of problems, the rollout engine.
+    """Refuse a config whose model, problem files or rollout engine are missing, before anything is read or made.
 
     Raises:
-        ConfigError: the first that is missing.
+        ConfigError: the first thing that is missing.
     """
     model = config.model
     if model.fetch is not None and not Path(model.name_or_path).exists():
@@ -43,22 +44,38 @@ def check_inputs(config: DictConfig) -> None:
         check_model(model.name_or_path)
     check_files(config.dataset, "dataset")
     check_files(config.evaluation.sets, "evaluation.sets")
-    get_class(config.sampler._target_)  # importing vLLM's sampler fails with a ConfigError where vLLM is missing
+    check_engine(config.sampler._target_)
+
+
+def check_engine(target: str) -> None:
+    """Import the module of a rollout engine; vLLM's says itself that vLLM is missing, which Hydra would hide.
+
+    Raises:
+        ConfigError: there is no such module, or it needs a package that is missing.
+    """
+    try:
+        import_module(target.rpartition(".")[0])
+    except ImportError as error:
+        raise ConfigError("sampler._target_", target, f"a class that can be imported ({error})") from error
 
 
 def use_threads(number: int | None) -> None:
-    """Compute with so many threads in this process; None leaves the number as it is."""
+    """Set the number of threads that torch computes with in this process; None changes nothing."""
     if number is not None:
         torch.set_num_threads(number)
 
 
 def loading_options(config: DictConfig) -> dict[str, str | None]:
-    """How a config's model is loaded."""
+    """Return the options with which `load_model` loads a config's model."""
     return {"dtype": config.model.dtype, "attention": config.model.attention}
 
 
 def model_path(config: DictConfig) -> str:
-    """The name or folder of the config's model; the tiny one is made first where it is not there yet."""
+    """Return the name or folder of the config's model; make the tiny model first if it does not exist yet.
+
+    Raises:
+        ConfigError: the config has neither a name nor a recipe.
+    """
     if config.model.name_or_path is not None:
         return config.model.name_or_path
     if config.model.recipe is None:
@@ -67,10 +84,10 @@ def model_path(config: DictConfig) -> str:
 
 
 def make_evaluator(config: DictConfig, raw_sets: dict[str, Dataset], tokenizer: PreTrainedTokenizerBase) -> Evaluator:
-    """The evaluation of a config, its prompts encoded; ``model.prompt`` says how.
+    """Make the evaluator of a config, and encode its prompts as ``model.prompt`` says.
 
     Raises:
-        ConfigError: levels are asked of a set that has none.
+        ConfigError: evaluation.by_level is true, but a set has no levels.
     """
     settings, sets = config.evaluation, []
     for name, problems in raw_sets.items():
@@ -92,10 +109,10 @@ def make_evaluator(config: DictConfig, raw_sets: dict[str, Dataset], tokenizer: 
 
 
 def longest_sequence(model: PreTrainedModel, prompts: Sequence[Prompt], max_completion_length: int) -> int:
-    """Tokens of the longest prompt with the longest answer it may get.
+    """Return the number of tokens of the longest prompt and the longest answer it may get.
 
     Raises:
-        ConfigError: more than the model has positions for.
+        ConfigError: the model does not have that many positions.
     """
     longest = max(prompts, key=lambda prompt: len(prompt.token_ids))
     needed, limit = len(longest.token_ids) + max_completion_length, model.config.max_position_embeddings
@@ -109,7 +126,7 @@ def longest_sequence(model: PreTrainedModel, prompts: Sequence[Prompt], max_comp
 
 
 def longest_evaluation_sequence(model: PreTrainedModel, evaluator: Evaluator) -> int:
-    """The `longest_sequence` of an evaluation."""
+    """Return the `longest_sequence` of all evaluation sets."""
     return max(longest_sequence(model, s.prompts, evaluator.max_completion_length) for s in evaluator.sets)
 
 
@@ -121,9 +138,13 @@ def make_sampler(
     longest: int,
     interruptible: Interruptible = nullcontext,
 ) -> Iterator[Sampler]:
-    """A rollout engine, closed in the end; one that reserves memory is told how long sequences get.
+    """Yield a rollout engine, and close it in the end.
 
-    ``settings`` is the config's sampler section.
+    Args:
+        settings: the config's sampler section.
+        model, tokenizer: the policy's.
+        longest: tokens of the longest sequence, for engines that reserve memory by it.
+        interruptible: makes a context manager for work that waits for no other process; see `StopSignals`.
     """
     reserved = {"max_model_len": longest} if settings.get("max_model_len", longest) is None else {}
     sampler = instantiate(settings, model=model, tokenizer=tokenizer, **reserved)
@@ -137,15 +158,15 @@ def make_sampler(
 def find_failing_golds(
     config: DictConfig, grader: Grader, sets: Mapping[str, Dataset]
 ) -> dict[str, list[dict[str, str]]]:
-    """What `check_golds` finds, in the first process and if check_golds is true; else nothing."""
+    """Return what `check_golds` finds; nothing if ``check_golds`` is false, or in processes after the first."""
     return check_golds(grader, sets) if config.check_golds and is_first() else {}
 
 
 def list_problems(evaluator: Evaluator) -> dict[str, Dataset]:
-    """The problems that are evaluated on, by the name of their set."""
+    """Return the problems of each evaluation set, by its name."""
     return {evaluation_set.name: evaluation_set.problems for evaluation_set in evaluator.sets}
 
 
 def count_too_long(evaluator: Evaluator) -> dict[str, int]:
-    """How many problems of each set were left out because of their length."""
+    """Return how many problems of each evaluation set were left out because their prompts are too long."""
     return {evaluation_set.name: evaluation_set.too_long for evaluation_set in evaluator.sets}

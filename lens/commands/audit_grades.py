@@ -18,27 +18,31 @@ from lens.problems.math import last_boxed
 from lens.runs.answers import find_answers, read_answers
 from lens.terminal import show_table
 
-ID = {"rollouts": "problem_id", "evaluations": "id"}  # what the column is called
-SAME = ["problem", "gold", "answer", "verdict"]  # answers that agree in these are one row of an audit
+ID = {"rollouts": "problem_id", "evaluations": "id"}  # the name of the problem's column
+SAME = ["problem", "gold", "answer", "verdict"]  # answers that agree in these columns share a row of the audit
 COLUMNS = ["problem", "level", "confidence", "times", "gold", "answer", "second opinion", "verdict", "step", "sample"]
-PRINTED_CHARACTERS = 80  # of an answer; the CSV file has all of it
+PRINTED_CHARACTERS = 80  # of an answer in the terminal; the CSV file has the whole answer
 
 
 def audit_grades(run: Path, *, source: str, step: int | None, limit: int, target: Path) -> pd.DataFrame:
     """List a run's most confident answers that were graded wrong, beside a second opinion.
 
-    Prints two tables, the surest of all and the surest whose second opinion is that they are right, and writes all of
-    them to a CSV file: equal answers to a problem in one row, with the confidence of the surest.
+    Prints two tables: the most confident of all, and the most confident that the second opinion calls correct. Writes
+    all of them to a CSV file. Equal answers to a problem share a row, which has the highest confidence among them.
 
     Args:
         run: a run folder, or the folder of one evaluation.
-        source: rollouts, evaluations, or auto: rollouts where there are any.
-        step: the answers of one step; None takes all that are stored.
-        limit: rows that are printed, of each table.
+        source: rollouts, evaluations, or auto, which means rollouts if the run stored any, else evaluations.
+        step: the step whose answers are listed; None takes all that are stored.
+        limit: how many rows of each table are printed.
         target: the CSV file.
 
+    Returns:
+        The rows of the CSV file.
+
     Raises:
-        ConfigError: an unknown source, a limit below 1, a folder without such answers, or a target that cannot be.
+        ConfigError: an unknown source, a limit below 1, a folder without such answers, or a target that cannot be
+            written.
     """
     if source not in ("auto", "rollouts", "evaluations"):
         raise ConfigError("source", source, "one of auto, rollouts, evaluations")
@@ -74,22 +78,25 @@ def audit_grades(run: Path, *, source: str, step: int | None, limit: int, target
 
 
 def find_wrong(answers: pd.DataFrame) -> pd.DataFrame:
-    """The rows graded wrong; the gold answer is called ``gold``, and ``answer`` is what the last box holds, or ""."""
+    """Return the rows graded wrong: ``gold`` is the gold answer, ``answer`` the content of the last box, or ""."""
     wrong = answers[answers["verdict"].isin(WRONG)].rename(columns={"answer": "gold"})
     return wrong.assign(answer=[last_boxed(text) for text in wrong["text"]]).drop(columns="text")
 
 
 def merge_equal_answers(wrong: pd.DataFrame) -> pd.DataFrame:
-    """A row per problem and answer with ``times`` it was given and a ``second opinion``, the most confident first."""
+    """Return a row per problem and answer, the most confident first; ``times`` says how often it was given.
+
+    The column "second opinion" says correct or incorrect.
+    """
     ranked = wrong.sort_values("confidence", ascending=False, kind="stable")
     ranked = ranked.assign(times=ranked.groupby(SAME)["sample"].transform("size")).drop_duplicates(SAME)
-    agrees = [agrees(gold, answer) for gold, answer in zip(ranked["gold"], ranked["answer"], strict=True)]
-    ranked["second opinion"] = ["correct" if same else "incorrect" for same in agrees]
+    pairs = zip(ranked["gold"], ranked["answer"], strict=True)
+    ranked["second opinion"] = ["correct" if agrees(gold, answer) else "incorrect" for gold, answer in pairs]
     return ranked[COLUMNS]
 
 
 def shorten_value(value: object) -> str:
-    """A value in one line of a table."""
+    """Return a value as text that fits into one line of a table."""
     if isinstance(value, float):
         return f"{value:.3f}"
     text = " ".join(str(value).split())

@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint or any model with the code that training evaluates with."""
+"""Evaluates a checkpoint or any model, with the same code as evaluations during training."""
 
 from __future__ import annotations
 
@@ -36,9 +36,13 @@ from lens.terminal import show_table
 
 
 def evaluate(config: DictConfig, folder: Path) -> pd.DataFrame:
-    """Evaluate a run's latest checkpoint, a checkpoint or any model, with the code that training evaluates with.
+    """Evaluate a run's latest checkpoint, a checkpoint or any model, with the same code as during training.
 
-    Prints pass@k by level with intervals, and leaves the rows and every answer in the folder.
+    Prints pass@k by level with intervals, and writes a row per problem and every answer to the folder. A run's prompt
+    format and maximum completion length come from its own config.
+
+    Returns:
+        A row per problem.
 
     Raises:
         ConfigError: a value that cannot work.
@@ -77,10 +81,10 @@ def evaluate(config: DictConfig, folder: Path) -> pd.DataFrame:
 
 
 def locate_checkpoint(checkpoint: str) -> tuple[Path | None, str]:
-    """The run folder that a checkpoint belongs to, if any, and the model's name or folder.
+    """Return the run folder that a checkpoint belongs to (or None), and the model's name or folder.
 
     Raises:
-        ConfigError: a run folder without a checkpoint.
+        ConfigError: the run folder has no checkpoint.
     """
     path = Path(checkpoint)
     if (path / ".hydra").is_dir():

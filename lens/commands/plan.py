@@ -1,4 +1,4 @@
-"""A plan in the terminal: batches, memory of a GPU, cost, and what they assume."""
+"""Prints the plan of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lens.terminal import show_table
 
 
 def show_plan(config: DictConfig) -> None:
-    """Print the plan of a composed config: batches, memory, cost, and what they assume."""
+    """Print the plan of a composed config: batches, memory of a GPU, cost, and the assumptions behind them."""
     made = make_plan(config)
     t, model = config.trainer, made.model
     adapters = f" and {model.adapters:,} of adapters" if model.adapters else ""
@@ -55,7 +55,7 @@ def show_plan(config: DictConfig) -> None:
     show_table("Cost", pd.DataFrame(shown, columns=["part", "million tokens", "GPU-hours"]))
     print(f"{total / config.num_gpus:,.1f} hours on {config.num_gpus} GPU(s), if none waits for another.")
     print(
-        f"Assumed: {config.mean_prompt_length} + {made.tokens_an_answer} tokens a sequence on the mean; "
+        f"Assumed: {config.mean_prompt_length} + {made.tokens_an_answer} tokens a sequence on average; "
         f"{config.gpu_tflops} TFLOP/s at {config.training_utilization:.0%} in training; "
         f"{config.gpu_bandwidth_gbs} GB/s at {config.generation_utilization:.0%} in decoding, prompts free; "
         f"{config.trained_share:.0%} of answers with an advantage; weights, gradients and optimizer state in equal "

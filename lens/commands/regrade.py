@@ -1,4 +1,4 @@
-"""Stored answers graded again, without generating anything: what would another grader have said?"""
+"""Grades stored answers again, without generating any, to show what another grader would have said."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ COLUMNS = ["set", "id", "level", "subject", "sample", "text", "answer", "verdict
 
 
 def regrade(grader: Grader, settings: Settings, *, run: Path, step: int | None, target: Path) -> pd.DataFrame:
-    """Grade the answers of a stored evaluation again, and show what that changes.
+    """Grade the answers of a stored evaluation again, and show which verdicts change.
 
-    Leaves a folder in the form that evaluate.py leaves: evaluation.parquet, completions.parquet (in which
-    ``verdict_before`` is the stored verdict) and summary.json.
+    Writes the same files as scripts/evaluate.py: evaluation.parquet, completions.parquet (with the stored verdict as
+    ``verdict_before``) and summary.json.
 
     Args:
-        grader: what grades them now.
-        settings: how it compares.
+        grader: grades the answers now.
+        settings: how the grader compares answers.
         run: a run folder, or the folder of one evaluation.
-        step: the evaluation of a run; None takes the last.
+        step: the step of the evaluation; None takes the last.
         target: the folder to make.
 
     Returns:
         The changed verdicts: a row per set, verdict before and verdict now, with the number of answers.
 
     Raises:
-        ConfigError: no such evaluation, or a target that exists or cannot be made.
+        ConfigError: there is no such evaluation, or the target exists or cannot be made.
     """
     file = list(find_answers(run, "evaluations", step).values())[-1]
     stored = read_answers(file, [*COLUMNS, "confidence"])
@@ -69,17 +69,17 @@ def regrade(grader: Grader, settings: Settings, *, run: Path, step: int | None, 
 
 
 def count_changes(answers: pd.DataFrame) -> pd.DataFrame:
-    """How many answers of each set went from which verdict to which, where the two differ."""
+    """Count the answers whose verdict changed: a row per set, verdict before and verdict now."""
     changed = answers[answers["verdict"] != answers["verdict_before"]]
     counts = changed.groupby(["set", "verdict_before", "verdict"], sort=False).size()
     return counts.rename("answers").reset_index().rename(columns={"verdict_before": "before", "verdict": "now"})
 
 
 def make_settings(values: Mapping[str, Any]) -> Settings:
-    """The grader's settings from a config.
+    """Make the grader's settings from a config.
 
     Raises:
-        ConfigError: a value of another type than the default's.
+        ConfigError: a value does not have the type of its default.
     """
     for field in fields(Settings):
         if type(values[field.name]) is not type(field.default):

@@ -1,4 +1,4 @@
-"""Shows what another objective would have done with a run's stored rollouts."""
+"""Computes the advantages that another objective gives a run's stored rollouts."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from lens.training.stored_experience import STORED, compare_advantages, weigh_ag
 
 
 def replay(run: Path, objective: Callable[..., Tensor], *, name: str, step: int | None, target: Path) -> pd.DataFrame:
-    """Weigh a run's stored rollouts under an objective; prints what changes, and writes step_*.parquet.
+    """Weigh a run's stored rollouts under an objective, print what changes, and write step_*.parquet.
 
-    Each file has a row per answer: what was stored, with the run's own advantage as ``advantage_trained``, and the
-    objective's ``calibrated_reward`` and ``advantage``.
+    Each file has a row per answer. It holds the stored columns, with the run's own advantage as ``advantage_trained``,
+    and the objective's ``calibrated_reward`` and ``advantage``.
 
     Args:
         run: a run folder.
         objective: as in a training run.
-        name: what the objective is called.
-        step: the rollouts of one step; None takes all that are stored.
+        name: the name of the objective, for the table's title.
+        step: the step whose rollouts are weighed; None takes all that are stored.
         target: the folder to write to.
 
     Returns:
-        The printed table: a row per step (see `compared`).
+        The printed table: a row per step (see `compare_advantages`).
 
     Raises:
-        ConfigError: an objective that cannot work, no such rollouts, or a target that cannot be written to.
+        ConfigError: the objective cannot work, there are no such rollouts, or the target cannot be written to.
     """
     check_objective(objective)
     mode, longest = "seq-mean-token-mean", 1

@@ -15,7 +15,7 @@ from lens.reporting.figures import COLUMN_WIDTH, STYLE, save_figure
 
 
 def check_theory(num_spaces: int = 100, num_answers: int = 10) -> pd.DataFrame:
-    """Hold every statement against random answer spaces: a row each, with the largest error among all of them."""
+    """Check every statement on random answer spaces; return a row per statement, with its largest error."""
     spaces = [AnswerSpace.draw(seed, num_answers) for seed in range(num_spaces)]
     rows = []
     for name, (statement, error) in CHECKS.items():
@@ -25,7 +25,7 @@ def check_theory(num_spaces: int = 100, num_answers: int = 10) -> pd.DataFrame:
 
 
 def draw_w(path: Path) -> Path:
-    """Figure 4: w(z), with the size of the gradient's weight z / (1 - z) beside it."""
+    """Draw the paper's figure 4, w(z), with the size of the gradient's weight, z / (1 - z), beside it."""
     z = torch.linspace(0, 0.98, 400, dtype=torch.float64)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 2.6), layout="constrained")

@@ -1,4 +1,4 @@
-"""Trains one model: makes the parts that a config names, and runs the loop."""
+"""Trains one model: makes the parts that the config names, connects them, and runs the training loop."""
 
 from __future__ import annotations
 
@@ -53,17 +53,17 @@ from lens.training.trainer import Trainer
 from lens.training.weight_sync import SyncedSampler
 
 log = logging.getLogger(__name__)
-disable_progress_bars()  # of datasets, which would run through the bars that tell something
+disable_progress_bars()  # those of datasets would break the run's own bars
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run starts: its folder and config, and the checkpoint with its state if it resumes from one.
+    """Says where a run starts: at the beginning, or at a checkpoint.
 
     Attributes:
         folder: the run folder.
         config: the composed config as plain values.
-        checkpoint, state: the checkpoint's folder and its training state; None for a run from the beginning.
+        checkpoint, state: the folder of the checkpoint to resume from, and its training state; None to begin anew.
     """
 
     folder: Path
@@ -73,17 +73,17 @@ class Start:
 
     @property
     def resumes_itself(self) -> bool:
-        """Whether the checkpoint is the run's own."""
+        """Return whether the checkpoint is the run's own, not another run's."""
         return self.checkpoint is not None and self.checkpoint.is_relative_to(self.folder)
 
 
 def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str, float]:
-    """Train as the config says, or resume, or say that it is done; returns the last evaluation's metrics.
+    """Train as the config says, resume the run, or do nothing if it is finished; return the last evaluation's metrics.
 
     Raises:
         ConfigError: a value that cannot work.
-        StopRequested: Ctrl-C or SIGTERM; the run folder is whole, and the same command resumes.
-        RunFailed: the run cannot go on; failure.txt in its folder says why.
+        StopRequested: Ctrl-C or SIGTERM arrived. The run folder is complete, and the same command resumes the run.
+        RunFailed: the run cannot continue; failure.txt in its folder says why.
     """
     check_values(config)
     check_training(config, world_size())
@@ -94,10 +94,10 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
     plain = OmegaConf.to_container(config, resolve=True)
     if summary := read_finished_summary(folder, plain):
         store_config(config, folder)
-        log.info("Finished already at step %d: %s", summary["step"], folder)
+        log.info("Already finished at step %d: %s", summary["step"], folder)
         return summary["metrics"]
     start = Start(folder, plain, *(find_state(folder, plain) or ()))
-    barrier()  # no process still reads what the first may change from here on
+    barrier()  # from here on the first process may change files that the others have read
     store_config(config, folder)
     use_threads(config.trainer.memory.num_threads)
 
@@ -139,12 +139,13 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
 def load_models(
     config: DictConfig, start: Start
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, PreTrainedModel | None]:
-    """The model to train, of the checkpoint if there is one, its tokenizer, and the reference model if beta > 0.
+    """Load the model to train, its tokenizer, and the reference model if loss.beta > 0 (else None).
 
-    Adapters are not there yet: `prepare_weights` adds them.
+    The weights are the checkpoint's if there is one. With adapters they are the base model's, and `prepare_weights`
+    adds the adapters later.
 
     Raises:
-        ConfigError: no such model, or one that cannot do what the config asks of its layers.
+        ConfigError: there is no such model, or its layers cannot do what the config asks.
     """
     name, lora = model_path(config), config.model.lora
     source = name if lora or start.checkpoint is None else start.checkpoint
@@ -159,9 +160,9 @@ def load_models(
 def prepare_weights(
     config: DictConfig, start: Start, model: PreTrainedModel, reference: PreTrainedModel | None
 ) -> None:
-    """Add adapters where the config asks for them, and shard the weights over the processes.
+    """Add adapters if the config asks for them, and shard the weights over the processes.
 
-    It comes after the sampler is made, whose copy of the model has no adapters.
+    Call it after making the sampler, whose copy of the model has no adapters.
     """
     if config.model.lora:
         add_adapters(model, config.model.lora, derive_seed(config.seed, "lora"))
@@ -172,7 +173,10 @@ def prepare_weights(
 
 
 def make_tracker(config: DictConfig, start: Start, wandb_mode: str) -> Tracker | SilentTracker:
-    """What writes the run's metrics; only the first process writes. The run folder is made ready for it."""
+    """Prepare the run folder, and make the tracker that writes the run's metrics; only the first process writes.
+
+    When the run resumes, the folder gets the history up to the checkpoint, and later checkpoints stay as they are.
+    """
     if not is_first():
         return SilentTracker()
     folder, state = start.folder, start.state
@@ -196,16 +200,16 @@ def make_tracker(config: DictConfig, start: Start, wandb_mode: str) -> Tracker |
 
 
 def run_to_the_end(trainer: Trainer, start: Start, counts: dict[str, Any], *, profile: bool) -> dict[str, float]:
-    """Run the loop from where the run starts, and leave a summary; returns the last evaluation's metrics.
+    """Run the training loop from where the run starts, write the summary, and return the last evaluation's metrics.
 
     Args:
-        trainer: the run.
-        start: where it starts.
-        counts: what the summary says of the problems.
-        profile: run under torch's profiler.
+        trainer: the trainer of the run.
+        start: where the run starts.
+        counts: counts of problems for the summary.
+        profile: whether to run under torch's profiler.
 
     Raises:
-        RunFailed, StopRequested: as `Trainer.run`; the W&B run is then marked as not finished.
+        RunFailed, StopRequested: from `Trainer.run`; the W&B run is then marked as not finished.
     """
     folder, summary = start.folder, None
     try:
@@ -229,7 +233,10 @@ def run_to_the_end(trainer: Trainer, start: Start, counts: dict[str, Any], *, pr
 
 
 def store_config(config: DictConfig, folder: Path) -> None:
-    """Write .hydra/ as Hydra does, but once it is known that the config may have the folder; each file whole or not."""
+    """Write .hydra/ as Hydra does, each file complete or not at all.
+
+    Hydra would write it at once; this runs only after the checks that the config may use the folder.
+    """
     if not is_first():
         return
     (folder / ".hydra").mkdir(parents=True, exist_ok=True)
@@ -241,5 +248,5 @@ def store_config(config: DictConfig, folder: Path) -> None:
 
 
 def is_headline(name: str) -> bool:
-    """Whether a metric is the pass@1 of a whole evaluation set."""
+    """Return whether a metric is the pass@1 of a whole evaluation set."""
     return name.startswith("eval/") and name.endswith("/pass@1") and name.count("/") == 2

@@ -1,4 +1,4 @@
-"""The problems of a training run: encoded, counted and announced."""
+"""Encodes the problems of a training run, counts them, and logs the batch plan."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """The problems that are trained on, with their prompts, and what was found about them.
+    """Holds the training problems with their prompts, and what was found about them.
 
     Attributes:
-        problems, prompts: in the same order.
-        too_long: problems left out because their prompt is over the limit.
-        contamination: by evaluation set, its problems that are trained on.
+        problems, prompts: the problems and their encoded prompts, in the same order.
+        too_long: how many problems were left out because their prompt is over the limit.
+        contamination: for each evaluation set, which of its problems are trained on.
     """
 
     problems: Dataset
@@ -43,7 +43,7 @@ class TrainingSet:
         tokenizer: PreTrainedTokenizerBase,
         contamination: dict[str, dict[str, Any]],
     ) -> TrainingSet:
-        """Problems as the model reads them.
+        """Encode the problems as prompts for the model.
 
         Raises:
             ConfigError: a round asks for more problems than there are.
@@ -56,7 +56,7 @@ class TrainingSet:
         return made
 
     def counts(self, evaluator: Evaluator, failing: dict[str, list[dict[str, str]]]) -> dict[str, Any]:
-        """What a summary counts: evaluation problems trained on, gold answers that fail, prompts that are too long."""
+        """Return the summary's counts: evaluation problems trained on, failing gold answers, prompts over the limit."""
         return {
             "contamination": {name: drop_ids(found) for name, found in self.contamination.items()},
             "failing_golds": count_failing(failing),
@@ -65,7 +65,7 @@ class TrainingSet:
 
 
 def announce_plan(config: DictConfig, training_set: TrainingSet, evaluator: Evaluator) -> None:
-    """Log what the run will do: the batch plan."""
+    """Log the batch plan: sizes of rounds, updates, epochs and evaluations."""
     t, r = config.trainer, config.trainer.rollouts
     num_problems = len(training_set.problems)
     rounds_per_epoch = num_problems // r.num_prompts_per_rollout

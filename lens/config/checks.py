@@ -1,4 +1,4 @@
-"""Configs that cannot work are refused before anything is made: one table of rules, and the rules between keys."""
+"""Refuses configs that cannot work, before a run starts: a table of rules for each key, and rules between keys."""
 
 from __future__ import annotations
 
@@ -21,33 +21,38 @@ from lens.losses.aggregation import LossAggMode
 
 
 def as_path(key: str, value: Any) -> Path:
-    """A config value as a path.
+    """Return a config value as a path.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: the value is not a string.
     """
     if not isinstance(value, str):
         raise ConfigError(key, value, "a file or folder")
     return Path(value)
 
 
+# The type that a value must have, what must hold for it, and the words that say what would be valid.
 Rule = tuple[type | tuple[type, ...], Callable[[Any], bool], str]
 NUMBER = (int, float)
 
 
 def at_least(least: int) -> Rule:
+    """Return the rule for an integer that is at least ``least``."""
     return int, lambda v: v >= least, f"an integer >= {least}"
 
 
 def number(holds: Callable[[float], bool], valid: str) -> Rule:
+    """Return the rule for a finite number for which ``holds`` is true."""
     return NUMBER, lambda v: math.isfinite(v) and holds(v), valid
 
 
 def one_of(*options: str) -> Rule:
+    """Return the rule for a string that is one of the options."""
     return str, lambda v: v in options, f"one of {', '.join(options)}"
 
 
 def are_layers(value: str | ListConfig) -> bool:
+    """Return whether a value names layers as LoRA takes them: all-linear, or a list of names."""
     if isinstance(value, str):
         return value == "all-linear"
     return len(value) > 0 and all(isinstance(name, str) and name for name in value)
@@ -73,7 +78,7 @@ RULES: dict[str, Rule] = {
     "trainer.rollouts.num_generations": (
         int,
         lambda v: v >= 2,
-        "an integer >= 2: an answer is weighed against its group",
+        "an integer >= 2: an advantage compares an answer with its group",
     ),
     "trainer.rollouts.max_completion_length": at_least(1),
     "trainer.rollouts.temperature": POSITIVE,
@@ -170,10 +175,10 @@ NULLABLE = {
 
 
 def check_values(config: DictConfig, rules: Mapping[str, Rule] = RULES) -> None:
-    """Hold every key that the config has against its rule.
+    """Check every key of the config that has a rule.
 
     Raises:
-        ConfigError: for the first that fails, with key, value and what would be valid.
+        ConfigError: a key of version 0.1, or the first value that breaks its rule.
     """
     absent = object()
     for old, new in MOVED_KEYS.items():
@@ -189,10 +194,10 @@ def check_values(config: DictConfig, rules: Mapping[str, Rule] = RULES) -> None:
 
 
 def check_training(config: DictConfig, num_processes: int = 1) -> None:
-    """The rules between the keys of a training run, and the number of processes that share it.
+    """Check the rules between the keys of a training run, and the number of processes that share it.
 
     Raises:
-        ConfigError: a combination that cannot work, with the numbers.
+        ConfigError: a combination that cannot work; the message has the numbers.
     """
     trainer, rollouts, memory = config.trainer, config.trainer.rollouts, config.trainer.memory
     if rollouts.num_prompts_per_rollout % trainer.num_prompts_per_step:
@@ -230,10 +235,10 @@ def check_training(config: DictConfig, num_processes: int = 1) -> None:
 
 
 def check_objective(objective: Callable[..., torch.Tensor]) -> None:
-    """Call the objective on a group of two, as the loop will.
+    """Call the objective on two small groups, as the training loop will.
 
     Raises:
-        ConfigError: a keyword it does not take, or advantages of another shape.
+        ConfigError: it does not take the arguments, or returns another shape or no floats.
     """
     example = torch.tensor([[True, False], [False, False]])
     confidence, lengths = torch.tensor([[0.9, 0.8], [0.7, 0.6]]), torch.tensor([[3, 4], [5, 6]])
@@ -242,7 +247,9 @@ def check_objective(objective: Callable[..., torch.Tensor]) -> None:
         inspect.signature(objective).bind(example, confidence, lengths=lengths, valid=example)
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            "objective._target_", function.__qualname__, f"a function of that signature: {error}"
+            "objective._target_",
+            function.__qualname__,
+            f"a function of correct, confidence, lengths and valid: {error}",
         ) from error
     states = torch.get_rng_state()
     advantages = objective(example, confidence, lengths=lengths, valid=torch.ones_like(example))
@@ -253,7 +260,7 @@ def check_objective(objective: Callable[..., torch.Tensor]) -> None:
 
 
 def check_writable(key: str, folder: Path) -> None:
-    """Raises ConfigError where nothing can be written below the folder."""
+    """Make the folder, and raise ConfigError if nothing can be written to it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"

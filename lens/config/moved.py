@@ -1,7 +1,8 @@
-"""Config keys and options of version 0.1 that have another name now, so that whoever types one is told the new one."""
+"""Lists the config keys and options of version 0.1 that were renamed, so that an error can name the new one."""
 
 from __future__ import annotations
 
+# New section -> the keys that moved there from the section trainer.
 SECTIONS = {
     "loss": "epsilon_low epsilon_high dual_clip loss_agg_mode beta entropy_coef",
     "optimizer": "learning_rate adam_betas adam_eps weight_decay max_grad_norm lr_scheduler warmup_steps",

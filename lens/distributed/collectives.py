@@ -4,7 +4,8 @@ Each process holds a shard of every weight. It samples and grades a share of the
 a share of the micro-batches. Everything small (rollouts, verdicts, log-probabilities) is gathered. So every process
 knows the whole round and makes the same decisions, and the code in between reads like that of one process.
 
-All processes must call these functions in the same order. With one process they return their input.
+Every process must call the functions that exchange values, and in the same order. With one process nothing is
+exchanged.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Evaluation: samples of every problem become pass@k, overall, by level and by subject."""
+"""Evaluation: turn sampled answers to every problem into pass@k, overall, by level and by subject."""
 
 from lens.evaluation.evaluator import EvaluationSet, Evaluator
 from lens.evaluation.scores import pass_at_k

@@ -18,13 +18,13 @@ from lens.seeding import derive_seed
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Problems to be evaluated on, as the model reads them.
+    """The problems of one evaluation set, with their prompts.
 
     Attributes:
-        name: the name in metrics, eval/<name>/pass@k.
-        problems: the rows, in the problem schema.
+        name: its name in metrics, as in eval/<name>/pass@k.
+        problems: a row per problem, in the problem schema.
         prompts: their prompts, in the same order.
-        too_long: problems that were left out because their prompt is over the limit.
+        too_long: number of problems that were left out because their prompt is over the limit.
     """
 
     name: str
@@ -35,16 +35,19 @@ class EvaluationSet:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Samples and grades every evaluation set, with the same code during training and after.
+    """Samples and grades answers to every evaluation set, with the same code during training and after.
 
     Attributes:
-        sets: what to evaluate on.
-        num_samples: answers a problem.
-        temperature: of sampling; 0 is greedy.
-        top_p: nucleus mass.
-        max_completion_length: tokens an answer may have.
+        sets: the evaluation sets.
+        num_samples: answers per problem.
+        temperature: sampling temperature; 0 is greedy.
+        top_p: nucleus mass; 1 keeps all tokens.
+        max_completion_length: tokens after which an answer is cut.
         by_level: report by level too.
-        every: updates between two evaluations in training; 0: before and after it alone.
+        every: updates between two evaluations in training. 0: only before and after training.
+
+    Raises:
+        ConfigError: num_samples is below 1, or above 1 at temperature 0.
     """
 
     sets: Sequence[EvaluationSet]
@@ -64,7 +67,12 @@ class Evaluator:
     def evaluate(
         self, sampler: Sampler, grader: Grader, seed: int, *, show_progress: bool = False
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """A row per problem (see `tally`) and a row per answer, problem after problem."""
+        """Sample and grade all sets.
+
+        Returns:
+            A frame with a row per problem (see `count_per_problem`), and one with a row per answer (see `make_frame`),
+            problem after problem.
+        """
         frames = []
         for evaluation_set in self.sets:
             rollouts = sampler.sample(
@@ -83,7 +91,7 @@ class Evaluator:
 
 
 def make_frame(evaluation_set: EvaluationSet, rollouts: Rollouts, verdicts: Sequence[str]) -> pd.DataFrame:
-    """A row per answer: its problem, its text, the gold answer, the verdict."""
+    """Return a row per answer, with its problem, text, gold answer and verdict."""
     problems, samples = evaluation_set.problems, rollouts.num_generations
     of_problem = {
         name: [value for value in problems[name] for _ in range(samples)]

@@ -1,4 +1,4 @@
-"""Scores of an evaluation: pass@k overall, by level and by subject, with intervals."""
+"""Computes the scores of an evaluation: pass@k overall, by level and by subject, with intervals."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import pandas as pd
 from lens.grading.judge import UNJUDGED
 
 HARD_LEVELS = (4, 5)
-COUNTED = ("no_answer", *UNJUDGED)  # verdicts on answers that nothing was compared for; wrong in pass@k
+COUNTED = ("no_answer", *UNJUDGED)  # verdicts without a comparison; wrong in pass@k
 BOOTSTRAP_SAMPLES = 1000
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """The unbiased estimate of the chance that one of k answers is right: 1 - C(n - c, k) / C(n, k).
+    """Return 1 - C(n - c, k) / C(n, k), the unbiased estimate of the chance that at least one of k answers is right.
 
     Source: Chen et al. (2021), "Evaluating Large Language Models Trained on Code", eq. 1.
 
     Args:
-        num_samples: n answers were sampled.
-        num_correct: c of them were right.
+        num_samples: n, the number of sampled answers.
+        num_correct: c, how many of them are right.
         k: between 1 and n.
 
     Raises:
-        ValueError: k or c out of range.
+        ValueError: k or c is out of range.
     """
     if not 1 <= k <= num_samples:
         raise ValueError(f"k={k}: between 1 and num_samples={num_samples}")
@@ -36,15 +36,20 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 
 
 def ks_up_to(num_samples: int) -> list[int]:
-    """1, 2, 4, 8, ... up to the number of samples."""
+    """Return 1, 2, 4, 8, ... up to the number of samples."""
     return [2**power for power in range(num_samples.bit_length()) if 2**power <= num_samples]
 
 
 def count_per_problem(answers: pd.DataFrame) -> pd.DataFrame:
-    """Graded answers, a row each, become a row per problem, in the same order: set, id, level, subject and counts.
+    """Count the graded answers to each problem.
 
-    The counts are ``n`` answers, of which ``correct``, ``truncated`` (cut by the token limit, and graded all the
-    same), and ``no_answer``, ``timeout`` and ``error``, which are wrong in pass@k.
+    Args:
+        answers: a row per answer, as `make_frame` in lens/evaluation/evaluator.py makes it.
+
+    Returns:
+        A row per problem, in the same order, with set, id, level, subject and counts. ``n`` counts all its answers,
+        ``correct`` the correct ones, and ``truncated`` those that the token limit cut (they are graded all the same).
+        ``no_answer``, ``timeout`` and ``error`` count verdicts that are wrong in pass@k.
     """
     counted = {name: answers["verdict"] == name for name in ("correct", *COUNTED)}
     counted["truncated"] = answers["finish_reason"] == "length"
@@ -54,7 +59,7 @@ def count_per_problem(answers: pd.DataFrame) -> pd.DataFrame:
 
 
 def iterate_slices(per_problem: pd.DataFrame, by_level: bool = True) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The parts that are reported: all ("" first), each level, Levels 4-5, each subject."""
+    """Yield the names and problems of the reported parts: all (named ""), each level, Levels 4-5, each subject."""
     yield "", per_problem
     if by_level:
         for level in sorted(per_problem["level"].dropna().unique()):
@@ -67,7 +72,7 @@ def iterate_slices(per_problem: pd.DataFrame, by_level: bool = True) -> Iterator
 
 
 def pass_at_ks(per_problem: pd.DataFrame) -> pd.DataFrame:
-    """pass@k of every problem: a row per problem, a column per k in 1, 2, 4, ... up to n."""
+    """Return pass@k of every problem: a row per problem, a column per k in 1, 2, 4, ... up to the smallest n."""
     table = {}
     for k in ks_up_to(int(per_problem["n"].min())):
         pairs = zip(per_problem["n"], per_problem["correct"], strict=True)
@@ -76,7 +81,10 @@ def pass_at_ks(per_problem: pd.DataFrame) -> pd.DataFrame:
 
 
 def compute_metrics(per_problem: pd.DataFrame, *, by_level: bool = True) -> dict[str, float]:
-    """eval/<set>/pass@k, eval/<set>/level_<n>/pass@k, ...: means over problems, in [0, 1]."""
+    """Return eval/<set>/pass@k, eval/<set>/level_<n>/pass@k and so on: means over problems, in [0, 1].
+
+    Also returns eval/<set>/truncated_rate, no_answer_rate, timeout_rate and error_rate: shares of the answers.
+    """
     metrics = {}
     for name, of_set in per_problem.groupby("set", sort=False):
         values = pass_at_ks(of_set)
@@ -91,10 +99,11 @@ def compute_metrics(per_problem: pd.DataFrame, *, by_level: bool = True) -> dict
 
 
 def make_table(per_problem: pd.DataFrame, *, by_level: bool = True, seed: int = 0) -> pd.DataFrame:
-    """The printed table of one evaluation: a row per set and part, pass@k in percent with its 95 % interval.
+    """Make the printed table of an evaluation: a row per set and part, with pass@k in percent and 95 % intervals.
 
-    The interval is a percentile bootstrap over problems (BOOTSTRAP_SAMPLES resamples). Beside it stand the numbers of
-    problems, of samples a problem, and of answers that were cut, held no answer, or could not be judged.
+    The intervals are a percentile bootstrap over problems (BOOTSTRAP_SAMPLES resamples, drawn with ``seed``). Other
+    columns give the number of problems, of samples per problem, and of answers that were truncated, held no answer or
+    could not be judged.
     """
     rng = np.random.default_rng(seed)
     rows = []

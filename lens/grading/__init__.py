@@ -1,4 +1,4 @@
-"""Grading: completions and gold answers become verdicts."""
+"""Grading: turn completions and gold answers into verdicts."""
 
 from lens.grading.pool import Grade, Grader
 

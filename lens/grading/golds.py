@@ -1,4 +1,4 @@
-"""Checks that each gold answer is right by its own grader: no answer can match one that is not."""
+"""Grades each gold answer against itself. If a gold fails that, no answer to its problem can be correct."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ NAMED = 20  # gold answers of one set that the log names
 
 
 def check_golds(grader: Grader, sets: Mapping[str, Dataset]) -> dict[str, list[dict[str, str]]]:
-    """Grade each gold answer against itself; log the first that fail; return all, by set: id, answer, verdict."""
+    """Grade each gold answer against itself, and log the first few that fail.
+
+    Returns:
+        For each set, the failing golds: id of the problem, answer, verdict.
+    """
     failing = {}
     for name, problems in sets.items():
         found = grader.check_golds(problems["answer"][:])
         ids = problems["id"][:]
         failing[name] = [{"id": ids[place], "answer": answer, "verdict": verdict} for place, answer, verdict in found]
         for gold in failing[name][:NAMED]:
-            message = "%s: no answer to %s can be right: its gold answer %r, against itself, is %s"
+            message = "%s: no answer to %s can be correct: its gold answer %r, graded against itself, is %s"
             log.warning(message, name, gold["id"], gold["answer"], gold["verdict"])
         if len(found) > NAMED:
             log.warning(
@@ -33,5 +37,5 @@ def check_golds(grader: Grader, sets: Mapping[str, Dataset]) -> dict[str, list[d
 
 
 def count_failing(failing: Mapping[str, list[dict[str, str]]]) -> dict[str, int]:
-    """How many gold answers of each set fail."""
+    """Return how many gold answers of each set fail."""
     return {name: len(golds) for name, golds in failing.items()}

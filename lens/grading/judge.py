@@ -1,7 +1,7 @@
-"""Compares one completion with one gold answer, by math-verify.
+"""Compares one completion with one gold answer, with math-verify.
 
-Judging is computer algebra on text that a model wrote, and such text can ask for anything: ``9^{9^{9^9}}`` never
-finishes, and no signal handler runs meanwhile. So this runs in worker processes (lens/grading/worker.py) that the pool
+Judging is computer algebra on text that a model wrote. Such text can ask for anything: ``9^{9^{9^9}}`` never finishes,
+and no signal handler runs meanwhile. So this code runs in worker processes (lens/grading/worker.py), which the pool
 watches and may kill. Importing this module loads neither sympy nor math-verify.
 """
 
@@ -16,26 +16,26 @@ from typing import Any, Literal, get_args
 
 Verdict = Literal["correct", "incorrect", "no_answer", "timeout", "error"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
-JUDGED: tuple[Verdict, ...] = ("correct", "incorrect", "no_answer")  # the grader could judge: these may teach
+JUDGED: tuple[Verdict, ...] = ("correct", "incorrect", "no_answer")  # the grader could judge, so these may teach
 WRONG: tuple[Verdict, ...] = ("incorrect", "no_answer")  # judged, and not correct
 UNJUDGED: tuple[Verdict, ...] = ("timeout", "error")  # wrong in pass@k, and counted beside it
 
 
 @dataclass(frozen=True)
 class Settings:
-    r"""How two texts are compared. The defaults are the reward's, chosen to be hard to game.
+    r"""How two texts are compared. The defaults are those of the reward, chosen to be hard to game.
 
     Args:
         boxed_only: the prediction is the content of the last ``\boxed{}`` and nothing else: no number at the end, no
-            formula after "the answer is", no earlier box. (math-verify alone joins neighbouring boxes into a set, so
-            that guesses can be collected.) The gold is put into a box too, and then text, numbers and LaTeX are all
-            parsed in one way. False hands both texts to math-verify as they are.
+            formula after "the answer is", no earlier box. (math-verify alone joins neighbouring boxes into a set, so a
+            model could collect guesses.) The gold is put into a box too, so that text, numbers and LaTeX are all parsed
+            in one way. False passes both texts to math-verify as they are.
         latex: look for LaTeX.
         expr: look for plain numbers and expressions, which only matter outside a box.
         boxed_match_priority: the rank of boxes among math-verify's patterns; 0 is the first.
-        float_rounding: decimals that have to agree where one side is a decimal fraction (math-verify's default).
-        strict: variables have to agree by name, and a tuple is not a set (math-verify's default).
-        allow_set_relation_comp: accept ``x < 2`` where the gold is an interval (math-verify's default: no).
+        float_rounding: decimals that must agree if one side is a decimal fraction (math-verify's default).
+        strict: variables must agree by name, and a tuple is not a set (math-verify's default).
+        allow_set_relation_comp: accept ``x < 2`` if the gold is an interval (math-verify's default: no).
     """
 
     boxed_only: bool = True
@@ -51,9 +51,9 @@ REWARD_SETTINGS = Settings()
 
 
 def last_boxed(completion: str) -> str | None:
-    r"""Return what the last ``\boxed{}`` holds; None if there is none, or if it is empty or never closed.
+    r"""Return the content of the last ``\boxed{}``; None if there is none, or if it is empty or never closed.
 
-    One pass over the text after that box, whatever it is. As in TeX, ``\{`` and ``\}`` are no braces.
+    This takes one pass over the text after that box, whatever the text. As in TeX, ``\{`` and ``\}`` are no braces.
     """
     _, _, tail = completion.rpartition(r"\boxed")
     tail = tail.lstrip() if len(tail) < len(completion) else ""
@@ -68,12 +68,12 @@ def last_boxed(completion: str) -> str | None:
 def judge(gold: str, prediction: str, settings: Settings = REWARD_SETTINGS) -> Verdict:
     """Compare a prediction with a gold answer by math-verify, in this process and for as long as it takes.
 
-    math-verify reads a text as a formula, as a string or as both, and one match of any two readings is enough. Its own
-    time limits are off: they would turn an answer that takes too long into a wrong one.
+    math-verify reads a text as a formula, as a string or as both. A match between any two readings is enough. Its own
+    time limits are off, as they would turn an answer that takes too long into a wrong one.
 
     Args:
-        gold: the right answer, without a box; it comes first, for the comparison is not symmetric.
-        prediction: the content of the box, or all of the completion if not ``settings.boxed_only``.
+        gold: the right answer, without a box. It comes first, as the comparison is not symmetric.
+        prediction: the content of the box, or the whole completion if ``settings.boxed_only`` is off.
         settings: how to compare.
 
     Returns:
@@ -83,7 +83,7 @@ def judge(gold: str, prediction: str, settings: Settings = REWARD_SETTINGS) -> V
     rules = {name: getattr(settings, name) for name in ("float_rounding", "strict", "allow_set_relation_comp")}
     math_verify = _math_verify()
     failed = False
-    # Computer algebra on model output fails in ways nobody can list: here, and only here, a failure becomes a verdict.
+    # Computer algebra on model output fails in ways nobody can list. Only here does a failure become a verdict.
     try:
         if not (predictions := _parse(prediction, settings)):
             return "no_answer"
@@ -101,7 +101,7 @@ def judge(gold: str, prediction: str, settings: Settings = REWARD_SETTINGS) -> V
 
 @lru_cache(maxsize=4096)
 def _parse(text: str, settings: Settings) -> list[Any]:
-    """Return math-verify's readings of a text; cached, so that a gold is parsed once for all its predictions."""
+    """Return math-verify's readings of a text. The cache lets a gold be parsed once for all its predictions."""
     math_verify = _math_verify()
     anywhere = not settings.boxed_only
     latex = math_verify.LatexExtractionConfig(anywhere, boxed_match_priority=settings.boxed_match_priority)
@@ -113,10 +113,10 @@ def _parse(text: str, settings: Settings) -> list[Any]:
 
 @cache
 def _math_verify() -> ModuleType:
-    """Import math-verify, which only workers need, and mend its reading of percentages.
+    """Import math-verify, which only workers need, and repair its reading of percentages.
 
-    Its converter (latex2sympy2_extended 1.11) asks each atom for FUNC_GAMMA before it looks for a percentage, and the
-    grammar for ANTLR 4.9, the version that Hydra ties us to, has no such thing on atoms: every ``25\\%`` fails.
+    Without the repair every ``25\\%`` fails. The converter (latex2sympy2_extended 1.11) asks each atom for FUNC_GAMMA
+    before it looks for a percentage. The grammar for ANTLR 4.9, the version that Hydra needs, has no such attribute.
     """
     import math_verify
     from latex2sympy2_extended.antlr_parser import PSParser

@@ -1,15 +1,15 @@
-"""Completions and gold answers -> grades, in worker processes that can be killed.
+"""Grades completions against gold answers, in worker processes that can be killed.
 
-The caller's process does only what is cheap and sure, and leaves the algebra to workers:
+The caller's process does only what is cheap and cannot hang. Workers do the algebra:
 
     Grader, in the caller's process   last box ─▶ decided? seen before? a repeat? ─▶ chunks, sorted by gold
     workers (lens/grading/worker.py)         judge ─▶ one byte a verdict, written the moment it is known
 
-A worker shares two pipes with its parent and nothing else, least of all the parent's ``__main__``. As each verdict is
-announced at once, the parent knows what a worker is on, and since when. Over the limit it kills the worker, starts
-another and gives the rest of the chunk to whoever is free; a worker that dies costs the one answer it was on. Workers
-end with their parent, however that ends: idle ones because their pipe closes, busy ones because the kernel kills them
-(Linux's parent-death signal).
+A worker shares two pipes with its parent and nothing else, in particular not the parent's ``__main__``. It announces
+each verdict at once, so the parent knows which answer a worker is on, and since when. If an answer takes too long, the
+parent kills the worker, starts another, and gives the rest of the chunk to any free worker. A worker that dies costs
+only the answer it was on. Workers end with their parent, for whatever reason it ends: idle ones because their pipe
+closes, busy ones because the kernel kills them (Linux's parent-death signal).
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from lens.errors import ConfigError
 from lens.grading.judge import REWARD_SETTINGS, VERDICTS, Settings, Verdict, last_boxed
 
 Pair = tuple[str, str]  # gold, prediction: the order in which math-verify takes them
-CHUNK = 16  # pairs a worker is given at a time: few, so that none sits idle at the end of a batch
-SHORT_INTEGER = re.compile(r"-?[0-9]{1,15}")  # math-verify compares two of these as integers, and so can anybody
+CHUNK = 16  # most pairs that a worker gets at a time; few, so that no worker is idle at the end of a batch
+SHORT_INTEGER = re.compile(r"-?[0-9]{1,15}")  # math-verify compares two of these as integers; so can the parent
 EXCESS_LENGTH = 1_000  # characters by which a right answer may be longer than the gold
 MIN_MEMORY_GB = 0.25  # a worker takes less than 0.1 before it judges anything
 START_LIMIT_S = 120.0  # a worker takes about 1 s to start, but the machine may be busy
-START_ATTEMPTS = 3  # within one call, before workers that do not start are taken for a broken installation
+START_ATTEMPTS = 3  # failed starts in one call after which the installation is taken to be broken
 
 
 @dataclass(frozen=True)
 class Grade:
-    """What a completion earned, and the text that was judged for it: the content of its last box."""
+    """The verdict on a completion, and the text that was judged: the content of its last box."""
 
     verdict: Verdict
     extracted: str | None = None
@@ -53,7 +53,14 @@ class Grade:
 
 
 def grade_groups(grader: Grader, texts: Sequence[str], golds: Sequence[str], num_generations: int) -> list[Verdict]:
-    """The verdict on each answer, in order; ``num_generations`` answers in a row belong to each gold."""
+    """Grade whole groups: return the verdict on each answer, in order.
+
+    Args:
+        grader: the grader.
+        texts: the answers, ``num_generations`` in a row for each gold.
+        golds: the gold answers.
+        num_generations: answers to each question.
+    """
     repeated = [gold for gold in golds for _ in range(num_generations)]
     return [grade.verdict for grade in grader.grade(texts, repeated)]
 
@@ -61,20 +68,20 @@ def grade_groups(grader: Grader, texts: Sequence[str], golds: Sequence[str], num
 class Grader:
     """A pool of worker processes that judge answers, each within limits of time and memory.
 
-    Use it as a context manager, from one thread at a time. Workers start on entering, while the caller goes on, and
-    are replaced when they are lost. Equal pairs are judged once, within a call and across calls (the last 100,000);
-    only an ``error`` is not remembered, for it may be the worker's and not the answer's.
+    Use it as a context manager, from one thread at a time. Workers start on entering, in the background, and are
+    replaced when they are lost. Equal pairs of gold and prediction are judged once, within a call and across calls (the
+    last 100,000). Only an ``error`` is not remembered, as it may be due to the worker and not to the answer.
 
     Args:
         num_workers: number of worker processes.
         timeout_s: seconds of wall-clock time that one answer may take.
-        memory_gb: address space of one worker in GiB.
+        memory_gb: address space of one worker, in GiB.
 
     Raises:
-        ConfigError: a value that no worker could work with.
+        ConfigError: no worker could work with a value.
     """
 
-    remembered = 100_000  # verdicts that are kept for pairs that come again
+    remembered = 100_000  # verdicts kept for pairs that come again
 
     def __init__(self, num_workers: int = 2, timeout_s: float = 5.0, memory_gb: float = 2.0):
         if not num_workers >= 1:
@@ -104,16 +111,17 @@ class Grader:
     ) -> list[Grade]:
         """Grade each completion against the gold answer at the same place.
 
-        Two kinds of completion need no algebra: without a box it is ``no_answer``, and with one that holds over 1,000
-        characters more than the gold it is ``incorrect``, since nothing of that length is an answer to the question.
+        Some completions need no algebra. Without a box the verdict is ``no_answer``. If the box holds over 1,000
+        characters more than the gold, it is ``incorrect``: nothing that long answers the question. Two short integers
+        are compared as numbers.
 
         Args:
             completions: what the model wrote.
             answers: the gold answers, without a box.
-            settings: how to compare, for tests and audits; rewards are for the default.
+            settings: how to compare. Rewards use the default; tests and audits may use another.
 
         Returns:
-            One grade a completion, in the same order.
+            One grade per completion, in the same order.
 
         Raises:
             ValueError: there are not as many answers as completions.
@@ -132,16 +140,16 @@ class Grader:
         return [Grade(verdicts[pair], extracted=pair[1]) for pair in pairs]
 
     def check_golds(self, answers: Sequence[str]) -> list[tuple[int, str, Verdict]]:
-        """Grade each gold answer against itself; return the place, answer and verdict of those that are not correct.
+        """Grade each gold answer against itself. Return the place, answer and verdict of those that are not correct.
 
-        Nothing a model writes can be right where the gold itself is not.
+        No answer of a model can be correct if the gold itself is not.
         """
         grades = self.grade([rf"\boxed{{{answer}}}" for answer in answers], answers)
         checked = enumerate(zip(answers, grades, strict=True))
         return [(place, answer, grade.verdict) for place, (answer, grade) in checked if not grade.correct]
 
     def _known(self, gold: str, prediction: str | None, settings: Settings) -> Verdict | None:
-        """The verdict on a pair if it takes no worker to tell."""
+        """Return the verdict on a pair if it can be told without a worker, else None."""
         if prediction is None:
             return "no_answer"
         if settings.boxed_only and len(prediction) > len(gold) + EXCESS_LENGTH:
@@ -153,7 +161,7 @@ class Grader:
         return self._seen.get(key)
 
     def _judge(self, pairs: Sequence[Pair], settings: Settings) -> dict[Pair, Verdict]:
-        """Have workers judge pairs, which are distinct and sorted, so that mostly one worker sees a gold."""
+        """Have workers judge distinct, sorted pairs. Thanks to the order, mostly a single worker parses a gold."""
         size = max(1, min(CHUNK, len(pairs) // (4 * self.num_workers)))
         chunks = deque(pairs[start : start + size] for start in range(0, len(pairs), size))
         verdicts: dict[Pair, Verdict] = {}
@@ -178,7 +186,7 @@ class Grader:
                         verdicts[worker.pairs.popleft()] = loss
                     if worker.pairs:
                         chunks.append(worker.pairs)
-        finally:  # after an exception, such as Ctrl-C, no worker may go on with pairs the next call does not know of
+        finally:  # after an exception, such as Ctrl-C, no worker may continue with pairs that the next call lacks
             for worker in [worker for worker in self._workers if worker.pairs]:
                 self._end(worker)
         return verdicts
@@ -195,7 +203,7 @@ class Grader:
 
 
 class _Worker:
-    """The parent's end of a worker process. ``pairs`` are those it was given and has not judged, in its order."""
+    """The parent's view of a worker process. ``pairs`` are those it was given but has not judged yet, in order."""
 
     def __init__(self, timeout_s: float, memory_gb: float):
         root = str(Path(__file__).resolve().parents[2])
@@ -204,7 +212,7 @@ class _Worker:
             [sys.executable, "-P", "-m", "lens.grading.worker", str(memory_gb)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": path, "PYTHONHASHSEED": "0"},  # one hash seed: one order of terms in sympy
+            env=os.environ | {"PYTHONPATH": path, "PYTHONHASHSEED": "0"},  # fixes sympy's order of terms
         )
         self.output = self.process.stdout
         self.timeout_s = timeout_s
@@ -219,12 +227,12 @@ class _Worker:
     def give(self, pairs: Sequence[Pair], settings: Settings) -> None:
         self.pairs.extend(pairs)
         self.deadline = time.monotonic() + self.timeout_s
-        with suppress(BrokenPipeError):  # it has just died, as listening to it will show
+        with suppress(BrokenPipeError):  # the worker has just died; `listen` will notice
             self.process.stdin.write(json.dumps([asdict(settings), list(pairs)]).encode() + b"\n")
             self.process.stdin.flush()
 
     def listen(self, verdicts: dict[Pair, Verdict]) -> Verdict | None:
-        """Enter what the worker has announced and restart its clock; ``error`` if it turns out to be dead."""
+        """Enter the verdicts that the worker has announced, and restart its clock. Return ``error`` if it is dead."""
         announced = os.read(self.output.fileno(), 4096)
         if not announced:
             return "error"

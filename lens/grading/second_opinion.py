@@ -7,7 +7,7 @@ from fractions import Fraction
 
 WORDS = r"\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf|it)|mbox|operatorname)\s*\{([^{}]*)\}"
 UNIT = re.compile(rf"(?<=[\d}}])\s*{WORDS}(?:\^\{{?\d\}}?)?\s*$")
-SPELLINGS = [  # what may differ between two ways to write one answer, in the order in which it is taken away
+SPELLINGS = [  # what may differ between two ways to write one answer, in the order in which it is removed
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (WORDS, r"\1"),
@@ -27,19 +27,23 @@ PLAIN_NUMBER = re.compile(r"[-\d./ ]{1,60}")
 
 
 def agrees(gold: str, answer: str) -> bool:
-    """Whether two answers are the same text, spelling aside, or the same plain number."""
+    """Return whether two answers are the same text, apart from spelling, or the same plain number."""
     return remove_spelling(gold) == remove_spelling(answer) or bool(read_numbers(gold) & read_numbers(answer))
 
 
 def remove_spelling(text: str) -> str:
-    r"""The text without what is but spelling: spaces, ``$``, ``\left``, ``\text{}``, ``\dfrac``, ``x =``, case."""
+    r"""Remove from a text what is mere spelling: spaces, ``$``, ``\left``, ``\text{}``, ``\dfrac``, ``x =``, case."""
     for pattern, replacement in SPELLINGS:
         text = pattern.sub(replacement, text)
     return text.casefold()
 
 
 def read_numbers(text: str) -> set[Fraction]:
-    r"""The number that a text is, as a decimal, a fraction or a mixed number; ``25\%`` is both 25 and 1/4."""
+    r"""Read a text as a decimal, a fraction or a mixed number.
+
+    Returns:
+        The number; empty if the text is none. A percentage such as ``25\%`` gives both 25 and 1/4.
+    """
     plain = FRACTION.sub(r" \1/\2", THOUSANDS.sub("", remove_spelling(UNIT.sub("", text))))
     if not PLAIN_NUMBER.fullmatch(plain):
         return set()

@@ -1,4 +1,4 @@
-"""All processes grade as one: each takes a share of the answers, and all get every grade."""
+"""Shares grading among processes: each grades a part of the answers, and all get every grade."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ from lens.grading.pool import Grade, Grader
 
 
 class SharedGrader:
-    """A grader in each process, as one."""
+    """Makes the graders of all processes act as one.
+
+    Args:
+        grader: this process's grader.
+        interruptible: lets SIGTERM interrupt this process's share of the work.
+    """
 
     def __init__(self, grader: Grader, interruptible: Interruptible = nullcontext):
         self.grader, self.interruptible = grader, interruptible
 
     def grade(self, completions: Sequence[str], answers: Sequence[str]) -> list[Grade]:
-        """See `lens.grading.Grader`."""
+        """See `lens.grading.pool.Grader.grade`. Every process must call this with all answers."""
         start, end = (len(answers) * number // world_size() for number in (rank(), rank() + 1))
         parts = gather_from_each(
             lambda: self.grader.grade(completions[start:end], answers[start:end]), self.interruptible

@@ -1,4 +1,4 @@
-"""Weighs tokens by importance, to correct for a rollout engine whose probabilities differ a little from the policy's."""
+"""Computes importance weights of tokens, to correct for a rollout engine that is not quite the policy."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Group:
         return self._gathered(values, values.shape[1], self.tokens[:, self.prompt :], room)
 
     def of_keys(self, values: Tensor, heads: int, room: Room) -> Tensor:
-        """Gather the keys' values from the row: [T, h, D] -> [n * heads, P + L, D]. Each of h serves heads / h heads."""
+        """Gather the keys' values from the row: [T, h, D] -> [n * heads, P + L, D], each of h for heads / h heads."""
         return self._gathered(values, heads, self.tokens, room)
 
     def _gathered(self, values: Tensor, heads: int, tokens: Tensor, room: Room) -> Tensor:

@@ -78,7 +78,9 @@ def rate_completions(
             ).last_hidden_state[layout.predicting]  # [n, H]
         if layout.sharing is not None and not layout.sharing.is_used:
             raise ConfigError(
-                "model.attention", "sdpa", f"eager: {type(model).__name__} does not pass on which completions share a prompt"
+                "model.attention",
+                "sdpa",
+                f"eager: {type(model).__name__} does not tell its attention which completions share a prompt",
             )
         head = model.get_output_embeddings()
         return rate_tokens(

@@ -15,8 +15,8 @@ LENS changes the rewards of GRPO and nothing else. For one question with G answe
 The answers of a negative group now have different rewards. So the group teaches: its less confident answers are raised,
 its more confident ones lowered.
 
-The three functions below follow these lines from top to bottom. All tensors are [Q, G]: G answers to each of Q
-questions.
+The three functions below follow these lines from top to bottom. Verdicts, confidences, rewards and advantages are
+[Q, G], G answers to each of Q questions; D is [Q, 1].
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def estimate_difficulty(
     right = correct & valid  # [Q, G]
     log_inverse = torch.where(right, -log_pi, -math.inf).logsumexp(dim=1, keepdim=True)  # [Q, 1], log sum_i r_i / pi_i
     size = valid.sum(dim=1, keepdim=True)  # [Q, 1], G
-    d_imp = torch.where(right.any(dim=1, keepdim=True), (size.log() - log_inverse).exp(), 0.0)
+    d_imp = torch.where(right.any(dim=1, keepdim=True), (size.log() - log_inverse).exp(), 0.0)  # [Q, 1]
     return torch.maximum(d_imp, 2 * torch.where(valid, confidence, 0.0).amax(dim=1, keepdim=True))
 
 

@@ -58,7 +58,7 @@ class AnswerSpace:
 
 
 def theorem_1(space: AnswerSpace) -> Tensor:
-    """Compare -grad L with (1/n) sum multiplier * grad log pi, on answers drawn from another policy, the uniform one."""
+    """Compare -grad L with (1/n) sum multiplier * grad log pi, for answers from another policy, the uniform one."""
     generator = torch.Generator().manual_seed(len(space.logits))
     drawn = torch.randint(len(space.logits), (32,), generator=generator)
     counts = torch.bincount(drawn, minlength=len(space.logits)) / len(drawn)  # [O]
@@ -147,5 +147,5 @@ CHECKS: dict[str, tuple[str, Callable[[AnswerSpace], Tensor]]] = {
     "Any preference": ("theorem 2 and consistency with D rho for D", any_preference),
     "rho = pi": ("the multiplier is the constant -1/(D-1)", preference_policy),
     "rho = gamma^|o|": ("the multiplier is -1/(D (gamma/pibar)^|o| - 1)", preference_length),
-    "its first order": ("(1/|o|) pibar/(gamma-pibar) is a bound of its size, and it near gamma", first_order_in_length),
+    "its first order": ("(1/|o|) pibar/(gamma-pibar) bounds its size, and equals it near gamma", first_order_in_length),
 }

@@ -1,4 +1,4 @@
-"""The sizes of a model, counted on the model itself, built on the meta device, which holds shapes and no numbers."""
+"""Counts the sizes of a model on the model itself, built on the meta device, which holds shapes and no numbers."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from lens.models.tiny import make_model, make_tokenizer
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a plan needs to know of a model.
+    """Holds the sizes of a model that a plan needs.
 
     Attributes:
-        parameters: of the whole model, tied ones once.
-        layer: those of one block.
+        parameters: number of parameters of the whole model; tied ones count once.
+        layer: number of parameters of one block.
         layers, hidden, intermediate, kv_width, vocabulary: sizes; kv_width is key heads x their width.
-        flops: of the parts of a forward pass.
-        adapters: parameters of low-rank adapters beside them, which are then all that is trained.
+        flops: FLOPs of the parts of a forward pass.
+        adapters: number of parameters of low-rank adapters; if there are any, only they are trained.
     """
 
     parameters: int
@@ -39,19 +39,19 @@ class Architecture:
 
     @property
     def trained(self) -> int:
-        """Parameters that have a gradient."""
+        """Return the number of parameters that have a gradient."""
         return self.adapters or self.parameters
 
     def forward_flops(self, context: float) -> float:
-        """Floating-point operations of one token that sees ``context`` tokens, its logits among them."""
+        """Return the FLOPs of a forward pass for one token that sees ``context`` tokens; its logits are included."""
         return self.flops.body + self.flops.head + self.flops.attention * context
 
     @classmethod
     def of(cls, config: PreTrainedConfig, lora: DictConfig | None = None) -> Architecture:
-        """Counted on the model, built on the meta device; ``lora`` is a config's model.lora.
+        """Build the model on the meta device and count its sizes; ``lora`` is a config's model.lora.
 
         Raises:
-            ConfigError: adapters that the model cannot have.
+            ConfigError: the model cannot have these adapters.
         """
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
@@ -77,10 +77,10 @@ class Architecture:
 
 
 def architecture_of(config: DictConfig) -> Architecture:
-    """The model's architecture: the numbers in its config, those of the recipe, or those that its name leads to.
+    """Return the architecture of a config's model, from model.architecture, its recipe, or its name or folder.
 
     Raises:
-        ConfigError: no such model, or adapters that it cannot have.
+        ConfigError: there is no such model, or it cannot have these adapters.
     """
     model = config.model
     if (numbers := OmegaConf.select(model, "architecture")) is not None:

@@ -1,8 +1,8 @@
-"""What a run would take: batches, memory of a GPU, tokens and GPU-hours, from the config and the model's architecture.
+"""Estimates what a run takes: batches, memory of a GPU, tokens and GPU-hours, from its config and its architecture.
 
-Parameters are counted on the model itself, built on the meta device, which holds shapes and no numbers. Memory is that
-of the two phases a GPU alternates between, sampling and update; hours are a roofline: floating-point operations for
-log-probabilities and updates, memory traffic for decoding, each at the share of the peak that the config assumes.
+Memory is estimated for the two phases that a GPU alternates between, sampling and update. Hours are a roofline:
+floating-point operations for log-probabilities and updates, and memory traffic for decoding, each at the share of the
+peak that the config assumes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,11 @@ RULES = {
 
 
 def num_problems(sources: DictConfig) -> int:
-    """How many problems the sources of a dataset or of evaluation sets give at most, by what upstream has."""
+    """Return how many problems the sources of a dataset or of evaluation sets give at most, by upstream's row counts.
+
+    Raises:
+        ConfigError: a source is unknown.
+    """
     total = 0
     for node in sources.values():
         if not OmegaConf.is_dict(node):
@@ -56,12 +60,13 @@ def num_problems(sources: DictConfig) -> int:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run's sizes; every number of the tables is a property or a method here.
+    """Computes the numbers of a run's plan; every number of the printed tables is a property or a method.
 
     Attributes:
         config: the composed config.
-        model: its architecture.
-        problems, evaluated: problems to train and to be evaluated on.
+        model: the architecture of its model.
+        problems: number of training problems, at most.
+        evaluated: number of problems in an evaluation, at most.
     """
 
     config: DictConfig
@@ -87,7 +92,7 @@ class Plan:
 
     @property
     def evaluations(self) -> int:
-        """Before the first update, every so many, and after the last."""
+        """Return the number of evaluations: before the first update, every evaluation.every updates, after the last."""
         every, steps = self.config.evaluation.every, self.config.trainer.max_steps
         return 2 + ((steps - 1) // every if every else 0)
 
@@ -99,7 +104,7 @@ class Plan:
 
     @property
     def separate_engine(self) -> bool:
-        """Whether the engine has weights of its own (vLLM), or is the policy's module."""
+        """Return whether the engine has its own weights, as vLLM does, or samples with the policy's module."""
         return "dtype" in self.config.sampler
 
     @property
@@ -116,16 +121,16 @@ class Plan:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest prompt with the longest answer."""
+        """Return the number of tokens of the longest prompt and the longest answer."""
         return self.config.model.prompt.max_length + self.config.trainer.rollouts.max_completion_length
 
     @property
     def cache_a_sequence(self) -> int:
-        """Keys and values of the longest sequence."""
+        """Return the bytes of the keys and values of the longest sequence."""
         return 2 * self.model.layers * self.model.kv_width * self.engine_bytes * self.longest
 
     def states(self) -> dict[str, float]:
-        """What is there in both phases."""
+        """Return what takes memory in both phases, in bytes."""
         shard = self.model.parameters * self.weight_bytes / self.config.num_gpus
         trained = self.model.trained * self.weight_bytes / self.config.num_gpus
         states = {"weights": shard, "optimizer state (AdamW)": 2 * trained}
@@ -136,7 +141,7 @@ class Plan:
         return states
 
     def sampling(self) -> dict[str, float]:
-        """What sampling adds, but for the cache: the engine's whole copy, or the gathered weights of the policy."""
+        """Return what sampling adds besides the cache, in bytes: the engine's own weights, or the gathered policy's."""
         if self.separate_engine:
             engine = self.model.parameters * self.engine_bytes / self.config.sampler.tensor_parallel_size
             return {"engine's weights": engine}
@@ -144,17 +149,17 @@ class Plan:
         return {"engine's weights": gathered}
 
     def update(self) -> dict[str, float]:
-        """What the update adds."""
+        """Return what the update adds, in bytes."""
         model, trainer = self.model, self.config.trainer
         tokens = trainer.memory.max_tokens_per_microbatch
-        # Kept of a layer, a token: its input, two normalised inputs, queries, attention's output, keys and values,
-        # attention's own copies of those four, and the gate, its activation, the other projection and their product.
+        # A layer keeps for each token: its input, two normalised inputs, queries, attention's output, keys and values,
+        # attention's own copies of these four, the gate, its activation, the other projection and their product.
         inside = tokens * (7 * model.hidden + 4 * model.kv_width + 4 * model.intermediate) * self.compute_bytes
         inputs = tokens * model.hidden * self.compute_bytes * model.layers
         activations = inputs + inside if trainer.memory.gradient_checkpointing else inside * model.layers
         chunk = min(trainer.memory.logits_chunk_size, tokens)
         copies = 1 if model.adapters else 2  # a frozen block has no gradient
-        block = model.parameters - (model.layers - 1) * model.layer  # all but the layers that wait for their turn
+        block = model.parameters - (model.layers - 1) * model.layer  # all but the layers whose turn it is not
         gathered = copies * block * self.weight_bytes if self.config.num_gpus > 1 else 0
         needs = {
             "gradients": model.trained * self.weight_bytes / self.config.num_gpus,
@@ -176,20 +181,21 @@ class Plan:
 
     @property
     def room_for_cache(self) -> float:
-        """What is left for keys and values while sampling."""
+        """Return the bytes left for keys and values while sampling."""
         left = self.usable - sum(self.states().values()) - sum(self.sampling().values())
         return min(left, self.engine_share - sum(self.sampling().values())) if self.separate_engine else left
 
     @property
     def sequences_wanted(self) -> int:
-        """Sequences that a GPU would decode at once."""
+        """Return how many sequences a GPU would decode at once if memory allowed."""
         return min(self.config.sampler.max_num_seqs, math.ceil(self.answers_a_round / self.config.num_gpus))
 
     def check(self) -> None:
         """Refuse a plan that cannot work.
 
         Raises:
-            ConfigError: with the numbers.
+            ConfigError: the GPUs cannot share the groups evenly, there are too few problems, or there is too little
+                memory; the message has the numbers.
         """
         config = self.config
         if config.trainer.num_prompts_per_step % config.num_gpus:
@@ -232,16 +238,16 @@ class Plan:
         return min(self.config.mean_completion_length, self.config.trainer.rollouts.max_completion_length)
 
     def hours(self) -> dict[str, tuple[float, float]]:
-        """Tokens and GPU-hours of each part, at the mean lengths."""
+        """Return the tokens and GPU-hours of each part of the run, at the mean lengths."""
         config, model = self.config, self.model
         prompt, answer = min(config.mean_prompt_length, config.model.prompt.max_length), self.tokens_an_answer
         whole = prompt + answer
         flop_rate = config.gpu_tflops * 1e12 * config.training_utilization
-        forward = model.forward_flops(whole / 2)  # of a token in the middle of its sequence
+        forward = model.forward_flops(whole / 2)  # per token, for one in the middle of its sequence
         traffic_rate = config.gpu_bandwidth_gbs * 1e9 * config.generation_utilization
         token_cache = self.cache_a_sequence / self.longest
         at_once = min(self.sequences_wanted, int(self.room_for_cache // (token_cache * whole)))
-        # Each decoding step reads the weights once and the cache of every running sequence, half full on the mean.
+        # Each decoding step reads the weights once and the cache of every running sequence, half full on average.
         read = model.parameters * self.engine_bytes + at_once * token_cache * (prompt + answer / 2)
         seconds_a_token = read / at_once / traffic_rate
 
@@ -249,7 +255,8 @@ class Plan:
         trained = (
             config.trainer.max_steps * config.trainer.num_prompts_per_step * config.trainer.rollouts.num_generations
         )
-        # Forward, the gradients of activations, those of weights, and layers computed again, a forward pass each.
+        # Each costs as much as a forward pass: the forward pass itself, the gradients of activations, the gradients of
+        # weights (not for frozen ones), and the second forward pass of gradient checkpointing.
         backward = (2 + (not model.adapters) + config.trainer.memory.gradient_checkpointing) * forward
         passes = (config.trainer.rollouts.old_logprobs == "trainer") + (config.loss.beta > 0)
         parts = {
@@ -268,10 +275,10 @@ class Plan:
 
 
 def make_plan(config: DictConfig) -> Plan:
-    """The plan of a composed config.
+    """Make the plan of a composed config.
 
     Raises:
-        ConfigError: a value that cannot work, or a plan that cannot.
+        ConfigError: a value cannot work, or the plan cannot.
     """
     check_values(config)
     check_values(config, RULES)

@@ -1,4 +1,4 @@
-"""What is asked: problems of every source in one form, and the mixture of them that a run trains on."""
+"""Problems: load every source in one form, and mix sources into the training set of a run."""
 
 from lens.problems.decontamination import overlap
 from lens.problems.mixture import load_evaluation_sets, load_mixture

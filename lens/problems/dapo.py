@@ -1,7 +1,7 @@
-"""DAPO-Math-17k: competition problems rewritten so that every answer is an integer; no levels, no subjects.
+"""Loads DAPO-Math-17k: competition problems rewritten so that every answer is an integer. No levels, no subjects.
 
-Source: Yu et al. 2025, "DAPO: An Open-Source LLM Reinforcement Learning System at Scale" (arXiv:2503.14476). The other
-data sets of its authors, such as their AIME 2024, have the same form and can be read as well.
+Source: Yu et al. 2025, "DAPO: An Open-Source LLM Reinforcement Learning System at Scale" (arXiv:2503.14476). The
+authors' other data sets, such as their AIME 2024, have the same form and can be loaded too.
 
 Upstream repeats its 17,917 rows a hundred times, wraps each problem in an instruction about the form of the answer,
 and gives a few problems two different answers.
@@ -28,7 +28,7 @@ REPO = "BytedTsinghua-SIA/DAPO-Math-17k"
 REVISION = "65877096c24ffa7abc4e4fa5edb95cf3413a5674"
 COLUMNS = ("prompt", "reward_model.ground_truth", "extra_info.index")
 
-# Upstream's instruction, which stands before and after every problem.
+# Upstream's instruction, before and after every problem.
 BEFORE = (
     "Solve the following math problem step by step. The last line of your response should be of the form "
     "Answer: $Answer (without quotes) where $Answer is the answer to the problem.\n\n"
@@ -51,7 +51,7 @@ def load_dapo(
     drop_empty: bool = True,
     key: str = "dataset.dapo",
 ) -> Dataset:
-    """DAPO-Math-17k, each row once and without the instruction around it.
+    """Load DAPO-Math-17k, each row once and without the instruction around it.
 
     Args:
         path: local file with prompt, reward_model.ground_truth and extra_info.index; None reads the hub.
@@ -59,15 +59,15 @@ def load_dapo(
         repo: hub repository, as owner/name.
         revision: its commit.
         streaming: read rows as they come, without a copy in the cache.
-        deduplicate: ``row`` takes upstream's repetitions of one row (index, prompt and answer) for one; ``problem``
-            also leaves out a problem that occurs again under another index with the same answer.
+        deduplicate: ``row`` keeps one of upstream's repetitions of a row (same index, prompt and answer). ``problem``
+            also drops a problem that occurs again under another index with the same answer.
         drop_conflicting: leave out all rows of a problem that occurs with different answers.
-        drop_chinese: leave out problems that hold Chinese characters; they are counted either way.
+        drop_chinese: leave out problems with Chinese characters; they are counted either way.
         drop_empty: leave out rows with an empty problem or answer.
         key: where this source stands in the config, for error messages.
 
     Raises:
-        ConfigError: rows that cannot be used or found; the message names file, row and key.
+        ConfigError: rows cannot be found or used; the message names file, row and key.
     """
     if deduplicate not in ("row", "problem"):
         raise ConfigError(f"{key}.deduplicate", deduplicate, "must be row or problem")
@@ -97,7 +97,7 @@ def load_dapo(
 
 
 def group_answers(rows: list[tuple[int, dict[str, Any]]]) -> dict[str, set[str]]:
-    """Fingerprint of each problem -> the different answers that its rows give."""
+    """Map the fingerprint of each problem to the different answers that its rows give."""
     answers = defaultdict(set)
     for _, row in rows:
         answers[fingerprint(unwrap(row["prompt"]))].add(row["reward_model.ground_truth"])
@@ -105,12 +105,13 @@ def group_answers(rows: list[tuple[int, dict[str, Any]]]) -> dict[str, set[str]]
 
 
 def distinct_rows(upstream: Upstream) -> tuple[list[tuple[int, dict[str, Any]]], int]:
-    """The rows that differ from all rows before them, with their numbers, and how many rows there are in all.
+    """Return the rows that differ from all rows before them, and the number of rows read.
 
-    Upstream is long and what differs is a hundredth of it, so rows go by in batches and column by column.
+    Only a hundredth of upstream's many rows is distinct. So rows are read in batches and column by column.
 
     Returns:
-        ``(number, {column: value})`` of each distinct row (``prompt`` is the text of its message); the number read.
+        ``(number, {column: value})`` of each distinct row, where ``prompt`` is the text of its message; and the number
+        of rows read.
     """
     first: dict[tuple, int] = {}
     num_read = 0
@@ -124,7 +125,10 @@ def distinct_rows(upstream: Upstream) -> tuple[list[tuple[int, dict[str, Any]]],
 
 
 def texts_of(prompts: pa.ChunkedArray, upstream: Upstream, num_before: int) -> list[str]:
-    """The text of each prompt, which has to be a list of one chat message; ``num_before`` rows came before these."""
+    """Return the text of each prompt, which must be a list of one chat message.
+
+    ``num_before`` rows were read before these; error messages count from there.
+    """
     try:
         lengths = pc.fill_null(pc.list_value_length(prompts), 0)
         if (place := pc.index(pc.equal(lengths, 1), False).as_py()) >= 0:
@@ -139,15 +143,15 @@ def texts_of(prompts: pa.ChunkedArray, upstream: Upstream, num_before: int) -> l
 
 
 def unwrap(prompt: str) -> str:
-    """The problem in a prompt, without upstream's instruction."""
+    """Return the problem in a prompt, without upstream's instruction."""
     return prompt.removeprefix(BEFORE).removesuffix(AFTER)
 
 
 def is_wrapped(prompt: str) -> bool:
-    """Whether the instruction stands on both sides of the problem, word for word."""
+    """Return whether the instruction is on both sides of the problem, word for word."""
     return prompt.startswith(BEFORE) and prompt.endswith(AFTER)
 
 
 def is_chinese(problem: Problem) -> bool:
-    """Whether the problem holds Chinese characters."""
+    """Return whether the problem has Chinese characters."""
     return CHINESE.search(problem.problem) is not None

@@ -1,8 +1,8 @@
-"""Which evaluation problems occur among the training problems.
+"""Finds the evaluation problems that occur among the training problems.
 
-Two problems are the same if their texts are, white space aside. That finds copies and nothing else: a problem that was
-reworded, or given other numbers, passes. DAPO-Math-17k alone holds 972 of the 5,000 problems of MATH's test split, a
-third of Level 5 among them, so that a result on MATH after training on DAPO is partly a result on training problems.
+Two problems are the same if their texts are, apart from white space. That finds copies only: a problem that was
+reworded, or given other numbers, passes. DAPO-Math-17k alone holds 972 of the 5,000 problems of MATH's test split,
+including a third of Level 5. So a result on MATH after training on DAPO is partly a result on training problems.
 """
 
 from __future__ import annotations
@@ -17,30 +17,31 @@ from lens.problems.problem import fingerprint
 
 
 def overlap(train: Dataset, evaluation: Dataset) -> list[str]:
-    """The ids of the evaluation problems that occur in ``train``, in the order of ``evaluation``."""
+    """Return the ids of the evaluation problems that occur in ``train``, in the order of ``evaluation``."""
     return find_held(fingerprints(train), evaluation)
 
 
 def fingerprints(problems: Dataset) -> set[str]:
-    """The texts of all problems, without white space."""
+    """Return the texts of all problems, without white space."""
     return {fingerprint(text) for text in problems["problem"]}
 
 
 def find_held(texts: Collection[str], evaluation: Dataset) -> list[str]:
-    """The ids of the evaluation problems whose fingerprints are among ``texts``."""
+    """Return the ids of the evaluation problems whose fingerprints are among ``texts``."""
     pairs = zip(evaluation["id"], evaluation["problem"], strict=True)
     return [id for id, text in pairs if fingerprint(text) in texts]
 
 
 def describe_overlap(ids: Collection[str], evaluation: Dataset) -> dict[str, Any]:
-    """A report on one evaluation set, ready for JSON.
+    """Make a report on the overlap of one evaluation set with the training data, ready for JSON.
 
     Args:
-        ids: those of its problems that occur in training.
-        evaluation: the set.
+        ids: ids of its problems that occur in training.
+        evaluation: the evaluation set.
 
     Returns:
-        ``count`` problems ``of`` so many, ``by_level`` (levels as text, "unlevelled" for null) and the ``ids``.
+        ``count``: the number of ids. ``of``: the size of the set. ``by_level``: the count of each level, as text, or
+        "unlevelled" for null. ``ids``: the ids.
     """
     ids = list(ids)
     chosen = set(ids)
@@ -53,5 +54,5 @@ def describe_overlap(ids: Collection[str], evaluation: Dataset) -> dict[str, Any
 
 
 def drop_ids(report: Mapping[str, Any]) -> dict[str, Any]:
-    """A report in short: its numbers."""
+    """Return a report without its ids."""
     return {name: value for name, value in report.items() if name != "ids"}

@@ -1,9 +1,9 @@
-r"""MATH: 12,500 competition problems in five levels and seven subjects, and the 500 of them called MATH-500.
+r"""Loads MATH, 12,500 competition problems in five levels and seven subjects, and MATH-500, 500 of them.
 
 Sources: Hendrycks et al. 2021, "Measuring Mathematical Problem Solving With the MATH Dataset" (arXiv:2103.03874);
-Lightman et al. 2023, "Let's Verify Step by Step" (arXiv:2305.20050), whose test problems MATH-500 is.
+Lightman et al. 2023, "Let's Verify Step by Step" (arXiv:2305.20050), whose test problems are MATH-500.
 
-MATH has no answer column: the answer is what stands in the last ``\boxed{}`` of the solution, taken over letter by
+MATH has no answer column. The answer is the content of the last ``\boxed{}`` of the solution. It is copied letter by
 letter, since cleaning it as text breaks answers such as matrices (``\\`` becomes ``\``).
 """
 
@@ -25,7 +25,7 @@ MATH_SIZES = {"train": 7500, "test": 5000}
 MATH500_REPO = "HuggingFaceH4/MATH-500"
 MATH500_REVISION = "6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be"
 
-BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # a control symbol such as \{ is no brace
+BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # a control symbol such as \{ is not a brace
 MATH_END = re.compile(r"\$|\\[)\]]|\n")
 
 
@@ -39,7 +39,7 @@ def load_math(
     drop_empty: bool = True,
     key: str = "dataset.math",
 ) -> Dataset:
-    r"""MATH in the split its authors made: 7,500 problems to train on, 5,000 to test on.
+    r"""Load MATH in the split of its authors: 7,500 training and 5,000 test problems.
 
     Args:
         path: local file with problem, level, type and solution; None reads the hub.
@@ -47,11 +47,11 @@ def load_math(
         repo: hub repository, as owner/name.
         revision: its commit.
         streaming: read rows as they come, without a copy in the cache.
-        drop_empty: leave out problems whose solution boxes nothing (two of the training split).
+        drop_empty: leave out problems whose solution has no box (two of the training split).
         key: where this source stands in the config, for error messages.
 
     Raises:
-        ConfigError: rows that cannot be used or found; the message names file, row and key.
+        ConfigError: rows cannot be found or used; the message names file, row and key.
     """
     upstream = read_upstream(
         "math",
@@ -88,7 +88,7 @@ def load_math500(
     drop_empty: bool = True,
     key: str = "dataset.math500",
 ) -> Dataset:
-    """MATH-500, which has answers, levels as numbers and ids of its own; its only split is test.
+    """Load MATH-500, which has answers, levels as numbers and ids of its own. Its only split is test.
 
     Args:
         path: local file with problem, answer, level, subject and unique_id; None reads the hub.
@@ -100,7 +100,7 @@ def load_math500(
         key: where this source stands in the config, for error messages.
 
     Raises:
-        ConfigError: rows that cannot be used or found; the message names file, row and key.
+        ConfigError: rows cannot be found or used; the message names file, row and key.
     """
     upstream = read_upstream(
         "math500",
@@ -121,10 +121,10 @@ def load_math500(
 
 
 def last_boxed(solution: str) -> str:
-    r"""What the last ``\boxed`` of a solution holds, letter by letter; "" where there is none or it never ends.
+    r"""Return the content of the last ``\boxed`` of a solution, letter by letter; "" if there is none or it never ends.
 
-    ``\boxed{\frac{1}{2}}`` gives ``\frac{1}{2}``; without braces, ``\boxed 2$`` gives all up to the end of the formula.
-    A few test solutions use ``\fbox`` instead.
+    ``\boxed{\frac{1}{2}}`` gives ``\frac{1}{2}``. Without braces, ``\boxed 2$`` gives all up to the end of the
+    formula. A few test solutions use ``\fbox`` instead.
     """
     _, box, rest = solution.rpartition(r"\boxed")
     if not box:

@@ -1,4 +1,4 @@
-"""What a run trains on: problems of several sources, and how many of the evaluation problems are among them."""
+"""Mixes problems of several sources into a training set, and reports the evaluation problems in it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ log = logging.getLogger(__name__)
 
 
 def check_files(sources: Mapping[str, Any], key: str) -> None:
-    """Refuse local files that cannot be read, before any problem is.
+    """Refuse local files that cannot be read, before any problem is loaded.
 
     Args:
-        sources: sections of a config, of which those with a ``path`` are sources.
+        sources: sections of a config. Those with a ``path`` are sources.
         key: where they stand in the config.
 
     Raises:
-        ConfigError: the first file that is missing, empty or of an unknown kind.
+        ConfigError: a file is missing, empty or of an unknown kind; the message names the first.
     """
     for name, section in sources.items():
         if isinstance(section, Mapping) and section.get("path") is not None and section.get("source") != "arithmetic":
@@ -32,7 +32,7 @@ def check_files(sources: Mapping[str, Any], key: str) -> None:
 
 
 def load_evaluation_sets(sets: Mapping[str, Mapping[str, Any]]) -> dict[str, Dataset]:
-    """The evaluation sets of a config, by name; each is given by the arguments of ``load_problems``."""
+    """Load the evaluation sets of a config, by name. Each section holds the arguments of `load_problems`."""
     return {
         name: load_problems(**{"source": None, **node}, key=f"evaluation.sets.{name}") for name, node in sets.items()
     }
@@ -45,23 +45,23 @@ def load_mixture(
     decontaminate: bool | str = "report",
     **sources: Mapping[str, Any],
 ) -> tuple[Dataset, dict[str, dict[str, Any]]]:
-    """Training problems from all sources, one after the other, and a report on the evaluation problems among them.
+    """Load the training problems of all sources, one after the other, and report the evaluation problems among them.
 
     Args:
         evaluation_sets: the problems that the run is evaluated on, by the name of the set.
-        seed: seed of every draw of ``size`` problems. Runs that share it share their training set, whatever their
-            objective.
-        decontaminate: ``report`` warns of evaluation problems in the training set and leaves them there; True leaves
-            them out, before the draw; False does not look.
-        sources: for each source its arguments for ``load_problems``; its seed is ``seed`` unless it has one of its own.
+        seed: seed of every draw of ``size`` problems. Runs with the same seed have the same training set, whatever
+            their objective.
+        decontaminate: ``report`` warns of evaluation problems in the training set and leaves them there. True leaves
+            them out, before the draw. False does not look for them.
+        sources: for each source its arguments for `load_problems`. Its seed is ``seed`` unless it has one of its own.
 
     Returns:
-        The problems, and for each evaluation set ``{"count", "of", "by_level", "ids", "removed"}``: how many of its
-        problems are in the training set or, where ``removed`` is true, were in what it was drawn from. An empty report
-        where ``decontaminate`` is False.
+        The problems; and for each evaluation set a report with the keys of `describe_overlap` and ``removed``. If
+        ``removed`` is false, it counts the set's problems in the training set; if true, those in the pools that the
+        training set was drawn from. The report is empty if ``decontaminate`` is False.
 
     Raises:
-        ConfigError: whatever ``load_problems`` refuses, no source or no problem at all, or an id in two sources.
+        ConfigError: `load_problems` refuses a source, there is no source or no problem, or two sources share an id.
     """
     if not (isinstance(decontaminate, bool) or decontaminate == "report"):
         raise ConfigError("dataset.decontaminate", decontaminate, "must be report, true or false")
@@ -92,7 +92,11 @@ def load_mixture(
 
 
 def join_problems(parts: Mapping[str, Dataset]) -> Dataset:
-    """All parts, one after the other; no two may share an id, and together they may not be empty."""
+    """Join all parts, one after the other, and log their sizes.
+
+    Raises:
+        ConfigError: two parts share an id, or all are empty.
+    """
     owner: dict[str, str] = {}
     for name, part in parts.items():
         for id in part["id"]:
@@ -108,7 +112,7 @@ def join_problems(parts: Mapping[str, Dataset]) -> Dataset:
 
 
 def log_contamination(report: Mapping[str, Mapping[str, Any]]) -> None:
-    """Log the report: a warning for each evaluation set that the training set shares problems with."""
+    """Log a report of `load_mixture`. Warn for each evaluation set that shares problems with the training set."""
     for name, found in report.items():
         levels = ", ".join(f"{level}: {count}" for level, count in found["by_level"].items())
         share = f"{found['count']:,} of the {found['of']:,} problems of evaluation set {name} (by level {levels})"

@@ -1,7 +1,7 @@
-"""NuminaMath-1.5: about 900,000 problems from competitions and school books, many without an answer to check.
+"""Loads NuminaMath-1.5: about 900,000 problems from competitions and school books, many without a checkable answer.
 
 Source: Li et al. 2024, "NuminaMath: The largest public dataset in AI4Maths with 860k pairs of competition math problems
-and solutions"; version 1.5 is the data set AI-MO/NuminaMath-1.5 on the Hugging Face hub. No levels.
+and solutions". Version 1.5 is the data set AI-MO/NuminaMath-1.5 on the Hugging Face hub. It has no levels.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def load_numina(
     drop_empty: bool = True,
     key: str = "dataset.numina",
 ) -> Dataset:
-    """NuminaMath-1.5, by default the problems with an answer that a verifier can check.
+    """Load NuminaMath-1.5; by default, only problems whose answer a verifier can check.
 
     A row that several filters would drop is counted under the first of them, in the order of the arguments.
 
@@ -41,14 +41,14 @@ def load_numina(
         revision: its commit.
         streaming: read rows as they come, without a copy in the cache.
         drop_proofs: leave out rows with the answer "proof" or the question type "proof".
-        drop_notfound: leave out rows with the answer "notfound", which nobody could take from the solution.
+        drop_notfound: leave out rows with the answer "notfound", upstream's mark where the solution gave none.
         drop_multiple_choice: leave out rows with the question type "MCQ", whose answer is a letter.
         drop_invalid: leave out rows whose problem or solution is not marked as valid ("Yes").
         drop_empty: leave out rows with an empty problem or answer.
         key: where this source stands in the config, for error messages.
 
     Raises:
-        ConfigError: rows that cannot be used or found; the message names file, row and key.
+        ConfigError: rows cannot be found or used; the message names file, row and key.
     """
     upstream = read_upstream(
         "numina",

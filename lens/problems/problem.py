@@ -1,7 +1,7 @@
-"""The one form that every problem has, whatever source it comes from.
+"""Defines the one schema of all problems, and converts the rows of any source to it.
 
-A source module reads rows in upstream's own form and says how one of them becomes a ``Problem``; ``collect`` does the
-rest for all of them: it checks each problem, counts what is dropped and why, and builds the dataset.
+A source module reads rows in upstream's own form and says how a row becomes a `Problem`. `collect` does the rest for
+all sources: it checks each problem, counts what is dropped and why, and builds the dataset.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FEATURES = Features(
 
 @dataclass
 class Problem:
-    """A problem on its way into the dataset; an ``id`` of None is replaced by one made from the problem's text."""
+    """A problem before it enters the dataset. `collect` replaces an ``id`` of None by a hash of the problem's text."""
 
     problem: str
     answer: str
@@ -42,19 +42,19 @@ class Problem:
 
 
 class Dropped(Exception):  # noqa: N818 (no error: the configuration wants it so)
-    """Raised for a row that the configuration leaves out; its message is the reason under which the row is counted."""
+    """Raised for a row that the configuration leaves out. Its message is the reason that the row is counted under."""
 
 
 def fingerprint(text: str) -> str:
-    """What two texts share when they state the same problem: the text without any white space."""
+    """Return a text without any white space. Two texts with the same fingerprint state the same problem."""
     return "".join(text.split())
 
 
 def parse_level(value: Any) -> int | None:
-    """The level as a number: 5 for 5 and for "Level 5", None for the "Level ?" of a few MATH rows.
+    """Return the level as a number: 5 for 5 and for "Level 5", None for the "Level ?" of a few MATH rows.
 
     Raises:
-        ValueError: anything else.
+        ValueError: the value is anything else.
     """
     if value == "Level ?":
         return None
@@ -75,22 +75,23 @@ def collect(
     dropped: Mapping[str, int] | None = None,
     notes: Mapping[str, Callable[[Problem], bool]] | None = None,
 ) -> Dataset:
-    """Turn the rows of one source into problems and log one line: rows read, dropped and why, kept.
+    """Convert the rows of one source to problems, and log how many rows were read, dropped (and why) and kept.
 
     Args:
-        upstream: the rows, which also know their file for error messages.
-        convert: makes a ``Problem`` of a row; raises ``Dropped`` to leave it out, ``ValueError`` where it is broken.
-        drop_empty: leave out (and count) rows whose problem or answer is empty, instead of refusing them.
-        rows: those of upstream's rows, with their numbers, that were not left out before; None takes all.
+        upstream: the rows; they also know their file, for error messages.
+        convert: makes a `Problem` of a row. It raises `Dropped` to leave the row out, and ValueError if it is broken.
+        drop_empty: leave out and count rows whose problem or answer is empty. Otherwise they are refused.
+        rows: upstream's rows, with their numbers, without those already left out. None: all rows.
         nullable: columns that may be null.
-        dropped: rows that were left out before, by reason.
-        notes: what else to count among the problems that are kept.
+        dropped: numbers of rows already left out, by reason.
+        notes: further properties to count among the problems that are kept.
 
     Returns:
         The problems in upstream's order, with the columns of ``FEATURES``.
 
     Raises:
-        ConfigError: a null, an empty text, a level outside 1 to 5 or an id that occurs twice; it names file and row.
+        ConfigError: there is a null, an empty text, a level outside 1 to 5 or an id that occurs twice. The message
+            names file and row.
     """
     reasons, noted, copies = Counter(dropped), Counter(), Counter()
     ids: set[str] = set()
@@ -125,7 +126,12 @@ def collect(
 
 
 def check_texts(problem: Problem, drop_empty: bool) -> None:
-    """Raise for a problem or an answer that is no text (ValueError) or an empty one (Dropped if ``drop_empty``)."""
+    """Refuse a problem or an answer that is not a text, or is empty.
+
+    Raises:
+        Dropped: one is empty, and ``drop_empty`` is true.
+        ValueError: one is empty and ``drop_empty`` is false, or one is not a text.
+    """
     for name in ("problem", "answer"):
         text = getattr(problem, name)
         if not isinstance(text, str):
@@ -137,5 +143,5 @@ def check_texts(problem: Problem, drop_empty: bool) -> None:
 
 
 def format_counts(counts: Mapping[str, int]) -> str:
-    """Counts in words: "2 empty answer, 1 proof"."""
+    """Format counts as text, such as "2 empty answer, 1 proof"."""
     return ", ".join(f"{count:,} {name}" for name, count in counts.items())

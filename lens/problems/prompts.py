@@ -1,4 +1,4 @@
-"""A problem becomes token ids, once: nothing after this reads or writes prompt text."""
+"""Turns problems into token ids. Nothing after this reads or writes the text of a prompt."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from transformers import PreTrainedTokenizerBase
 
 from lens.errors import ConfigError
 
-QUESTION = "{question}"  # what a plain layout puts the question in place of
+QUESTION = "{question}"  # a plain layout has the question in this place
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A problem as the model reads it."""
+    """The token ids of a problem as the model reads it."""
 
     problem_id: str
     token_ids: tuple[int, ...]
@@ -23,16 +23,16 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """How a problem is put to the model.
+    """How a problem becomes a prompt.
 
     Attributes:
         template: "chat" uses the tokenizer's chat template (instruct models), "plain" the ``layout`` (base models).
-        instruction: text after the problem, on a line of its own, and with it the question; None for none.
-        max_length: the longest prompt in tokens.
-        layout: a plain prompt as text, with ``{question}`` in it.
+        instruction: text after the problem, on a line of its own. Both together are the question. None: no text.
+        max_length: most tokens that a prompt may have.
+        layout: the text of a plain prompt; ``{question}`` in it is replaced.
 
     Raises:
-        ConfigError: an unknown template, or a layout without a question.
+        ConfigError: the template is unknown, or the layout has no ``{question}``.
     """
 
     template: Literal["chat", "plain"] = "chat"
@@ -47,13 +47,13 @@ class PromptFormat:
             raise ConfigError("model.prompt.layout", self.layout, f"a text with {QUESTION} in it")
 
     def encode(self, problem: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-        """The token ids of one problem, with no more than one beginning-of-sequence token, and open at the end.
+        """Return the token ids of one problem, with at most one beginning-of-sequence token and no end token.
 
         A chat template writes its special tokens itself, so the tokenizer adds none. To a plain text the tokenizer adds
-        what it adds to any text, but for an end-of-sequence token: the model is to go on.
+        what it adds to any text. An end-of-sequence token is removed, since the model shall continue the text.
 
         Raises:
-            ConfigError: a chat template that the tokenizer lacks.
+            ConfigError: the template is "chat", and the tokenizer has no chat template.
         """
         question = problem if self.instruction is None else f"{problem}\n{self.instruction}"
         if self.template == "plain":
@@ -69,7 +69,10 @@ class PromptFormat:
 def encode_problems(
     problems: Dataset, tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat
 ) -> tuple[Dataset, list[Prompt], int]:
-    """The problems whose prompts are within the limit, their prompts in the same order, and how many were too long.
+    """Encode problems, and leave out those whose prompt is too long.
+
+    Returns:
+        The remaining problems, their prompts in the same order, and the number of problems that were too long.
 
     Raises:
         ConfigError: no problem is left.

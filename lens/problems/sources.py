@@ -1,4 +1,4 @@
-"""From the name of a source to its problems: the one list of what there is."""
+"""Loads the problems of a source by its name. LOADERS is the one list of sources that are read."""
 
 from __future__ import annotations
 
@@ -30,20 +30,23 @@ def load_problems(
     key: str | None = None,
     **options: Any,
 ) -> Dataset:
-    """The problems of one source: columns problem, answer, level, subject, id, source.
+    """Load the problems of one source.
 
     Args:
         source: math, math500, dapo, numina or arithmetic.
-        path: local file in upstream's form; None reads the hub. Arithmetic is made here and has neither.
-        split: one of the splits of the source; None is train (test for math500, which has no other).
-        size: number of problems, drawn at random; None takes all.
+        path: local file in upstream's form. None reads the hub. Must be None for arithmetic, which is made here.
+        split: one of the splits of the source. None: train (test for math500, which has no other).
+        size: number of problems, drawn at random. None: all.
         seed: seed of that draw.
-        key: where the source stands in the config, for error messages; None is ``dataset.<source>``.
-        options: what the loader of the source takes besides (``repo``, ``revision``, ``drop_empty`` …).
+        key: where the source stands in the config, for error messages. None: ``dataset.<source>``.
+        options: further arguments of the source's loader (``repo``, ``revision``, ``drop_empty`` …).
+
+    Returns:
+        The columns problem, answer, level, subject, id, source.
 
     Raises:
-        ConfigError: an unknown source or split, or rows that cannot be used or found.
-        TypeError: an option that the source does not have.
+        ConfigError: the source or split is unknown, or rows cannot be found or used.
+        TypeError: the source does not have an option.
     """
     key = key or f"dataset.{source}"
     pool = load_pool(source, path=path, split=split, size=size, seed=seed, key=key, **options)
@@ -53,7 +56,7 @@ def load_problems(
 def load_pool(
     source: str, *, path: str | None, split: str | None, size: int | None, seed: int, key: str, **options: Any
 ) -> Dataset:
-    """All problems of a source, before any draw; arithmetic alone makes just as many as are wanted."""
+    """Load all problems of a source, before any draw. Arithmetic makes only as many as ``size`` asks for."""
     if size is not None and (type(size) is not int or size < 1):
         raise ConfigError(f"{key}.size", size, "must be a positive number of problems, or null for all")
     if source == "arithmetic":
@@ -71,17 +74,17 @@ def load_pool(
 def draw_problems(
     pool: Dataset, *, size: int | None, seed: int, key: str, exclude: Collection[str] = frozenset()
 ) -> Dataset:
-    """A random choice of problems, in the order of the pool; all of them, with a warning, where they are too few.
+    """Draw problems at random, and return them in the order of the pool. If there are too few, take all and warn.
 
-    The seed puts the whole pool in order and the first ``size`` problems that may be taken are. So the choice with
-    and without exclusions differs in the excluded problems and in those that take their places, and in nothing else.
+    The seed shuffles the whole pool, and the first ``size`` problems that are not excluded are taken. So exclusions
+    change nothing but the excluded problems and those that take their places.
 
     Args:
         pool: the problems to draw from.
-        size: how many; None takes all.
+        size: how many to draw. None: all.
         seed: seed of the draw.
         key: where the source stands in the config, for the log.
-        exclude: fingerprints of problems that are not to be taken.
+        exclude: fingerprints of problems that must not be taken.
     """
     order = random.Random(seed).sample(range(len(pool)), len(pool))
     if exclude:

@@ -1,8 +1,8 @@
-"""Rows as their publishers wrote them, read from a local file or from the Hugging Face hub by ``datasets``.
+"""Reads the rows of a source as their publisher wrote them, from a local file or the Hugging Face hub.
 
-``datasets`` keeps what it has read in its cache, so a second run starts at once, and one without a network too. With
-``streaming`` the rows go by instead, from the file or the hub, and what is kept of them is all that takes room: DAPO's
-1.8 million rows leave no copy on the disk.
+The library ``datasets`` does the reading. It keeps a copy in its cache, so a second run starts at once, even without a
+network. With ``streaming`` it keeps none: rows are passed on as they are read, and DAPO's 1.8 million rows take no room
+on the disk.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class Upstream:
-    """The rows of one source in upstream's form, and the names by which error messages speak of them.
+    """The rows of one source in upstream's form, with the names that error messages use for them.
 
     Args:
         source: the name of the source, such as ``math``.
-        rows: all columns that upstream has, in the cache or streaming by.
+        rows: the rows with all of upstream's columns, cached or streaming.
         columns: the columns that are needed; a nested column has a dotted name.
         origin_key: the config key that says where the rows come from, such as ``dataset.math.path``.
         origin: its value: a file, or a hub repository with its revision.
@@ -46,10 +46,10 @@ class Upstream:
     origin: str
 
     def batches(self) -> Iterator[pa.Table]:
-        """The needed columns, a thousand rows at a time: no more than these are in memory.
+        """Yield the needed columns, a thousand rows at a time. Only these are in memory.
 
         Raises:
-            ConfigError: rows that cannot be read, none at all, or a column that is missing.
+            ConfigError: rows cannot be read, there are none, or a column is missing.
         """
         batches = iter(self.rows.with_format("arrow").iter(batch_size=1000))
         num_rows = 0
@@ -71,11 +71,11 @@ class Upstream:
             raise ConfigError(self.origin_key, self.origin, "cannot be read: it has no rows")
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Each row with its place in its file (or files, in order), counted from 1."""
+        """Yield each row with its number in its file (or files, in order), counted from 1."""
         return enumerate((row for batch in self.batches() for row in batch.to_pylist()), start=1)
 
     def refuse(self, number: int, reason: str) -> ConfigError:
-        """The error to raise for a row that cannot be used."""
+        """Return the error to raise for a row that cannot be used."""
         return ConfigError(self.origin_key, self.origin, f"row {number} (counted from 1): {reason}")
 
 
@@ -91,12 +91,12 @@ def read_upstream(
     splits: Sequence[str],
     columns: Sequence[str],
 ) -> Upstream:
-    """Read one split of one source, from ``path`` where it is given and from the hub otherwise.
+    """Read one split of one source, from ``path`` if it is given and from the hub otherwise.
 
     Args:
         source: the name of the source.
-        path: a JSONL, JSON or Parquet file in upstream's form; ``train-*.parquet`` and such patterns take several.
-        split: one of ``splits``; None is the first of them.
+        path: a JSONL, JSON or Parquet file in upstream's form. A pattern such as ``train-*.parquet`` takes several.
+        split: one of ``splits``. None: the first of them.
         repo: the hub repository, as owner/name.
         revision: commit, tag or branch of that repository.
         streaming: pass the rows on as they are read, without a copy in the cache. The problems are the same.
@@ -105,7 +105,7 @@ def read_upstream(
         columns: the columns to read, with dots where they are nested.
 
     Raises:
-        ConfigError: an unknown split, a file that is missing or cannot be read, a hub out of reach.
+        ConfigError: the split is unknown, a file is missing or cannot be read, or the hub is out of reach.
     """
     if type(streaming) is not bool:
         raise ConfigError(f"{key}.streaming", streaming, "must be true or false")
@@ -122,7 +122,9 @@ def read_upstream(
 
 
 def find_files(path: str, key: str) -> list[str]:
-    """The files that a path or pattern names, in the order of their names; ``key`` is where it stands in the config.
+    """Return the files that a path or pattern names, in the order of their names.
+
+    ``key`` is where it stands in the config, for error messages.
 
     Raises:
         ConfigError: there are none, or one is a folder, empty, or of a kind that cannot be read.
@@ -142,7 +144,7 @@ def find_files(path: str, key: str) -> list[str]:
 
 
 def read_files(path: str, key: str, streaming: bool) -> Dataset | IterableDataset:
-    """The rows of one local file, or of all that a pattern matches, in the order of their names."""
+    """Read the rows of one local file, or of all files that a pattern matches, in the order of their names."""
     files = find_files(path, key)
     kinds = {READERS[Path(file).suffix] for file in files}
     if len(kinds) > 1:
@@ -158,7 +160,7 @@ def read_files(path: str, key: str, streaming: bool) -> Dataset | IterableDatase
 def read_hub(
     repo: str, revision: str, split: str, key: str, columns: Sequence[str], streaming: bool
 ) -> Dataset | IterableDataset:
-    """The rows of one split of a hub repository at exactly this revision, from the cache where it has them."""
+    """Read one split of a hub repository at exactly this revision, from the cache if it is there."""
     try:
         builder = load_dataset_builder(repo, revision=revision)
         if streaming:
@@ -173,7 +175,7 @@ def read_hub(
             f"(JSONL, JSON or Parquet with {', '.join(columns)})"
         )
         raise ConfigError(f"{key}.path", None, remedy) from error
-    # Without a network ``datasets`` takes the revision that was cached last, whichever was asked for.
+    # Without a network ``datasets`` takes the revision that was cached last, whatever revision was asked for.
     if COMMIT.fullmatch(revision) and builder.hash != revision:
         valid = f"not in reach, and the cache holds {repo} at {builder.hash}: connect, set {key}.path, or take that one"
         raise ConfigError(f"{key}.revision", revision, valid)

@@ -1,4 +1,4 @@
-"""Groups runs that differ in their seed alone into arms, and names them."""
+"""Groups runs that differ only in their seed into arms, and names the arms."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ import pandas as pd
 from lens.config.keys import NOT_COMPARED, shorten_key
 from lens.runs.run import Run
 
-SETTING = ("model", "dataset", "evaluation")  # the groups that decide what can be compared with what
+SETTING = ("model", "dataset", "evaluation")  # the config groups that comparable runs share
 
 
 @dataclass(frozen=True)
 class Arm:
-    """Runs of one config, a seed each, in the order of their seeds.
+    """Holds the runs of one config, one per seed.
 
-    ``variant`` is what sets it apart inside its experiment, ``label`` names the experiment too where others need it.
+    Attributes:
+        label: the arm's name in a report: the variant, with the experiment if another one has the same variant.
+        runs: in the order of their seeds.
+        variant: the objective and the overrides that tell the arm from others of its experiment.
     """
 
     label: str
@@ -28,26 +31,26 @@ class Arm:
 
     @property
     def seeds(self) -> list[int]:
-        """Of its runs, ascending."""
+        """Return the seeds of its runs, ascending."""
         return [run.seed for run in self.runs]
 
     @property
     def experiment(self) -> str:
-        """That of its runs."""
+        """Return the experiment of its runs."""
         return self.runs[0].experiment
 
     @property
     def setting(self) -> str:
-        """That of its runs: see `Run.setting`."""
+        """Return the setting of its runs: see `Run.setting`."""
         return self.runs[0].setting
 
     def final(self) -> pd.DataFrame:
-        """The last evaluation of every run: a row per seed."""
+        """Return the metrics of every run's last evaluation: a row per seed."""
         return pd.DataFrame({run.seed: run.evaluations.iloc[-1] for run in self.runs}).T
 
 
 def group_into_arms(runs: Sequence[Run]) -> list[Arm]:
-    """The arms of one setting, GRPO first."""
+    """Group the runs of one setting into arms, GRPO first."""
     shared = set.intersection(*(set(run.overrides) for run in runs))
     members: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
@@ -63,13 +66,13 @@ def group_into_arms(runs: Sequence[Run]) -> list[Arm]:
 
 
 def natural_sort_key(text: str) -> list[tuple[float, str]]:
-    """A key to sort by in which numbers count as numbers: alpha=4 comes before alpha=16."""
+    """Return a sort key that compares numbers as numbers: alpha=4 comes before alpha=16."""
     parts = re.split(r"(\d+(?:\.\d+)?)", text)
     return [(float(part), "") if place % 2 else (-1.0, part) for place, part in enumerate(parts)]
 
 
 def make_label(objective: str, overrides: Sequence[str]) -> str:
-    """What a run is called in tables: its objective, and the overrides that not all runs share."""
+    """Name a run for tables: its objective and its overrides, which should be those that not all runs share."""
     distinct = []
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
@@ -80,7 +83,7 @@ def make_label(objective: str, overrides: Sequence[str]) -> str:
 
 
 def make_setting_title(arms: Sequence[Arm]) -> str:
-    """What a setting is called: its experiments, its model and its training set."""
+    """Name a setting: its experiments, its model and its training set."""
     choices = arms[0].runs[0].choices
     experiments = " + ".join(dict.fromkeys(arm.experiment for arm in arms))
     return " · ".join(filter(None, [experiments, choices.get("model"), choices.get("dataset")]))

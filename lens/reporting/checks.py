@@ -1,4 +1,4 @@
-"""Refuses runs that cannot be compared, and notes what is odd about the others."""
+"""Refuses runs that cannot be compared, and notes oddities of the others."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from lens.reporting.arms import SETTING, Arm, make_setting_title
 from lens.reporting.pairing import find_baseline, list_other_differences
 from lens.runs.run import Run, drop_rhythm
 
-NAMED = 8  # of what is too much to be named
+NAMED = 8  # names in a list that is cut short
 
 
 def note_other_experiments(arms: Sequence[Arm]) -> list[str]:
-    """A line for each experiment of a setting but the one with the most runs."""
+    """Return a line for each experiment of a setting, except the one with the most runs."""
     counts = Counter(run.experiment for arm in arms for run in arm.runs)
     (first, _), *others = counts.most_common()
     lines = []
     for name, number in others:
         labels = ", ".join(arm.label for arm in arms if arm.experiment == name)
-        lines.append(f"{number} run(s) of another experiment than {first}, with arms of their own: {name} ({labels})")
+        lines.append(f"{number} run(s) of another experiment than {first}, in separate arms: {name} ({labels})")
     return lines
 
 
 def note_missing_seeds(arms: Sequence[Arm]) -> list[str]:
-    """A line for each arm that lacks seeds which other arms of its experiment have."""
+    """Return a line for each arm that lacks seeds of other arms of its experiment."""
     lines = []
     for arm in arms:
         seeds = {seed for other in arms if other.experiment == arm.experiment for seed in other.seeds}
@@ -38,17 +38,17 @@ def note_missing_seeds(arms: Sequence[Arm]) -> list[str]:
 
 
 def note_separate_setting(arms: Sequence[Arm], setting: str) -> str:
-    """That the arms of a setting are reported apart from the first setting's, and why."""
+    """Return a line saying that a setting is reported separately from the first one, and why."""
     members = [arm for arm in arms if arm.setting == setting]
     a, b = ({key: run.config.get(key) for key in SETTING} for run in (arms[0].runs[0], members[0].runs[0]))
     differing = [key for key in find_differing_keys(a, b) if key != "evaluation.every"]
     named = shorten(str(run.folder) for arm in members for run in arm.runs)
     title, first = make_setting_title(members), make_setting_title(arms[:1])
-    return f"{title}: reported apart from {first}, as {differing} differ ({named})"
+    return f"{title}: reported separately from {first}, as {differing} differ ({named})"
 
 
 def check_evaluations(runs: Sequence[Run], where: str) -> None:
-    """Raises ConfigError where runs of one experiment on one model and dataset were evaluated differently."""
+    """Raise ConfigError if runs of one experiment on one model and dataset were evaluated differently."""
     first: dict[str, Run] = {}
     found = []
     for run in runs:
@@ -61,7 +61,7 @@ def check_evaluations(runs: Sequence[Run], where: str) -> None:
 
 
 def check_problems(arms: Sequence[Arm], where: str) -> None:
-    """Raises ConfigError where the last evaluations of a setting's runs did not ask the same problems."""
+    """Raise ConfigError if the last evaluations of a setting's runs did not ask the same problems."""
     first, found = arms[0].runs[0], []
     for run in (run for arm in arms for run in arm.runs):
         a, b = (r.problems[["set", "id", "n"]].reset_index(drop=True) for r in (first, run))
@@ -73,35 +73,38 @@ def check_problems(arms: Sequence[Arm], where: str) -> None:
 
 
 def check_arm(arm: Arm) -> None:
-    """Raises ConfigError where the runs of an arm differ in more than their seed, or repeat one."""
+    """Raise ConfigError if the runs of an arm differ in more than their seed, or two have the same seed."""
     first, found = arm.runs[0], []
     for run in arm.runs[1:]:
         if differing := find_differing_keys(first.config, run.config):
             found.append(f"{run.folder} and {first.folder} differ in {differing}")
-    raise_if_any(arm.label, "runs that differ in their seed alone", found)
+    raise_if_any(arm.label, "runs that differ only in their seed", found)
     if len(set(arm.seeds)) < len(arm.seeds):
         twice = sorted({seed for seed in arm.seeds if arm.seeds.count(seed) > 1})
         folders = ", ".join(str(run.folder) for run in arm.runs if run.seed in twice)
-        raise ConfigError("runs", arm.label, f"one run a seed; seeds {twice} occur again in {folders}")
+        raise ConfigError("runs", arm.label, f"one run per seed; seeds {twice} occur more than once, in {folders}")
 
 
 def raise_if_any(value: str, valid: str, found: Sequence[str]) -> None:
-    """Raises ConfigError with what was found, if anything was."""
+    """Raise ConfigError with the findings, if there are any."""
     if found:
         raise ConfigError("runs", value, f"{valid}; {shorten(found, '; ')}")
 
 
 def shorten(names: Iterable[str], between: str = ", ") -> str:
-    """The first few of many, and that there are more."""
+    """Join names; of more than NAMED, only the first ones and their number."""
     names = list(names)
     return between.join(names[:NAMED]) + (f"{between}… ({len(names)})" if len(names) > NAMED else "")
 
 
 def check_baseline(settings: Sequence[Sequence[Arm]], baseline: str | None) -> list[str]:
-    """A line for each setting that cannot be compared, and for each arm that differs in more than its objective.
+    """Return notes on what the baseline cannot be compared with fairly.
+
+    There is a line for each setting without the baseline, and for each arm of another experiment that differs from its
+    baseline in more than the objective.
 
     Raises:
-        ConfigError: no setting of several arms has an arm of that name.
+        ConfigError: no setting with several arms has an arm of that name.
     """
     several = [arms for arms in settings if len(arms) > 1]
     has = [any(find_baseline(arm, arms, baseline) for arm in arms) for arms in several]

@@ -1,4 +1,4 @@
-"""Runs of one arm -> curves over steps: means with their intervals, moving averages, running totals."""
+"""Turns runs of one arm into curves over steps: means with intervals, moving averages, running totals."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from lens.runs.run import Run
 
 SMOOTHING_STEPS = 5
 
-# Averages of runs over a shared axis: x, mean and 95 % half-width.
+# The average of several runs over a shared axis: x, mean and 95 % half-width.
 Curve = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def over_seeds(series: Sequence[pd.Series]) -> Curve:
-    """Steps, mean and 95 % half-width over seeds of one metric; the steps are those that all runs have."""
+    """Average one metric over seeds: return the steps that all runs have, the means, and the 95 % half-widths."""
     table = pd.concat(series, axis=1, join="inner").dropna()
     estimates = [Estimate.over(row) for row in table.to_numpy()]
     half = np.nan_to_num([e.half_width for e in estimates])
@@ -25,7 +25,10 @@ def over_seeds(series: Sequence[pd.Series]) -> Curve:
 
 
 def smooth(run: Run, metric: str, *, steps: int = SMOOTHING_STEPS, filled: bool = False) -> pd.Series:
-    """A metric in percent, a moving average over ``steps``; filled: a step without a value takes those around it."""
+    """Return a metric in percent, as a moving average over ``steps``.
+
+    With ``filled``, a step without a value gets the average of the steps before it.
+    """
     known = run.metrics["groups/frac_negative"].dropna().index
     if metric not in run.metrics:
         return pd.Series(np.nan, known)
@@ -36,11 +39,11 @@ def smooth(run: Run, metric: str, *, steps: int = SMOOTHING_STEPS, filled: bool 
 
 
 def accumulate(run: Run, total: str) -> pd.Series:
-    """A running total at each evaluation; 0 before the first step."""
+    """Return a running total at each evaluation; it is 0 before the first step."""
     return at_evaluations(run, run.metrics[total].dropna())
 
 
 def at_evaluations(run: Run, values: pd.Series) -> pd.Series:
-    """What a value that is known at each step was at each evaluation."""
+    """Return the values at the steps that have an evaluation; 0 where there is no value."""
     steps = run.evaluations.index
     return values[~values.index.duplicated(keep="last")].reindex(steps).fillna(0.0)

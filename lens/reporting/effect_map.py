@@ -1,4 +1,7 @@
-"""Arms of many settings -> a map: where an objective helps, a row for each cell that was changed in one factor."""
+"""Turns arms of many settings into a map of where an objective helps.
+
+A cell of the map is a setting with one factor changed; each row compares two arms, mostly of one cell.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +21,17 @@ from lens.reporting.pairing import find_twin, pair_runs
 from lens.reporting.tables import find_ks, find_members, find_parts, signal_table
 
 MIDDLE = "(middle)"  # the cell in which nothing is changed
-LINEAR = 5  # points within which the figure's axis is linear; beyond, a collapse of 60 points leaves room for the rest
+LINEAR = 5  # points; beyond, the figure's axis is logarithmic, so that a collapse of 60 points leaves room for the rest
 TICKS = (-50, -20, -10, -5, -2, 0, 2, 5, 10, 20, 50)
 ROW_HEIGHT = 0.17  # inches
 
 
 def map_table(arms: Sequence[Arm], baseline: str | None) -> pd.DataFrame:
-    """A row for each comparison: cell, arm, against what, the paired difference, and the signal behind it.
+    """Return a row for each comparison: cell, arm, the arm it is compared with, paired differences, and the signal.
 
-    The difference is of the smallest and of the largest k of pass@k over all problems of the first evaluation set.
-    Negative groups at the start, their share of the gradient's norm, and the entropy at the end are those of the arm;
-    the last column is the entropy at the end of what it is held against.
+    The differences are of pass@k for the smallest and the largest k, over all problems of the first evaluation set. The
+    negative groups at the start, their share of the gradient's norm, and the entropy at the end are the arm's. The last
+    column is the entropy of the other arm at the end.
     """
     rows = []
     for ours, other in iterate_comparisons(arms, baseline):
@@ -59,10 +62,11 @@ def map_table(arms: Sequence[Arm], baseline: str | None) -> pd.DataFrame:
 
 
 def iterate_comparisons(arms: Sequence[Arm], baseline: str | None) -> Iterator[tuple[Arm, Arm]]:
-    """Who is held against whom, cell by cell, the middle first.
+    """Yield the pairs of arms to compare, cell by cell, the middle first.
 
-    Each arm against the baseline's that differs in nothing but the objective; and the middle's plain LENS arms against
-    each control: an arm of another objective, or of the baseline with something changed that nobody else has changed.
+    Each arm is compared with the baseline arm that differs only in the objective. Each plain LENS arm of the middle is
+    also compared with the controls of its setting. A control is an arm of another objective, or a baseline arm that no
+    arm is compared with; if it has an alpha, it must be the same.
     """
     twins = {id(arm): find_twin(arm, arms, baseline) for arm in arms}
     shared = {id(twin) for twin in twins.values()}
@@ -77,7 +81,7 @@ def iterate_comparisons(arms: Sequence[Arm], baseline: str | None) -> Iterator[t
 
 
 def name_cell(arm: Arm, arms: Sequence[Arm]) -> str:
-    """What is changed in an arm besides its objective, as it was typed: num_generations=16."""
+    """Name an arm's cell by what was changed besides the objective, as it was typed: num_generations=16."""
     common = set.intersection(*(set(a.runs[0].overrides) for a in arms))
     skipped = ("objective", "experiment", "hydra", *NOT_COMPARED)
     changed = [o for o in arm.runs[0].overrides if o not in common and head_of(o) not in skipped]
@@ -85,27 +89,27 @@ def name_cell(arm: Arm, arms: Sequence[Arm]) -> str:
 
 
 def objective_of(arm: Arm) -> str:
-    """An arm's objective with what was changed in it: lens alpha=16."""
+    """Return an arm's objective with the changes to it: lens alpha=16."""
     return make_label(arm.runs[0].objective, [o for o in arm.runs[0].overrides if o.startswith("objective.")])
 
 
 def head_of(override: str) -> str:
-    """The first part of an override's key."""
+    """Return the first part of an override's key."""
     return override.lstrip("+~").partition("=")[0].split(".")[0]
 
 
 def is_lens(arm: Arm) -> bool:
-    """Whether an arm's advantages are LENS's own, whatever its settings."""
+    """Return whether an arm's objective is LENS itself, with any settings."""
     return arm.runs[0].config.get("objective", {}).get("_target_") == "lens.objectives.lens_advantages"
 
 
 def alpha_of(arm: Arm) -> float | None:
-    """Its objective's alpha, if that has one."""
+    """Return the alpha of an arm's objective, or None if it has none."""
     return arm.runs[0].config.get("objective", {}).get("alpha")
 
 
 def draw_map(table: pd.DataFrame, path: Path) -> Path:
-    """The figure of a map's first difference, as PNG and PDF; returns the PNG's path."""
+    """Draw a map's first difference, and save it as PNG and PDF; return the PNG's path."""
     column = next(name for name in table.columns if name.startswith("pass@"))
     with plt.rc_context(STYLE | {"ytick.labelsize": 6}):
         figure, axes = plt.subplots(figsize=(2 * COLUMN_WIDTH, ROW_HEIGHT * len(table) + 0.9), layout="constrained")
@@ -115,15 +119,15 @@ def draw_map(table: pd.DataFrame, path: Path) -> Path:
 
 
 def plot_map(axes: plt.Axes, table: pd.DataFrame, column: str) -> None:
-    """A forest plot of a map's differences: a point a row, its t interval thick, the bootstrap's thin.
+    """Draw a forest plot of a map's differences: a point per row, with a thick t and a thin bootstrap interval.
 
-    Filled points are decided, by both intervals; the axis is linear between -LINEAR and LINEAR points and logarithmic
-    beyond.
+    A point is filled if both intervals leave out zero. The axis is linear between -LINEAR and LINEAR points and
+    logarithmic beyond.
 
     Args:
-        axes: where it is drawn.
-        table: what `map_table` gave.
-        column: the differences, such as ``pass@1``.
+        axes: the axes to draw on.
+        table: the table that `map_table` returned.
+        column: the column of the differences, such as ``pass@1``.
     """
     names = list(dict.fromkeys(zip(table["arm"], table["against"], strict=True)))
     for place, row in enumerate(table.to_dict("records")):

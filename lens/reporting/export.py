@@ -1,4 +1,4 @@
-"""Tables -> CSV, Markdown and LaTeX."""
+"""Writes tables as CSV, Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ TEXT_COLUMNS = (
     "algorithm",
     "evaluated on",
     "numbers",
-)  # to the left; the others are numbers
+)  # aligned to the left; the other columns are numbers
 LATEX_SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}"}
 LATEX_SPECIAL |= {character: f"\\{character}" for character in "&%$#_{}"} | {"±": r"$\pm$", "·": r"$\cdot$"}
 
 
 def write_table(table: pd.DataFrame, caption: str, path: Path) -> None:
-    """Write <path>.csv, .md and .tex."""
+    """Write a table to <path>.csv, <path>.md and <path>.tex."""
     split_intervals(table).to_csv(path.with_suffix(".csv"), index=False)
     path.with_suffix(".md").write_text(to_markdown(table))
     path.with_suffix(".tex").write_text(to_latex(table, caption))
 
 
 def split_intervals(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with what a cell holds in columns of its own: <name>, <name> half-width, <name> low, high, verdict."""
+    """Return the table with a column for each number: <name>, <name> half-width, and <name> low, high and verdict."""
     columns = {}
     for name in table.columns:
         cells = list(table[name])
@@ -48,7 +48,7 @@ def split_intervals(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def to_markdown(table: pd.DataFrame) -> str:
-    """The table in Markdown, numbers to the right."""
+    """Return the table in Markdown, with numbers to the right."""
     head = [str(column) for column in table.columns]
     rule = ["---" if column in TEXT_COLUMNS else "---:" for column in head]
     rows = [[str(value).strip() for value in row] for row in table.itertuples(index=False)]
@@ -57,7 +57,7 @@ def to_markdown(table: pd.DataFrame) -> str:
 
 
 def to_latex(table: pd.DataFrame, caption: str) -> str:
-    """The table in LaTeX, for ``\\usepackage{booktabs}``; what the first column repeats is printed once."""
+    """Return the table in LaTeX, for ``\\usepackage{booktabs}``; repeated values of the first column are left out."""
     columns = list(table.columns)
     alignment = "".join("l" if name in TEXT_COLUMNS else "r" for name in columns)
     lines = [
@@ -79,7 +79,7 @@ def to_latex(table: pd.DataFrame, caption: str) -> str:
 
 
 def latex_cell(value: object) -> str:
-    """A cell in LaTeX; a difference takes a line for each thing said of it."""
+    """Return a cell in LaTeX; a `Difference` takes several lines."""
     if not isinstance(value, Difference):
         return latex_text(value)
     first, *others = map(latex_text, value.lines)
@@ -87,6 +87,6 @@ def latex_cell(value: object) -> str:
 
 
 def latex_text(value: object) -> str:
-    """Text with what LaTeX reads otherwise escaped; signed numbers get a real minus."""
+    """Return text with LaTeX's special characters escaped; negative numbers get a real minus."""
     escaped = "".join(LATEX_SPECIAL.get(character, character) for character in str(value))
     return re.sub(r"(?<![\w-])-(?=\d)", "$-$", escaped)

@@ -1,4 +1,4 @@
-"""Arms of one setting -> figures, readable a column wide and in greyscale."""
+"""Draws the figures of one setting, readable at the width of a column and in greyscale."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lens.reporting.curves import SMOOTHING_STEPS, Curve, accumulate, at_evaluat
 from lens.reporting.tables import find_ks, find_parts
 from lens.runs.run import Run
 
-logging.getLogger("fontTools").setLevel(logging.ERROR)  # PDFs without a date make it wonder
+logging.getLogger("fontTools").setLevel(logging.ERROR)  # it warns of PDFs without a date
 
 COLUMN_WIDTH = 3.4  # inches, of a two-column paper
 COLORS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9", "#7f7f7f")
@@ -53,13 +53,13 @@ STYLE = {
     "pdf.fonttype": 42,
 }
 BINS = np.linspace(0, 1, 26)  # of confidence
-LEGEND_CHARACTERS = 60  # that fit beside each other a column wide
+LEGEND_CHARACTERS = 60  # characters of a legend that fit into a column's width
 LEGEND_LINE = 0.135  # inches
 MILLION = 1e6
 
 
 def draw_figures(arms: Sequence[Arm], folder: Path) -> dict[str, Path]:
-    """Draw every figure that the runs have values for; returns what each shows -> its PNG (a PDF lies beside it)."""
+    """Draw every figure that the runs have values for; return title -> PNG (a PDF lies beside each PNG)."""
     parts = {title: p for title, p in find_parts(arms[0]).items() if title.endswith(("all", "Levels 4-5"))}
     whole = next(iter(parts.values()))
     drawn = {
@@ -78,7 +78,7 @@ def draw_figures(arms: Sequence[Arm], folder: Path) -> dict[str, Path]:
 
 
 def accuracy_figure(arms: Sequence[Arm], parts: dict[str, str], path: Path) -> Path:
-    """pass@1 over steps, a panel for each part (title -> metric prefix); the paper's figures 5 and 6."""
+    """Draw pass@1 over steps, a panel for each part (title -> metric prefix), as the paper's figures 5 and 6."""
     with plt.rc_context(STYLE):
         figure, panels = make_panels(len(parts))
         for axes, (title, prefix) in zip(panels, parts.items(), strict=True):
@@ -89,7 +89,7 @@ def accuracy_figure(arms: Sequence[Arm], parts: dict[str, str], path: Path) -> P
 
 
 def negative_groups_figure(arms: Sequence[Arm], path: Path) -> Path:
-    """Share of negative groups over steps, a moving average over SMOOTHING_STEPS; the paper's figure 2."""
+    """Draw the share of negative groups over steps, as the paper's figure 2; a moving average over SMOOTHING_STEPS."""
     with plt.rc_context(STYLE):
         figure, panels = make_panels(1)
         draw_arms(panels[0], arms, [over_seeds([smooth(r, "groups/frac_negative") for r in a.runs]) for a in arms])
@@ -98,7 +98,7 @@ def negative_groups_figure(arms: Sequence[Arm], path: Path) -> Path:
 
 
 def negative_levels_figure(arms: Sequence[Arm], path: Path) -> Path | None:
-    """The same for each level."""
+    """Draw the share of negative groups over steps for each level; None if the problems have no levels."""
     metrics = sorted({n for a in arms for n in a.runs[0].metrics if n.startswith("groups/frac_negative/level_")})
     if not metrics:
         return None
@@ -112,7 +112,7 @@ def negative_levels_figure(arms: Sequence[Arm], path: Path) -> Path | None:
 
 
 def pass_at_k_figure(arms: Sequence[Arm], parts: dict[str, str], path: Path) -> Path:
-    """pass@k over k after training, and before it."""
+    """Draw pass@k over k, after training and before it."""
     with plt.rc_context(STYLE):
         figure, panels = make_panels(len(parts))
         for axes, (title, prefix) in zip(panels, parts.items(), strict=True):
@@ -134,7 +134,7 @@ def pass_at_k_figure(arms: Sequence[Arm], parts: dict[str, str], path: Path) -> 
 
 
 def signal_figure(arms: Sequence[Arm], path: Path) -> Path:
-    """The share of negative groups in the sum of |advantage| and, where it was measured, in the gradient's norm."""
+    """Draw the share of negative groups in the sum of |advantage| and, if it was measured, in the gradient's norm."""
     measured = {
         "of the sum of |advantage|": "groups/advantage_share_negative",
         "of the gradient's norm": "groups/grad_norm_share_negative",
@@ -153,7 +153,7 @@ def signal_figure(arms: Sequence[Arm], path: Path) -> Path:
 
 
 def confidence_figure(arms: Sequence[Arm], path: Path) -> Path | None:
-    """Histograms of the confidence of correct and of wrong answers of the last evaluation, a panel an arm."""
+    """Draw histograms of the confidence of correct and of wrong answers in the last evaluation, a panel per arm."""
     answers = {arm.label: pd.concat([run.answers() for run in arm.runs]) for arm in arms}
     answers = {label: of_arm for label, of_arm in answers.items() if len(of_arm)}
     if not answers:
@@ -178,7 +178,7 @@ def confidence_figure(arms: Sequence[Arm], path: Path) -> Path | None:
 
 
 def compute_figure(arms: Sequence[Arm], prefix: str, path: Path) -> Path:
-    """pass@1 over steps, tokens generated, tokens trained on and seconds of training."""
+    """Draw pass@1 over steps, tokens generated, tokens trained on, and seconds of training."""
     axes_of: dict[str, Callable[[Run], pd.Series]] = {
         "steps": lambda run: pd.Series(run.evaluations.index, run.evaluations.index),
         "tokens generated (millions)": lambda run: accumulate(run, "total/tokens_generated") / MILLION,
@@ -205,7 +205,7 @@ def compute_figure(arms: Sequence[Arm], prefix: str, path: Path) -> Path:
 def make_panels(
     number: int, *, columns: int = 1, height: float = 1.9, sharex: bool = True
 ) -> tuple[plt.Figure, list[plt.Axes]]:
-    """Panels a column wide in all, row after row."""
+    """Make panels, row by row; together they are as wide as a column of a paper."""
     rows = -(-number // columns)
     size = (COLUMN_WIDTH, height * rows + 0.5)
     figure, grid = plt.subplots(
@@ -221,13 +221,13 @@ def make_panels(
 
 
 def line_look(number: int) -> tuple[str, Any, str]:
-    """Color, dashes and marker of one of many lines; beyond eight, colors come again with other dashes and markers."""
+    """Return color, dashes and marker of a line; after eight lines, colors repeat with other dashes and markers."""
     shifted = number + number // len(COLORS)
     return COLORS[number % len(COLORS)], DASHES[shifted % len(DASHES)], MARKERS[shifted % len(MARKERS)]
 
 
 def draw_arms(axes: plt.Axes, arms: Sequence[Arm], curves: Sequence[Curve], *, marked: bool = False) -> None:
-    """A line and a 95 % band for each arm."""
+    """Draw a line and a 95 % band for each arm."""
     for number, (arm, (x, mean, half)) in enumerate(zip(arms, curves, strict=True)):
         color, dashes, marker = line_look(number)
         axes.plot(
@@ -246,7 +246,7 @@ def draw_arms(axes: plt.Axes, arms: Sequence[Arm], curves: Sequence[Curve], *, m
 
 
 def finish_figure(figure: plt.Figure, panels: Sequence[plt.Axes], xlabel: str | None, path: Path) -> Path:
-    """One x label, a legend above the panels if any, and the figure as PNG and PDF; returns the PNG's path."""
+    """Add the x label and, if lines have labels, a legend above; save the figure and return the PNG's path."""
     if xlabel:
         figure.supxlabel(xlabel, fontsize=8)
     handles, labels = panels[0].get_legend_handles_labels()
@@ -259,7 +259,7 @@ def finish_figure(figure: plt.Figure, panels: Sequence[plt.Axes], xlabel: str | 
 
 
 def save_figure(figure: plt.Figure, path: Path) -> Path:
-    """The figure as PNG and PDF; returns the PNG's path."""
+    """Save the figure as PNG and PDF; return the PNG's path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     png = path.with_suffix(".png")
     figure.savefig(png)

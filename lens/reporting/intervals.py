@@ -1,4 +1,4 @@
-"""Values of several seeds -> a mean with its interval, and paired differences with two intervals."""
+"""Computes means over seeds with an interval, and paired differences with two intervals."""
 
 from __future__ import annotations
 
@@ -11,12 +11,18 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
-CHUNK = 200  # resamples at a time, so that the counts of 5,000 problems stay small
+CHUNK = 200  # resamples at a time, which bounds the memory for the counts of 5,000 problems
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds, in percent or points, with the half-width of its 95 % t interval (nan below three seeds)."""
+    """A mean over seeds with its 95 % t interval.
+
+    Attributes:
+        mean: in percent or points.
+        half_width: half the width of the interval; nan below three seeds.
+        seeds: how many seeds the mean is over.
+    """
 
     mean: float
     half_width: float
@@ -24,7 +30,7 @@ class Estimate:
 
     @classmethod
     def over(cls, values: Sequence[float]) -> Estimate:
-        """From one value a seed; two seeds give no interval (t with one degree of freedom says nothing)."""
+        """Estimate from one value per seed; two seeds give no interval, as t with one degree of freedom is too wide."""
         values = np.asarray(values, dtype=float)
         n = len(values)
         if n < 3:
@@ -34,7 +40,7 @@ class Estimate:
 
     @property
     def decided(self) -> bool:
-        """Whether the interval leaves out zero; False without an interval."""
+        """Return whether the interval leaves out zero; False without an interval."""
         return abs(self.mean) > self.half_width
 
     def __str__(self) -> str:
@@ -48,7 +54,9 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference(Estimate):
-    """A paired difference in points: the t interval speaks for other seeds, [low, high] for other problems too.
+    """A paired difference in points with two intervals.
+
+    The t interval holds for new seeds on the same problems; [low, high] holds for new seeds and new problems.
 
     Attributes:
         low, high: ends of the 95 % bootstrap interval over seeds and problems; nan below three seeds.
@@ -61,7 +69,7 @@ class Difference(Estimate):
 
     @classmethod
     def paired(cls, differences: np.ndarray) -> Difference:
-        """From differences in points [seeds, problems]: one seed a row, the same problems in every row."""
+        """Estimate from differences in points [seeds, problems]: a row per seed, the same problems in every row."""
         values = differences.mean(axis=1)
         estimate = Estimate.over(values)
         low, high = bootstrap(differences) if len(values) >= 3 else (math.nan, math.nan)
@@ -69,16 +77,16 @@ class Difference(Estimate):
 
     @property
     def verdict(self) -> str:
-        """higher or lower where both intervals leave out zero; else undecided."""
+        """Return "higher" or "lower" if both intervals leave out zero, else "undecided"."""
         if not self.decided or self.low <= 0 <= self.high:
             return "undecided"
         return "higher" if self.mean > 0 else "lower"
 
     @property
     def lines(self) -> list[str]:
-        """What is said of it, a line each: the mean with its t interval, the bootstrap interval, the verdict.
+        """Return the lines to print: the mean with its t interval, the bootstrap interval, and the verdict.
 
-        Below three seeds: the mean and the values that it is the mean of.
+        Below three seeds there are two: the mean, and the value of each seed.
         """
         if math.isnan(self.half_width):
             return [
@@ -92,14 +100,14 @@ class Difference(Estimate):
 
 
 def bootstrap(values: np.ndarray) -> tuple[float, float]:
-    """The 95 % percentile interval of the mean of values [seeds, problems], both of which are resampled.
+    """Return the 95 % percentile interval of the mean of values [seeds, problems], by resampling both.
 
-    Seeds are drawn with replacement, and for the drawn seeds problems are drawn with replacement. All seeds met the
-    same problems, so one draw of problems serves all of a resample's seeds: drawing anew inside each seed would
-    average away what is particular to the problems. Source: Owen (2007), "The pigeonhole bootstrap".
+    Each resample draws seeds with replacement and problems with replacement. All seeds met the same problems, so one
+    draw of problems serves all seeds of a resample. A new draw for each seed would average away the differences between
+    problems. Source: Owen (2007), "The pigeonhole bootstrap".
     """
     seeds, problems = values.shape
-    rng = np.random.default_rng(0)  # a report says the same each time
+    rng = np.random.default_rng(0)  # a fixed seed, so that a report is the same each time
     means = []
     for _ in range(RESAMPLES // CHUNK):
         of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=CHUNK)  # [chunk, seeds], times drawn

@@ -1,4 +1,4 @@
-"""Finds the finished runs below some folders, and groups them into arms."""
+"""Finds and loads the finished runs below some folders, and groups them into arms."""
 
 from __future__ import annotations
 
@@ -22,11 +22,14 @@ from lens.reporting.checks import (
 )
 from lens.runs.run import explain_unfinished, load_run
 
-NOT_RUNS = ("report", "wandb")  # folders beside runs that this package and W&B make
+NOT_RUNS = ("report", "wandb")  # folders that this package and W&B make beside runs
 
 
 def find_run_folders(folder: Path, seen: set[str]) -> Iterator[Path | str]:
-    """The run folders below a folder, and a line for each that is empty; links are followed, but no folder twice."""
+    """Yield the run folders below a folder, and a line for each empty folder.
+
+    It follows links, but visits no folder twice.
+    """
     if (real := os.path.realpath(folder)) in seen or not folder.is_dir():
         return
     seen.add(real)
@@ -42,13 +45,13 @@ def find_run_folders(folder: Path, seen: set[str]) -> Iterator[Path | str]:
 
 
 def load_arms(folders: Sequence[Path]) -> tuple[list[Arm], list[str]]:
-    """The arms of all finished runs below some folders, and a line for each thing there that is odd.
+    """Load the finished runs below some folders, and return their arms, and a line for each oddity.
 
-    Arms of one setting stand together; the setting with the most runs is the first.
+    Arms of one setting are neighbours; the setting with the most runs comes first.
 
     Raises:
-        ConfigError: no finished run; in one arm two configs or a seed twice; in one setting different problems; in one
-            experiment different evaluations.
+        ConfigError: there is no finished run; an arm has two configs or a seed twice; the runs of a setting have
+            different problems; or the runs of an experiment have different evaluations.
     """
     runs, oddities = [], []
     where = ", ".join(map(str, folders))

@@ -10,9 +10,9 @@ from lens.runs.run import Run
 
 
 def find_baseline(arm: Arm, arms: Sequence[Arm], baseline: str | None) -> Arm | None:
-    """The arm of the same setting to compare an arm with.
+    """Return the baseline arm of the same setting to compare an arm with, or None.
 
-    The one that differs in its objective alone, else the one of its own experiment, else the first there is.
+    It is the baseline arm that differs only in its objective, else the one of the same experiment, else the first one.
     """
     if twin := find_twin(arm, arms, baseline):
         return twin
@@ -23,7 +23,10 @@ def find_baseline(arm: Arm, arms: Sequence[Arm], baseline: str | None) -> Arm | 
 
 
 def find_twin(arm: Arm, arms: Sequence[Arm], baseline: str | None) -> Arm | None:
-    """The arm with the baseline as its objective that differs in nothing else, of its own experiment if possible."""
+    """Return the arm that has the baseline as its objective and differs in nothing else, or None.
+
+    If there are several, it is the one of the same experiment.
+    """
     if arm.runs[0].objective == baseline:
         return None
     others = [a for a in arms if a.setting == arm.setting and a.runs[0].objective == baseline]
@@ -32,13 +35,16 @@ def find_twin(arm: Arm, arms: Sequence[Arm], baseline: str | None) -> Arm | None
 
 
 def list_other_differences(a: Arm, b: Arm) -> list[str]:
-    """The keys in which two arms differ besides their objective; how often they were evaluated does not count."""
+    """Return the keys in which two arms differ, without the objective and evaluation.every."""
     x, y = ({k: v for k, v in arm.runs[0].config.items() if k != "objective"} for arm in (a, b))
     return [key for key in find_differing_keys(x, y) if key != "evaluation.every"]
 
 
 def split_by_baseline(arms: Sequence[Arm], baseline: str | None) -> list[list[Arm]]:
-    """The arms of one setting, apart where there are several baselines: each with those that are compared with it."""
+    """Split the arms of one setting by the baseline arm that they are compared with.
+
+    It splits only if two or more baseline arms have a twin; see `find_twin`.
+    """
     bases = [find_baseline(arm, arms, baseline) for arm in arms]
     heads = [arm for arm in arms if any(find_twin(other, arms, baseline) is arm for other in arms)]
     if len(heads) < 2:
@@ -51,6 +57,6 @@ def split_by_baseline(arms: Sequence[Arm], baseline: str | None) -> list[list[Ar
 
 
 def pair_runs(arm: Arm, base: Arm) -> list[tuple[Run, Run]]:
-    """The runs of two arms that share a seed, in the order of their seeds."""
+    """Pair the runs of two arms that share a seed, in the order of their seeds."""
     of_base = {run.seed: run for run in base.runs}
     return [(run, of_base[run.seed]) for run in arm.runs if run.seed in of_base]

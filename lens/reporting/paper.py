@@ -1,4 +1,4 @@
-"""The published numbers, and our runs of the same experiments beside them, in the layout of the paper's tables.
+"""Sets our runs of the paper's experiments beside the published numbers, in the layout of the paper's tables.
 
 Source: Feng, Jain, Hartshorn, Duan, Kempe (2025), arXiv 2510.08696v1, tables 1 to 3: MATH, 16 samples a problem,
 pass@k in percent. Table 1 is the mean of two runs, tables 2 and 3 are one run each.
@@ -18,13 +18,13 @@ from lens.reporting.intervals import Estimate
 KS = (1, 2, 4, 8, 16)
 LLAMA, QWEN = "Llama-3.1-8B-Instruct", "Qwen-2.5-3B-Base"
 MISSING = "missing"
-# Keys that may be given on the command line of a run of the paper's, beside objective=, and where files lie.
+# Keys that a run of a published row may override, besides objective= and paths.
 UNCHANGED = ("experiment", "sampler", "hydra", *NOT_COMPARED, *FREE_TO_DIFFER, *ROUNDING)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One published row, and where a run of it is found: an experiment and an objective of configs/."""
+    """One published row, and the experiment and objective in configs/ that reproduce it."""
 
     model: str
     algorithm: str
@@ -89,7 +89,7 @@ TABLES = (
 
 
 def compare_with_paper(table: PaperTable, arms: Sequence[Arm]) -> pd.DataFrame:
-    """A published row and ours below it for each row of a table of the paper; a run that is not there is "missing"."""
+    """Return each published row of a table with our row below it; numbers that we have no run for are "missing"."""
     rows = []
     for row in table.rows:
         named = {"model": row.model, "algorithm": row.algorithm}
@@ -104,9 +104,9 @@ def compare_with_paper(table: PaperTable, arms: Sequence[Arm]) -> pd.DataFrame:
 
 
 def find_our_numbers(row: Row, arms: Sequence[Arm]) -> dict[int, Estimate]:
-    """pass@k on MATH's test split of our runs of a published row; nothing where there are none.
+    """Return pass@k on MATH's test split of our runs of a published row; empty if there are none.
 
-    A run in which anything was changed that decides results, its model among it, is none of this row.
+    Runs do not count if they override anything that decides results, such as the model.
     """
     for arm in arms:
         if arm.experiment == row.experiment and arm.runs[0].objective == row.objective and is_unchanged(arm):
@@ -117,11 +117,11 @@ def find_our_numbers(row: Row, arms: Sequence[Arm]) -> dict[int, Estimate]:
 
 
 def is_unchanged(arm: Arm) -> bool:
-    """Whether all that was typed beside experiment and objective is the seed, where files lie, or how fast it goes."""
+    """Return whether an arm's runs override nothing but the objective, paths and the keys in UNCHANGED."""
     keys = {override.lstrip("+~").partition("=")[0].replace("/", ".") for run in arm.runs for override in run.overrides}
     return all(key == "objective" or key.endswith("path") or is_listed(key, UNCHANGED) for key in keys)
 
 
 def has_runs(arms: Sequence[Arm]) -> bool:
-    """Whether any of the paper's rows has runs of ours."""
+    """Return whether we have runs of any published row."""
     return any(find_our_numbers(row, arms) for table in TABLES for row in table.rows)

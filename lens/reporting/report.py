@@ -1,4 +1,4 @@
-"""A report of finished runs: tables in the terminal and as files, figures, and one page with all of it."""
+"""Makes a report of finished runs: tables in the terminal and as files, figures, and one page with all of it."""
 
 from __future__ import annotations
 
@@ -51,16 +51,17 @@ def report(runs: Sequence[Path], baseline: str | None, target: Path, *, completi
     """Print the tables of all finished runs below some folders, and write tables, figures and the page.
 
     Args:
-        runs: folders with run folders, at any depth.
-        baseline: the arm that others are compared with; None: no differences.
-        target: the folder to write to. Files of several settings lie in a folder each.
-        completions: answers in the page's browser, at most.
+        runs: folders that hold run folders, at any depth.
+        baseline: the arm that others are compared with; None leaves out the differences.
+        target: the folder to write to. If there are several settings, each gets a folder in it.
+        completions: how many answers the page's browser shows, at most.
 
     Returns:
-        The page.
+        The path of the page.
 
     Raises:
-        ConfigError: no finished runs, arms that cannot be compared, an unknown baseline, or no place to write to.
+        ConfigError: there are no finished runs, arms cannot be compared, the baseline is unknown, or the target cannot
+            be written to.
     """
     if type(completions) is not int or completions < 0:
         raise ConfigError("completions", completions, "an integer >= 0")
@@ -135,7 +136,11 @@ def report_setting(
 
 
 def report_map(arms: Sequence[Arm], baseline: str | None, target: Path) -> tuple[Section, list[str]] | None:
-    """Print, write and draw the map of differences; its section and lines that name the files, or None without one."""
+    """Print, write and draw the map of differences.
+
+    Returns:
+        The section of the page, and lines that name the files; None if there is no map.
+    """
     mapped = map_table(arms, baseline)
     if not spans_cells(mapped):
         return None
@@ -147,7 +152,7 @@ def report_map(arms: Sequence[Arm], baseline: str | None, target: Path) -> tuple
 
 
 def make_tables(arms: Sequence[Arm], baseline: str | None) -> dict[str, Captioned]:
-    """The tables of one setting, by the name of their files; differences only where there are any."""
+    """Make the tables of one setting, by the name of their files; empty ones are left out."""
     tables = {
         "accuracy": (ACCURACY, accuracy_table(arms)),
         "gain": (GAIN, gain_table(arms)),
@@ -159,24 +164,24 @@ def make_tables(arms: Sequence[Arm], baseline: str | None) -> dict[str, Captione
 
 
 def spans_cells(mapped: pd.DataFrame) -> bool:
-    """Whether a map has more than one cell: fewer say nothing that the differences do not."""
+    """Return whether a map has more than one cell; a smaller one repeats the table of differences."""
     return len(mapped) > 0 and mapped["cell"].nunique() > 1
 
 
 def list_files(what: str, folder: Path, names: Iterable[str | Path], kinds: str) -> str:
-    """A line that names files as a shell would take them: figures: report/{a,b}.{png,pdf}."""
+    """Return a line that names files in a shell's notation: figures: report/{a,b}.{png,pdf}."""
     stems = ",".join(Path(name).stem for name in names)
     return f"{what + ':':<8} {folder}/{f'{{{stems}}}' if ',' in stems else stems}.{{{kinds}}}"
 
 
 def make_title(members: Sequence[Arm], arms: Sequence[Arm]) -> str:
-    """What a setting is called, with what was changed in it where that is the same for all of its arms."""
+    """Name a setting, with its cell of the map if all its arms share one other than the middle."""
     cell, *others = {name_cell(arm, arms) for arm in members}
     return make_setting_title(members) if others or cell == MIDDLE else f"{make_setting_title(members)} · {cell}"
 
 
 def name_folders(titles: Sequence[str]) -> list[str]:
-    """The folder of each setting below the target; nothing where there is only one."""
+    """Return the name of each setting's folder below the target; it is empty for a single setting."""
     if len(titles) == 1:
         return [""]
     plain = [re.sub(r"[^\w.-]+", "_", title) for title in titles]
@@ -184,6 +189,6 @@ def name_folders(titles: Sequence[str]) -> list[str]:
 
 
 def shorten_for_terminal(table: pd.DataFrame) -> pd.DataFrame:
-    """A table for the terminal: of differences, the first and the last k alone."""
+    """Return a table for the terminal; tables of differences keep only the first and the last k."""
     ks = [name for name in table.columns if name.startswith("pass@")]
     return table.drop(columns=ks[1:-1]) if "problems" in table.columns else table

@@ -1,4 +1,4 @@
-"""Arms of one setting -> tables: pass@k by level, the paired difference to a baseline, where the signal came from."""
+"""Makes the tables of one setting: pass@k by level, paired differences to a baseline, and sources of the signal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EDGE_STEPS = 10
 
 
 def find_parts(arm: Arm) -> dict[str, str]:
-    """What is reported of every evaluation set: the title of a part -> the prefix of its metrics."""
+    """Return the parts of every evaluation set to report: title of the part -> prefix of its metrics."""
     names = [name.removeprefix("eval/") for name in arm.runs[0].evaluations.columns if name.endswith("/pass@1")]
     parts = [name.rsplit("/", 1)[0] for name in names if "/subject_" not in name]
     several = len({part.split("/")[0] for part in parts}) > 1
@@ -31,7 +31,7 @@ def find_parts(arm: Arm) -> dict[str, str]:
 
 
 def find_members(run: Run) -> dict[str, pd.Index]:
-    """The rows of a run's `problems` that each part holds, by the prefix of its metrics."""
+    """Return the rows of a run's `problems` that belong to each part, by the prefix of its metrics."""
     return {
         "/".join(filter(None, ["eval", str(name), part])): rows.index
         for name, of_set in run.problems.groupby("set", sort=False)
@@ -40,13 +40,13 @@ def find_members(run: Run) -> dict[str, pd.Index]:
 
 
 def find_ks(arm: Arm, prefix: str) -> list[int]:
-    """The k of pass@k that were measured, ascending."""
+    """Return the k of all measured pass@k, ascending."""
     columns = arm.runs[0].evaluations.columns
     return sorted(int(name.rsplit("@", 1)[1]) for name in columns if name.startswith(f"{prefix}/pass@"))
 
 
 def accuracy_table(arms: Sequence[Arm]) -> pd.DataFrame:
-    """Percent correct: a row per part and arm, a column per k, cells are `Estimate`s over seeds.
+    """Make the table of pass@k in percent: a row per part and arm, a column per k, cells are `Estimate`s over seeds.
 
     The first row of each part is the model before training, over the seeds of the first arm.
     """
@@ -61,7 +61,7 @@ def accuracy_table(arms: Sequence[Arm]) -> pd.DataFrame:
 
 
 def results_table(settings: Sequence[Sequence[Arm]]) -> pd.DataFrame:
-    """The last evaluations of all settings in the layout of the paper's tables: a row per model, data and algorithm."""
+    """Make the table of the last evaluations of all settings: a row per model, data and algorithm, as in the paper."""
     rows = []
     for arms in settings:
         choices = arms[0].runs[0].choices
@@ -78,11 +78,11 @@ def results_table(settings: Sequence[Sequence[Arm]]) -> pd.DataFrame:
 
 
 def difference_table(arms: Sequence[Arm], baseline: str | None) -> pd.DataFrame:
-    """Points above the baseline, paired by seed and problem: a row per part and other arm, cells are `Difference`s.
+    """Make the table of points above the baseline, paired by seed and problem.
 
-    The last columns count problems: those that at least one answer of the arm solves and none of the baseline's, and
-    the other way round (means over seeds), and all problems of the part. Arms without a baseline or a shared seed have
-    no row.
+    It has a row per part and arm; cells are `Difference`s. Arms without a baseline or a shared seed have no row. The
+    last columns count problems: those solved by at least one answer of the arm and none of the baseline's, the reverse
+    (both are means over seeds), and all problems of the part.
     """
     members = find_members(arms[0].runs[0])
     pairs = [(arm, pair_runs(arm, base)) for arm in arms if (base := find_baseline(arm, arms, baseline))]
@@ -109,7 +109,10 @@ def difference_table(arms: Sequence[Arm], baseline: str | None) -> pd.DataFrame:
 
 
 def gain_table(arms: Sequence[Arm]) -> pd.DataFrame:
-    """Points above the model before training, paired by problem: a row per part and arm, cells are `Difference`s."""
+    """Make the table of points above the model before training, paired by problem: a row per part and arm.
+
+    Cells are `Difference`s.
+    """
     members = find_members(arms[0].runs[0])
     rows = []
     for part, prefix in find_parts(arms[0]).items():
@@ -125,10 +128,11 @@ def gain_table(arms: Sequence[Arm]) -> pd.DataFrame:
 
 
 def signal_table(arms: Sequence[Arm]) -> pd.DataFrame:
-    """Where each arm's training signal came from: `Estimate`s over seeds of means over steps.
+    """Make the table of where each arm's training signal came from: `Estimate`s over seeds of means over steps.
 
-    Negative groups at the start and at the end (over EDGE_STEPS steps) in % of all groups; their share of the sum of
-    |advantage| and of the gradient's norm in %; entropy at the end in nats; tokens trained on in % of those generated.
+    Its columns: negative groups at the start and at the end (over EDGE_STEPS steps) in % of all groups; their share of
+    the sum of |advantage| and of the gradient's norm in %; entropy at the end in nats; tokens trained on in % of those
+    generated; median seconds of a step.
     """
 
     def estimates(run_means: Callable[[pd.DataFrame], float], arm: Arm) -> Estimate:
@@ -153,7 +157,7 @@ def signal_table(arms: Sequence[Arm]) -> pd.DataFrame:
 
 
 def compute_table(arms: Sequence[Arm]) -> pd.DataFrame:
-    """What the runs of each arm cost in all: millions of tokens and hours of wall-clock time, summed over seeds."""
+    """Make the table of what each arm cost: millions of tokens and hours of wall-clock time, summed over seeds."""
     rows = []
     for arm in arms:
         metrics = [run.metrics for run in arm.runs]
@@ -177,15 +181,15 @@ def compute_table(arms: Sequence[Arm]) -> pd.DataFrame:
 
 
 def mean_at_start(series: pd.Series) -> float:
-    """The mean over the first EDGE_STEPS steps."""
+    """Return the mean over the first EDGE_STEPS steps."""
     return series.dropna().head(EDGE_STEPS).mean()
 
 
 def mean_at_end(series: pd.Series) -> float:
-    """The mean over the last EDGE_STEPS steps."""
+    """Return the mean over the last EDGE_STEPS steps."""
     return series.dropna().tail(EDGE_STEPS).mean()
 
 
 def last_total(metrics: pd.DataFrame, total: str) -> float:
-    """The last value of a running total."""
+    """Return the last value of a running total."""
     return metrics[f"total/{total}"].dropna().iloc[-1]

@@ -16,18 +16,18 @@ from lens.errors import ConfigError
 def find_answers(
     run: Path, kind: Literal["evaluations", "rollouts"], step: int | None = None
 ) -> dict[int | None, Path]:
-    """The parquet files with a row per answer, by step, in order.
+    """Find the parquet files with a row per answer, by step, in order.
 
     Args:
-        run: a run folder, or the folder of one evaluation (whose only step is None).
-        kind: the answers of evaluations or those that were trained on.
-        step: one step alone; None takes all.
+        run: a run folder, or the folder of one evaluation, whose only step is None.
+        kind: evaluations for answers of evaluations, rollouts for answers that were trained on.
+        step: find the file of this step only; None finds all.
 
     Raises:
-        ConfigError: no such folder, or nothing of that kind or step in it.
+        ConfigError: there is no such folder, or it holds nothing of that kind or step.
     """
     if not run.is_dir():
-        raise ConfigError("run", str(run), "a run folder, or a folder that evaluate.py has left (there is none)")
+        raise ConfigError("run", str(run), "a run folder, or a folder that evaluate.py wrote (there is none)")
     ending = "_completions" if kind == "evaluations" else ""
     files: dict[int | None, Path] = {
         int(file.stem.removeprefix("step_").removesuffix(ending)): file
@@ -46,10 +46,10 @@ def find_answers(
 
 
 def read_answers(file: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """The rows of one file: all columns, or those that are named.
+    """Read the rows of one file: all columns, or the named ones.
 
     Raises:
-        ConfigError: a file that cannot be read, or lacks a column.
+        ConfigError: the file cannot be read, or lacks a column.
     """
     try:
         known = pq.read_schema(file).names

@@ -1,4 +1,7 @@
-"""Checkpoints: everything a run needs to go on exactly, written beside and renamed, so that each is whole or absent."""
+"""Writes and reads checkpoints: everything that a run needs to resume exactly where it was.
+
+A checkpoint is written under a temporary name and renamed when it is complete. So each is complete or absent.
+"""
 
 from __future__ import annotations
 
@@ -30,22 +33,22 @@ from lens.models.lora import has_adapters, iterate_adapter_weights, save_adapter
 from lens.models.sharding import gather_named_weights
 from lens.seeding import random_states
 
-ADAPTER_FOLDER = "adapter"  # transformers would take them for its own beside the model
+ADAPTER_FOLDER = "adapter"  # beside the model's files, transformers would load them by itself
 OPTIMIZER_FOLDER = "optimizer"
 STATE_FILE = "training_state.pt"
 CHECKSUMS_FILE = "checksums.json"
 UNFINISHED = ".unfinished"
 REPLACED = f".replaced{UNFINISHED}"
-NEEDED = {"step", "config", "random", "param_groups"}  # of a training state, whatever else it holds
+NEEDED = {"step", "config", "random", "param_groups"}  # keys that every training state has
 
 
 @dataclass(frozen=True)
 class CheckpointFolder:
-    """Where a run's checkpoints lie, and whose they are.
+    """The folder of a run's checkpoints, and what every checkpoint says about its run.
 
     Attributes:
         path: the folder.
-        identity: what every checkpoint says of its run: the config and the id of the W&B run.
+        identity: values that every checkpoint's state gets: the config and the id of the W&B run.
     """
 
     path: Path
@@ -61,7 +64,7 @@ class CheckpointFolder:
         keep: int,
         best: int | None = None,
     ) -> Path:
-        """See `save`."""
+        """Save a checkpoint with the run's identity: see `save_checkpoint`."""
         return save_checkpoint(self.path, model, tokenizer, optimizer, {**self.identity, **state}, keep=keep, best=best)
 
 
@@ -75,24 +78,24 @@ def save_checkpoint(
     keep: int,
     best: int | None = None,
 ) -> Path:
-    """Write checkpoints/step_*/ (Hugging Face format, plus the training state) and drop those that are not to stay.
+    """Write checkpoints/step_*/ (Hugging Face format, plus the training state), and remove old checkpoints.
 
-    Several processes call it together; each writes its shard of the optimizer's state, the first all else.
+    All processes call it together. Each writes its shard of the optimizer's state; the first writes everything else.
 
     Args:
         folder: the run's checkpoints folder.
-        model, tokenizer: saved as any Hugging Face model, safetensors. Adapters are part of its weights there, and lie
-            in a folder of their own besides.
-        optimizer: its tensors are saved by the names of the model's parameters, for any number of processes to load.
+        model, tokenizer: saved as any Hugging Face model, as safetensors. The saved weights include adapters, which are
+            also saved in a folder of their own.
+        optimizer: its tensors are saved by the names of the model's parameters, so any number of processes can load it.
         state: plain values and tensors; ``state["step"]`` names the checkpoint.
-        keep: how many checkpoints stay, the latest up to this one.
-        best: the step of one more that stays.
+        keep: how many checkpoints to keep: the latest, up to this one.
+        best: the step of one more checkpoint to keep.
 
     Returns:
         The checkpoint's folder.
 
     Raises:
-        RunFailed: it could not be written, as on a full disk; the checkpoints before it are as they were.
+        RunFailed: the checkpoint could not be written, as on a full disk; earlier checkpoints stay as they were.
     """
     target = folder / f"step_{state['step']:06d}"
     unfinished = target.with_name(target.name + UNFINISHED)
@@ -105,10 +108,10 @@ def save_checkpoint(
     except (OSError, RuntimeError, SafetensorError, CheckpointException) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         last = max(list_checkpoints(folder), key=read_step, default=None)
-        left = f"the last whole one is {last.name}" if last else "there is none before it"
+        left = f"the last complete one is {last.name}" if last else "there is no earlier one"
         raise RunFailed(f"the checkpoint {target} could not be written ({first_line(error)}); {left}") from error
     if is_first():
-        if target.exists():  # of a step that was saved before its evaluation
+        if target.exists():  # the same step was saved before its evaluation
             target.rename(target.with_name(target.name + REPLACED))
         unfinished.rename(target)
         flush_to_disk(folder)
@@ -124,7 +127,7 @@ def write_files(
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
 ) -> None:
-    """Write the files of one checkpoint, each process its part, and wait until they are on the disk."""
+    """Write the files of one checkpoint, each process its part, and wait until they are on disk."""
     if tensors := name_optimizer_tensors(model, optimizer):
         writer = HuggingFaceStorageWriter(str(folder / OPTIMIZER_FOLDER), save_distributed=True)
         with silence_one_process_warning():
@@ -146,7 +149,7 @@ def write_files(
 
 
 def name_optimizer_tensors(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The tensors of an optimizer's state, as "PARAMETER:NAME"; those of a sharded model are shards."""
+    """Return the tensors of an optimizer's state by "PARAMETER:NAME"; for a sharded model they are shards."""
     parameters = model.named_parameters()
     return {f"{name}:{key}": value for name, p in parameters for key, value in optimizer.state.get(p, {}).items()}
 
@@ -154,16 +157,16 @@ def name_optimizer_tensors(model: PreTrainedModel, optimizer: torch.optim.Optimi
 def restore_optimizer(
     checkpoint: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]]
 ) -> None:
-    """Load AdamW's state, whichever number of processes has saved it.
+    """Load AdamW's state, whatever number of processes saved it.
 
     Args:
-        checkpoint: its folder.
-        model, optimizer: as they were saved, sharded or not.
-        groups: the training state's param_groups.
+        checkpoint: the folder of the checkpoint.
+        model, optimizer: the same model and optimizer as at saving; they may be sharded or not.
+        groups: the param_groups of the training state.
     """
     for group, saved in zip(optimizer.param_groups, groups, strict=True):
         group.update({key: value for key, value in saved.items() if key != "params"})
-    if not (checkpoint / OPTIMIZER_FOLDER).exists():  # it was saved before the first update
+    if not (checkpoint / OPTIMIZER_FOLDER).exists():  # the checkpoint is from before the first update
         return
     for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
         moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
@@ -175,14 +178,17 @@ def restore_optimizer(
 
 @contextmanager
 def silence_one_process_warning() -> Iterator[None]:
-    """Without the warning that one process is assumed where there is one."""
+    """Silence torch's warning that it assumes a single process."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
         yield
 
 
 def gather_weights(model: PreTrainedModel) -> dict[str, Tensor] | None:
-    """The weights on the first process, as `named_weights`; None where a single one can save them as they are."""
+    """Gather the weights on the first process, by name, as `gather_named_weights` does.
+
+    Returns None for a single process without adapters, which can save the model as it is.
+    """
     if world_size() == 1 and not has_adapters(model):
         return None
     weights = {}
@@ -193,12 +199,15 @@ def gather_weights(model: PreTrainedModel) -> dict[str, Tensor] | None:
 
 
 def list_files(folder: Path) -> list[Path]:
-    """The files below a folder, sorted."""
+    """List the files below a folder, sorted."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def prune_checkpoints(folder: Path, step: int, *, keep: int, best: int | None) -> None:
-    """Drop checkpoints that are not to stay, of those up to a step, and what a kill has left of others; see `save`."""
+    """Remove old checkpoints up to a step, and what a kill left behind.
+
+    ``keep`` and ``best`` are those of `save_checkpoint`. Checkpoints after the step stay.
+    """
     for leftover in folder.glob(f"*{UNFINISHED}"):
         shutil.rmtree(leftover)
     for old in [c for c in list_checkpoints(folder) if read_step(c) <= step][:-keep]:
@@ -207,12 +216,12 @@ def prune_checkpoints(folder: Path, step: int, *, keep: int, best: int | None) -
 
 
 def drop_checkpoint(checkpoint: Path) -> None:
-    """Remove a checkpoint so that a kill in the middle of it leaves no half of one."""
+    """Remove a checkpoint; it is renamed first, so that a kill leaves no half checkpoint."""
     shutil.rmtree(checkpoint.rename(checkpoint.with_name(f"{checkpoint.name}.dropped{UNFINISHED}")))
 
 
 def restore_replaced_name(folder: Path) -> None:
-    """Give a checkpoint its name again that a kill has left without, while another was to take its place."""
+    """Restore the name of a checkpoint that was renamed to make place for a new one, if a kill came before that."""
     for former in folder.glob(f"step_*{REPLACED}"):
         target = former.with_name(former.name.removesuffix(REPLACED))
         if not target.exists():
@@ -220,32 +229,32 @@ def restore_replaced_name(folder: Path) -> None:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, oldest first; each was whole when it got its name."""
+    """List the checkpoints of a folder, oldest first; each was complete when it got its name."""
     found = folder.glob("step_*") if folder.is_dir() else []
     return sorted((path for path in found if re.fullmatch(r"step_\d+", path.name)), key=read_step)
 
 
 def read_step(checkpoint: Path) -> int:
-    """The step at which a checkpoint was written."""
+    """Return the step in a checkpoint's name."""
     return int(checkpoint.name.removeprefix("step_"))
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:
-    """The training state of a checkpoint whose files are all as they were written.
+    """Load the training state of a checkpoint, after comparing all its files with their checksums.
 
     Raises:
-        ConfigError: it is no checkpoint of a run, or a file is missing or differs from its checksum.
+        ConfigError: it is not a checkpoint of a run, lens 0.1 wrote it, or a file is missing or damaged.
     """
     try:
         sums = json.loads((checkpoint / CHECKSUMS_FILE).read_text())
         if STATE_FILE not in sums:
-            raise ValueError(f"{CHECKSUMS_FILE} says nothing of {STATE_FILE}")
+            raise ValueError(f"{CHECKSUMS_FILE} has no {STATE_FILE}")
         damaged = [name for name, value in sums.items() if checksum(checkpoint / name) != value]
     except (OSError, ValueError, AttributeError) as error:
-        valid = f"a whole checkpoint of a run, or the run's folder ({first_line(error)})"
+        valid = f"a complete checkpoint of a run, or the run's folder ({first_line(error)})"
         raise ConfigError("resume", str(checkpoint), valid) from error
     if damaged:
-        raise ConfigError("resume", str(checkpoint), f"a whole checkpoint (damaged: {', '.join(damaged)})")
+        raise ConfigError("resume", str(checkpoint), f"a complete checkpoint (damaged: {', '.join(damaged)})")
     try:
         state = torch.load(checkpoint / STATE_FILE, weights_only=True)
         missing = NEEDED - state.keys()
@@ -261,18 +270,18 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says first."""
+    """Return the first line of an error's message, or the error's type if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def flush_to_disk(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
+    """Wait until a file or folder is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

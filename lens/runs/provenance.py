@@ -30,7 +30,7 @@ PACKAGES = (
 
 
 def describe_provenance() -> dict[str, Any]:
-    """Where a result comes from: command, git state of the source, package versions, machine."""
+    """Return where a result comes from: command, git state of the source, package versions, machine."""
 
     def git(*arguments: str) -> str | None:
         run = subprocess.run(["git", "-C", SOURCE, *arguments], capture_output=True, text=True, check=False)
@@ -53,7 +53,7 @@ def describe_provenance() -> dict[str, Any]:
 
 
 def installed_version(package: str) -> str | None:
-    """The version of an installed package, or None."""
+    """Return the version of an installed package, or None."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

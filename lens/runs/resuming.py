@@ -1,4 +1,4 @@
-"""Finds the checkpoint that a run resumes from, and refuses one of another config."""
+"""Finds the checkpoint that a run resumes from, and refuses a checkpoint of another config."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ log = logging.getLogger(__name__)
 
 
 def read_finished_summary(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
-    """The summary of a run that has reached max_steps.
+    """Return the summary of a run that has reached max_steps; None for any other run, or if ``resume`` is "never".
 
     Raises:
-        ConfigError: it was another config's.
+        ConfigError: the finished run had another config, or lens 0.1 wrote it.
     """
     if config["resume"] == "never" or not (folder / SUMMARY).exists():
         return None
@@ -35,17 +35,18 @@ def read_finished_summary(folder: Path, config: dict[str, Any]) -> dict[str, Any
 
 
 def find_state(folder: Path, config: dict[str, Any]) -> tuple[Path, dict[str, Any]] | None:
-    """The checkpoint that a run goes on from, and its training state; None is a start.
+    """Find the checkpoint that a run resumes from; return it with its training state, or None to begin anew.
 
-    A damaged checkpoint is passed over, with a warning, for the one before it, unless ``resume`` is "must".
+    If the latest checkpoint is damaged, it warns and tries the one before it, unless ``resume`` is "must".
 
     Args:
         folder: the run folder.
-        config: the run's, resolved. ``resume`` is "auto", "never", "must", or a run folder or checkpoint that a folder
-            without one starts from.
+        config: the run's resolved config. ``resume`` is "auto", "never", "must", or a run folder or checkpoint to start
+            from if the run's own folder has no checkpoint.
 
     Raises:
-        ConfigError: "never" and there is one, "must" and there is none, none that can be used, or another config's.
+        ConfigError: ``resume`` is "never" and the folder has a checkpoint, or it is "must" and the folder has none; no
+            checkpoint can be used; or the checkpoint is of another config.
     """
     if is_first():
         restore_replaced_name(folder / "checkpoints")
@@ -67,20 +68,20 @@ def find_state(folder: Path, config: dict[str, Any]) -> tuple[Path, dict[str, An
             continue
         check_config(config, state["config"], checkpoint)
         if (max_steps := config["trainer"]["max_steps"]) < state["step"]:
-            raise ConfigError("trainer.max_steps", max_steps, f"at least {state['step']}, where {checkpoint} stands")
+            raise ConfigError("trainer.max_steps", max_steps, f"at least {state['step']}, the step of {checkpoint}")
         return checkpoint, state
     return None
 
 
 def check_config(config: dict[str, Any], of_checkpoint: dict[str, Any], where: Path) -> None:
-    """Hold a config against the one that a run was started with.
+    """Compare a config with the one that a run was started with; warn if results will be equal only up to rounding.
 
     Args:
         config, of_checkpoint: resolved configs.
         where: the run folder or checkpoint, for the message.
 
     Raises:
-        ConfigError: they differ in more than what may differ, with the keys and both values.
+        ConfigError: they differ in keys that may not differ; the message has the keys and both values.
     """
     here, there = flatten(config), flatten(of_checkpoint)
     keys = [key for key in {**there, **here} if here.get(key) != there.get(key) and not is_listed(key, FREE_TO_DIFFER)]
@@ -89,14 +90,17 @@ def check_config(config: dict[str, Any], of_checkpoint: dict[str, Any], where: P
     said = {key: f"{key} is {here.get(key)!r}, there {there.get(key)!r}" for key in keys}
     rounding = [said.pop(key) for key in keys if is_listed(key, ROUNDING)]
     if said:
-        valid = f"a run goes on with its own config alone, that of {where}: {'; '.join(said.values())}"
+        valid = f"a run resumes only with its own config, that of {where}: {'; '.join(said.values())}"
         raise ConfigError("resume", config["resume"], valid)
     if rounding:
-        log.warning("Equal up to rounding from here on, no more bit for bit: %s", "; ".join(rounding))
+        log.warning("From here on, results are equal up to rounding, not bit for bit: %s", "; ".join(rounding))
 
 
 def copy_history(source: Path, folder: Path, step: int) -> None:
-    """Copy what a run folder has measured up to a step to the one that goes on from there: one whole curve."""
+    """Copy metrics and evaluations up to a step to the folder of the run that continues there.
+
+    So that folder has the whole curve. metrics.jsonl is copied as it is, and the tracker cuts it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if (source / "metrics.jsonl").is_file():
         shutil.copy(source / "metrics.jsonl", folder)

@@ -1,4 +1,4 @@
-"""A run folder: the names of its files, and the finished run that is read from it."""
+"""Names the files of a run folder, and reads a finished run from it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,21 @@ from lens.errors import ConfigError
 from lens.evaluation.scores import pass_at_ks
 
 SUMMARY, PROVENANCE = "summary.json", "provenance.json"
-FAILURE = "failure.txt"  # in the folder of a run that ended itself: why
+FAILURE = "failure.txt"  # says why a run could not continue
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run folder; ``choices`` are the options of the config groups, ``evaluation`` has no references."""
+    """A finished run, read from its folder.
+
+    Attributes:
+        folder: the run folder.
+        choices: the option chosen in each config group.
+        overrides: the overrides as they were typed.
+        seed: the run's seed.
+        config: the composed config with its interpolations.
+        evaluation: the config's evaluation section, resolved.
+    """
 
     folder: Path
     choices: dict[str, str | None]
@@ -32,70 +41,70 @@ class Run:
 
     @property
     def objective(self) -> str:
-        """Its option of the config group."""
+        """Return the chosen objective."""
         return self.choices["objective"]
 
     @property
     def experiment(self) -> str:
-        """Its option of the config group, or that there is none."""
+        """Return the chosen experiment, or "no experiment"."""
         return self.choices.get("experiment") or "no experiment"
 
     @cached_property
     def setting(self) -> str:
-        """What was asked, of which model, and how it was measured: runs that agree in it can be compared."""
+        """Return model, dataset and evaluation as one string: runs with the same setting can be compared."""
         parts = [self.config.get("model"), self.config.get("dataset"), drop_rhythm(self.evaluation)]
         return json.dumps(parts, sort_keys=True)
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
-        """metrics.jsonl: a row per line, indexed by step; a step with an evaluation has two."""
+        """Read metrics.jsonl: a row per line, indexed by step. A step with an evaluation has two rows."""
         return pd.read_json(self.folder / "metrics.jsonl", lines=True).set_index("train/global_step").sort_index()
 
     @cached_property
     def evaluations(self) -> pd.DataFrame:
-        """The rows of metrics that hold an evaluation, eval/ columns alone."""
+        """Return the rows of metrics that hold an evaluation, with the eval/ columns only."""
         columns = [name for name in self.metrics.columns if name.startswith("eval/")]
         return self.metrics[columns].dropna(how="all")
 
     @cached_property
     def problems(self) -> pd.DataFrame:
-        """The last evaluation: a row per problem, ordered by set and id."""
+        """Return the last evaluation: a row per problem, ordered by set and id."""
         return self.evaluated_at(self.evaluations.index[-1])
 
     @cached_property
     def pass_at_ks(self) -> pd.DataFrame:
-        """pass@k in percent of each row of `problems`, a column per k."""
+        """Return pass@k in percent for each row of `problems`, a column per k."""
         return 100 * pass_at_ks(self.problems)
 
     def evaluated_at(self, step: int) -> pd.DataFrame:
-        """One evaluation: a row per problem, ordered by set and id."""
+        """Read the evaluation at a step: a row per problem, ordered by set and id."""
         rows = pd.read_parquet(self.folder / "evaluations" / f"step_{step:06d}.parquet")
         return rows.sort_values(["set", "id"], ignore_index=True)
 
     def answers(self) -> pd.DataFrame:
-        """Verdict and confidence of each answer of the last evaluation."""
+        """Read the verdict and the confidence of each answer of the last evaluation; empty if they were not stored."""
         file = self.folder / "evaluations" / f"step_{self.evaluations.index[-1]:06d}_completions.parquet"
         return pd.read_parquet(file, columns=["verdict", "confidence"]) if file.exists() else pd.DataFrame()
 
 
 def explain_unfinished(folder: Path) -> str | None:
-    """Why a run folder is left out, or None."""
+    """Return why a report has to leave out a run folder; None if it is finished and complete."""
     if not (folder / "summary.json").exists():
         failure = folder / FAILURE
         return f"not finished ({failure.read_text().strip()})" if failure.exists() else "not finished"
     for name in ("metrics.jsonl", ".hydra/config.yaml", ".hydra/hydra.yaml"):
         if not (folder / name).exists():
-            return f"not whole (no {name})"
+            return f"incomplete (no {name})"
     if "lens_version" not in json.loads((folder / SUMMARY).read_text()):
         return "lens 0.1 wrote it, and can report it"
     return None
 
 
 def read_config(folder: Path, key: str) -> DictConfig:
-    """The composed config of a run folder; ``key`` is where the folder stands in the config, for the message.
+    """Read the composed config of a run folder; ``key`` is the config key that names the folder, for the message.
 
     Raises:
-        ConfigError: version 0.1 wrote it, whose keys have other names.
+        ConfigError: version 0.1 wrote the folder; its keys have other names.
     """
     config = OmegaConf.load(folder / ".hydra" / "config.yaml")
     if "loss" not in config:
@@ -104,7 +113,7 @@ def read_config(folder: Path, key: str) -> DictConfig:
 
 
 def load_run(folder: Path) -> Run:
-    """One finished run; what reports read of it is read, so that one that cannot be read fails here.
+    """Load a finished run, and read everything that reports need, so that a damaged file fails here.
 
     Raises:
         OSError, ValueError, KeyError, IndexError, yaml.YAMLError, OmegaConfBaseException: a file is damaged.
@@ -121,5 +130,5 @@ def load_run(folder: Path) -> Run:
 
 
 def drop_rhythm(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """The evaluation's config without how often there is one."""
+    """Return the evaluation's config without ``every``, which says how often to evaluate."""
     return {key: value for key, value in evaluation.items() if key != "every"}

@@ -19,17 +19,17 @@ COMPLETIONS_IN_WANDB = 64
 
 
 class Tracker:
-    """Writes metrics.jsonl at once; W&B follows it when `commit` says that what was logged will not be taken back.
+    """Writes metrics to metrics.jsonl at once, and feeds them to W&B when `commit` is called.
 
-    Line i of metrics.jsonl is W&B's history step i, so that a run that was killed and goes on feeds W&B what it lacks,
-    and nothing twice.
+    `commit` means that no resume will go back behind what was logged. Line i of metrics.jsonl is W&B's history step i.
+    So a run that resumes after a kill feeds W&B what it lacks, and nothing twice.
 
     Args:
         folder: the run folder.
         config: the composed config, for W&B.
         wandb_settings: arguments of wandb.init (project, group, name, tags, mode).
-        run_id: the W&B id to go on with; None takes that of an earlier start in this folder, or a new one.
-        lines: how many lines of metrics.jsonl belong to the state that the run goes on from; later ones are dropped.
+        run_id: the W&B id to continue; None takes the id of an earlier start in this folder, or a new one.
+        lines: how many lines of metrics.jsonl belong to the state that the run resumes from; later ones are dropped.
     """
 
     def __init__(
@@ -55,25 +55,25 @@ class Tracker:
             settings=wandb.Settings(silent=True, console="off"),
             **wandb_settings,
         )
-        # Online, the server knows what has arrived; offline it is what the files hold.
+        # Online, the server knows which lines have arrived; offline, the files do.
         self._fed = self._wandb.starting_step if wandb_settings["mode"] == "online" else written
         self._wandb.define_metric(STEP_AXIS)
         self._wandb.define_metric("*", step_metric=STEP_AXIS)
 
     @property
     def run_id(self) -> str:
-        """The id of the W&B run, kept over a resume."""
+        """Return the id of the W&B run; it stays the same when the run resumes."""
         return self._wandb.id
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Add a line to metrics.jsonl; values that are nan (the mean of nothing) are left out."""
+        """Append a line to metrics.jsonl, without values that are nan (means of nothing)."""
         line = {STEP_AXIS: step, **{name: value for name, value in metrics.items() if not math.isnan(value)}}
         with self.metrics_file.open("a") as file:
             file.write(json.dumps(line) + "\n")
         self.lines += 1
 
     def write_evaluation(self, step: int, per_problem: pd.DataFrame, answers: pd.DataFrame) -> None:
-        """evaluations/step_*.parquet and step_*_completions.parquet."""
+        """Write evaluations/step_*.parquet and step_*_completions.parquet."""
         write_parquet(self.folder / "evaluations" / f"step_{step:06d}.parquet", per_problem)
         write_parquet(self._answers_file(step), answers)
 
@@ -81,20 +81,23 @@ class Tracker:
         return self.folder / "evaluations" / f"step_{step:06d}_completions.parquet"
 
     def write_rollouts(self, step: int, frames: Sequence[pd.DataFrame], golds: dict[str, str]) -> Path:
-        """rollouts/step_*.parquet with gold answers by problem id, named by the first update that learns from them."""
+        """Write rollouts/step_*.parquet, with gold answers by problem id, and return its path.
+
+        ``step`` is the first update that learns from the rollouts.
+        """
         rows = pd.concat(frames)
         write_parquet(self._rollouts_file(step), rows.assign(answer=rows["problem_id"].map(golds)))
         return self._rollouts_file(step)
 
     def find_rollouts(self, steps: range) -> Path | None:
-        """The stored rollouts of the first of these steps that has some."""
+        """Return the rollouts file of the first of these steps that has one, or None."""
         return next((file for step in steps if (file := self._rollouts_file(step)).exists()), None)
 
     def _rollouts_file(self, step: int) -> Path:
         return self.folder / "rollouts" / f"step_{step:06d}.parquet"
 
     def commit(self) -> None:
-        """Feed W&B with everything logged so far, and a sample of an evaluation's answers beside its numbers."""
+        """Feed W&B everything logged so far; an evaluation's numbers come with a sample of its answers."""
         lines = self.metrics_file.read_text().splitlines() if self.metrics_file.exists() else []
         for number, line in enumerate(map(json.loads, lines[self._fed :]), start=self._fed):
             file = self._answers_file(line[STEP_AXIS])
@@ -104,7 +107,7 @@ class Tracker:
         self._fed = max(self._fed, len(lines))
 
     def finish(self, summary: dict[str, Any] | None) -> None:
-        """End the W&B run; with a summary, write summary.json too, which marks the run as finished."""
+        """End the W&B run. With a summary, also write summary.json, which marks the run as finished."""
         if summary is not None:
             self.commit()
             self._wandb.summary.update(summary["metrics"])
@@ -113,12 +116,12 @@ class Tracker:
 
 
 class SilentTracker:
-    """A `Tracker` for the processes beside the first, which writes for all."""
+    """Writes nothing: the tracker of all processes but the first."""
 
     run_id, lines = None, 0
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Nothing, as all below."""
+        """Do nothing, like all methods below."""
 
     def write_evaluation(self, step: int, per_problem: pd.DataFrame, answers: pd.DataFrame) -> None: ...
 
@@ -132,13 +135,13 @@ class SilentTracker:
 
 
 def choose_of_each_level(answers: pd.DataFrame) -> pd.DataFrame:
-    """The first answers of each level, COMPLETIONS_IN_WANDB at most."""
+    """Return the first answers of each level, COMPLETIONS_IN_WANDB in all at most."""
     shown = answers.groupby("level", dropna=False).head(COMPLETIONS_IN_WANDB // 5)
     return shown.astype({"level": "float"}).head(COMPLETIONS_IN_WANDB)
 
 
 def cut_metrics(file: Path, lines: int) -> int:
-    """Cut metrics.jsonl back to its first lines; returns how many there are now."""
+    """Cut metrics.jsonl back to its first ``lines`` lines; return how many lines it has then."""
     if not file.exists():
         return 0
     kept = file.read_text().splitlines(keepends=True)[:lines]

@@ -1,4 +1,4 @@
-"""Decides whether a run logs to W&B online or offline: it looks for a key."""
+"""Looks for a W&B key, and decides by it whether a run logs to W&B online or offline."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from wandb.sdk import wandb_setup
 from lens.errors import ConfigError
 
 WANDB_MODES = ("auto", "online", "offline", "disabled")
-FORMER_HOSTS = {"api.forge.coreweave.com": "api.wandb.ai"}  # W&B takes a key that was stored under the old name too
+FORMER_HOSTS = {"api.forge.coreweave.com": "api.wandb.ai"}  # W&B also accepts a key stored under the old name
 
 
 def resolve_wandb_mode(mode: str) -> str:
-    """The mode to run W&B in; auto is online where a key is set and offline elsewhere.
+    """Return the mode to run W&B in; "auto" means online if there is a key, else offline.
 
     Raises:
-        ConfigError: an unknown mode, or online without a key.
+        ConfigError: the mode is unknown, or it is online and there is no key.
     """
     if mode not in WANDB_MODES:
         raise ConfigError("tracking.wandb.mode", mode, f"one of {', '.join(WANDB_MODES)}")
@@ -33,9 +33,9 @@ def resolve_wandb_mode(mode: str) -> str:
 
 
 def has_wandb_key() -> bool:
-    """Whether W&B would find a key: in WANDB_API_KEY, or where `wandb login` leaves it for the server in its settings.
+    """Return whether W&B would find a key: in WANDB_API_KEY, or where `wandb login` stores it for the current server.
 
-    W&B has no public lookup that does not ask at the terminal; its settings do know which server is meant.
+    W&B's own lookup can ask at the terminal, so this one reads the netrc file. The server comes from W&B's settings.
     """
     if os.environ.get("WANDB_API_KEY"):
         return True

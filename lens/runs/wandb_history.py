@@ -1,6 +1,6 @@
-"""What W&B keeps of a run in the run folder: its id, and how much of the history has reached its files.
+"""Reads what W&B stores in a run folder: the run's id, and how much of the history has reached its files.
 
-W&B writes in a process of its own and in blocks, so that what it was given shortly before a kill is lost.
+W&B writes in blocks, in a process of its own. So a kill loses what it was given shortly before.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from wandb.proto.wandb_internal_pb2 import Record
 from lens.files import replacing
 
 BLOCK, HEADER, PART_HEADER = 32768, 7, 7  # bytes
-WHOLE, LAST = 1, 4  # types of a record's part; the others are its first and middle ones
+WHOLE, LAST = 1, 4  # types of a part: a whole record, its last part; the others are first and middle parts
 
 
 def remember_run_id(folder: Path) -> str:
-    """The id of a run folder's W&B run: one for all its starts, from before the first checkpoint."""
+    """Return the id of a run folder's W&B run; the first call makes it, before there is a checkpoint to hold it."""
     file = folder / "wandb" / "run_id"
     if not file.exists():
         file.parent.mkdir(exist_ok=True)
@@ -29,7 +29,7 @@ def remember_run_id(folder: Path) -> str:
 
 
 def count_lines_in_wandb(folder: Path, run_id: str) -> int:
-    """How many history steps 0, 1, 2, ... of a run the files of its earlier starts hold."""
+    """Count the history steps 0, 1, 2, ... of a run in the files that its earlier starts wrote."""
     steps = [
         record.history.step.num
         for file in folder.glob(f"wandb/*run-*-{run_id}/run-{run_id}.wandb")
@@ -40,10 +40,10 @@ def count_lines_in_wandb(folder: Path, run_id: str) -> int:
 
 
 def read_records(data: bytes) -> Iterator[Record]:
-    """The whole records of a .wandb file, up to where a kill has cut it.
+    """Yield the complete records of a .wandb file, up to where a kill cut it off.
 
-    The format is LevelDB's log behind a header: blocks of 32 KiB that hold records, or parts of them, each behind a
-    checksum (4 bytes), its length (2) and its type (1).
+    After a header, the format is LevelDB's log: blocks of 32 KiB that hold records or parts of records. Before each
+    part stand a checksum (4 bytes), its length (2) and its type (1).
     """
     place, parts = HEADER, b""
     while place + PART_HEADER <= len(data):

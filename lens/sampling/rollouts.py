@@ -1,4 +1,4 @@
-"""The structure that travels from sampling to the update, and the contract of the engines that make it."""
+"""Defines `Rollouts`, which travel from sampling to the update, and `Sampler`, the contract of the engines."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from lens.problems.prompts import Prompt
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Q questions with G completions each, as token ids from end to end; row q * G + g is completion g of question q.
+    """Q questions with G completions each, as token ids from end to end.
+
+    Row q * G + g is completion g of question q. T is the number of tokens of the longest completion.
 
     Attributes:
         prompts: Q prompts.
         num_generations: G.
-        completion_ids: int64 [Q*G, T], right-padded with 0; an end token is part of its completion.
-        logprobs: float32 [Q*G, T], log-probability under the engine (and its temperature) of each sampled token.
+        completion_ids: int64 [Q*G, T], right-padded with 0. An end token is part of its completion.
+        logprobs: float32 [Q*G, T], log-probability of each sampled token under the engine, at the sampling temperature.
         lengths: int64 [Q*G], tokens of each completion.
-        finish_reasons: Q*G of "stop" (the model ended it) or "length" (it was cut).
+        finish_reasons: Q*G strings, "stop" (the model ended the completion) or "length" (the token limit cut it).
         texts: Q*G completions as text, for the grader and the reader.
     """
 
@@ -38,12 +40,12 @@ class Rollouts:
 
     @property
     def mask(self) -> Tensor:
-        """bool [Q*G, T], True on real tokens."""
+        """bool [Q*G, T], True on real tokens, False on padding."""
         return torch.arange(self.completion_ids.shape[1]) < self.lengths[:, None]
 
     @property
     def truncated(self) -> Tensor:
-        """bool [Q*G], completions that the token limit cut."""
+        """bool [Q*G], True for completions that the token limit cut."""
         return torch.tensor([reason == "length" for reason in self.finish_reasons])
 
     @property
@@ -53,7 +55,10 @@ class Rollouts:
 
 
 def geometric_mean_probability(logprobs: Tensor, mask: Tensor) -> Tensor:
-    """exp of the mean log-probability over a completion's tokens: [N, T], [N, T] -> [N] (paper, section 3)."""
+    """Return exp of the mean log-probability over each completion's real tokens: [N, T], [N, T] -> float32 [N].
+
+    This is pibar, the paper's confidence (section 5).
+    """
     lengths = mask.sum(dim=1).clamp(min=1)
     return ((logprobs.double() * mask).sum(dim=1) / lengths).exp().float()
 
@@ -61,8 +66,10 @@ def geometric_mean_probability(logprobs: Tensor, mask: Tensor) -> Tensor:
 class Sampler(Protocol):
     """A rollout engine.
 
-    ``parity_every`` says how often it is compared with the trainer (lens/sampling/syncing.py), and
-    ``max_logp_difference`` how far they may be apart; None where the engine is the trainer's own module.
+    Attributes:
+        parity_every: syncs between two comparisons with the trainer (lens/training/weight_sync.py).
+        max_logp_difference: largest difference that such a comparison may find between log-probabilities of a token.
+            Both are None if the engine samples with the trainer's own module.
     """
 
     parity_every: int | None
@@ -79,24 +86,32 @@ class Sampler(Protocol):
         top_p: float = 1.0,
         progress: str | None = None,
     ) -> Rollouts:
-        """num_generations completions of each prompt; the same arguments give the same completions.
+        """Sample num_generations completions of each prompt. The same arguments give the same completions.
 
-        Each question draws from a seed of its own, `derive_seed(seed, problem_id)`: never from its place in the batch.
-        ``progress`` is the title of a progress bar; None shows none.
+        Each question has a seed of its own, `derive_seed(seed, problem_id)`. Its place in the batch does not matter.
+
+        Args:
+            prompts: the questions.
+            num_generations: completions of each.
+            seed: seed of this call.
+            max_completion_length: tokens after which a completion is cut.
+            temperature: divides the logits; 0 is greedy.
+            top_p: keeps the smallest set of most likely tokens with at least this mass. 1 keeps all.
+            progress: title of a progress bar. None shows no bar.
         """
 
     def sync(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Take over the policy's current weights; tied ones come under each of their names."""
+        """Take over the policy's current weights. Tied weights come once under each of their names."""
 
     def close(self) -> None:
-        """Free what the engine holds."""
+        """Free the engine's memory."""
 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every token that ends a completion: the model's generation config may name several, the tokenizer one.
+    """Return every token that ends a completion: those of the model's generation config and that of the tokenizer.
 
     Raises:
-        ConfigError: there is none, so that no completion could end.
+        ConfigError: there is none, so no completion could end.
     """
     named = model.generation_config.eos_token_id
     named = named if isinstance(named, list) else [named]

@@ -1,4 +1,4 @@
-"""All processes sample as one: each takes a share of the prompts, and all get every completion."""
+"""Shares sampling among processes: each samples a part of the prompts, and all get every completion."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ T = TypeVar("T")
 
 
 class SharedSampler:
-    """An engine in each process, or in each few that split its weights, as one.
+    """Makes the engines of all processes act as one `Sampler`.
 
     Args:
         sampler: this process's engine.
-        processes_per_engine: how many neighbours form one engine, and so sample the same.
-        interruptible: around what an engine does that has a process to itself.
+        processes_per_engine: neighbouring processes that split the weights of one engine, and so sample the same.
+        interruptible: lets SIGTERM interrupt an engine that has a process to itself.
     """
 
     def __init__(self, sampler: Sampler, processes_per_engine: int = 1, interruptible: Interruptible = nullcontext):
@@ -32,7 +32,7 @@ class SharedSampler:
         self.parity_every, self.max_logp_difference = sampler.parity_every, sampler.max_logp_difference
 
     def sample(self, prompts: Sequence[Prompt], num_generations: int, seed: int, **options: Any) -> Rollouts:
-        """See `lens.sampling.rollouts.Sampler`: the completions do not depend on how many engines there are."""
+        """See `lens.sampling.rollouts.Sampler`. The completions do not depend on the number of engines."""
         engines = world_size() // self.per_engine
         own = prompts[rank() // self.per_engine :: engines]
 
@@ -43,16 +43,16 @@ class SharedSampler:
         return merge_rollouts(prompts, [part for part in parts if part is not None])
 
     def sync(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Every engine takes over the weights, gathered one after the other."""
+        """Pass the weights on to this process's engine. Every process must call this."""
         self.sampler.sync(named_tensors)
 
     def close(self) -> None:
-        """Free what the engine holds."""
+        """Free the engine's memory."""
         self.sampler.close()
 
 
 def merge_rollouts(prompts: Sequence[Prompt], parts: Sequence[Rollouts]) -> Rollouts:
-    """The rollouts of all prompts, of which part i has every len(parts)th from i on."""
+    """Merge parts into the rollouts of all prompts. Part i holds prompts i, i + len(parts), i + 2 len(parts), ..."""
     generations, longest = parts[0].num_generations, max(part.completion_ids.shape[1] for part in parts)
     asked = [place for first in range(len(parts)) for place in range(first, len(prompts), len(parts))]
     order = torch.argsort(torch.tensor(asked))

@@ -1,4 +1,4 @@
-"""The embedded engine: samples with the trainer's own module, on any machine that torch runs on."""
+"""The embedded rollout engine. It samples with the trainer's own module, on any machine that torch runs on."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from lens.progress import progress_bar
 from lens.sampling.rollouts import Rollouts, end_token_ids
 from lens.seeding import derive_seed
 
-COMPACT_BELOW = 0.9  # finished rows leave the batch once fewer than this share of it is alive
+COMPACT_BELOW = 0.9  # finished rows leave the batch once a smaller share of it is still unfinished
 
 
 class TransformersSampler:
-    """Batched sampling with a key-value cache that computes each prompt once for all of its completions.
+    """Samples in batches with a key-value cache. Each prompt is computed once for all of its completions.
 
     Args:
-        model: the policy itself, so there is no second copy and nothing to synchronise; where several processes share
-            the policy, each has a copy to sample with.
+        model: the policy itself. There is no second copy and nothing to synchronise. With several processes, which
+            share the policy's weights, each makes a whole copy to sample with.
         tokenizer: its tokenizer.
-        max_num_seqs: completions decoded at once; more are done in turns.
+        max_num_seqs: completions decoded at once. More than that are decoded in several batches.
 
     Raises:
-        ConfigError: no end-of-sequence token.
+        ConfigError: there is no end-of-sequence token.
     """
 
-    parity_every = max_logp_difference = None  # there is nothing to compare: the engine is the policy
+    parity_every = max_logp_difference = None  # nothing to compare: the engine is the policy
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, max_num_seqs: int):
         shared = world_size() > 1
@@ -89,18 +89,28 @@ class TransformersSampler:
         )
 
     def sync(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Nothing to do where the engine samples with the policy's own weights; its copy takes them over."""
+        """Copy the weights into this process's copy of the policy. Without a copy there is nothing to do."""
         for name, tensor in named_tensors if self.weights else ():
             if name in self.weights:
                 self.weights[name].copy_(tensor)
 
     def close(self) -> None:
-        """Nothing to free."""
+        """Do nothing: the engine holds no memory of its own."""
 
     def _decode(
         self, prompts: list[tuple[int, ...]], num_generations: int, uniforms: Tensor, temperature: float, top_p: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One batch: ids [N, T], log-probabilities [N, T] and lengths [N]; uniforms [N, T] decide every choice."""
+        """Sample one batch of N completions of at most T tokens.
+
+        Args:
+            prompts: token ids of the questions.
+            num_generations: completions of each.
+            uniforms: float64 [N, T], the random numbers that decide every choice.
+            temperature, top_p: see `sample_tokens`.
+
+        Returns:
+            Token ids [N, T], log-probabilities [N, T] and lengths [N].
+        """
         rows, steps = uniforms.shape
         ids, logprobs = torch.zeros(rows, steps, dtype=torch.long), torch.zeros(rows, steps)
         lengths = torch.full((rows,), steps)
@@ -140,7 +150,7 @@ class TransformersSampler:
         return ids, logprobs, lengths
 
     def _forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: DynamicCache) -> Tensor:
-        """Logits [rows, V] after the last token of each row; the cache grows by ids.shape[1]."""
+        """Return the logits [rows, V] after the last token of each row. The cache grows by ids.shape[1] tokens."""
         ids, mask, positions = (None if x is None else x.to(self.model.device) for x in (ids, mask, positions))
         return (
             self.model(
@@ -152,7 +162,7 @@ class TransformersSampler:
 
 
 def draw_uniforms(seed: int, prompt: Prompt, num_generations: int, length: int) -> np.ndarray:
-    """The numbers in [0, 1) that decide every token of a question's completions: float64 [G, length]."""
+    """Draw the numbers in [0, 1) that decide every token of a question's completions: float64 [G, length]."""
     generator = np.random.Generator(np.random.Philox(derive_seed(seed, prompt.problem_id)))
     return generator.random((num_generations, length))
 
@@ -164,10 +174,10 @@ def sample_tokens(logits: Tensor, uniforms: Tensor, temperature: float, top_p: f
         logits: [n, V].
         uniforms: float64 [n] in [0, 1).
         temperature: divides the logits; 0 takes the most likely token.
-        top_p: keeps the smallest set of most likely tokens with at least this mass (1: all).
+        top_p: keeps the smallest set of most likely tokens with at least this mass. 1 keeps all.
 
     Returns:
-        tokens int64 [n] and their float32 [n] log-probabilities under the distribution that was sampled from.
+        Token ids, int64 [n], and their log-probabilities under the distribution that was sampled from, float32 [n].
     """
     logits = logits.float()
     if temperature == 0:
@@ -181,6 +191,6 @@ def sample_tokens(logits: Tensor, uniforms: Tensor, temperature: float, top_p: f
         dropped = torch.zeros_like(logprobs, dtype=torch.bool).scatter_(1, order, mass_before >= top_p)
         logprobs = logprobs.masked_fill(dropped, -torch.inf).log_softmax(dim=-1)
     cumulative = logprobs.double().exp().cumsum(dim=-1)  # [n, V]
-    targets = uniforms[:, None] * cumulative[:, -1:]  # rounding may leave the last value beside 1
+    targets = uniforms[:, None] * cumulative[:, -1:]  # rounding may leave the last value beside 1: scale to it
     tokens = torch.searchsorted(cumulative, targets, right=True).clamp(max=logits.shape[1] - 1)  # [n, 1]
     return tokens.squeeze(1), logprobs.gather(1, tokens).squeeze(1)

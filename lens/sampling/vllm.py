@@ -1,4 +1,4 @@
-"""vLLM as the rollout engine, inside the training process; the only module that imports vllm."""
+"""Runs vLLM as the rollout engine, inside the training process. This is the only module that imports vllm."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from lens.progress import progress_bar
 from lens.sampling.rollouts import Rollouts, end_token_ids
 from lens.seeding import derive_seed
 
-# vllm reads these when it is imported. The engine lives in this process, so that weights need no file on their way.
+# vllm reads these when it is imported. The engine runs in this process, so weights reach it in memory, not by file.
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # the trainer's threads are the same ones
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # the trainer uses the same threads
 os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")  # its warnings on every start are about speed on other machines
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")  # vllm imports a client library that W&B would advertise Weave for
@@ -37,25 +37,25 @@ except ImportError as error:
     raise ConfigError("sampler", "vllm", valid) from error
 
 GIB = 2**30
-MEMORY = ("weights", "kv_cache")  # vLLM's names of what it can give back, in the order in which it is needed
-SEED_BITS = 62  # room for the sample's number, which vLLM adds to a request's seed
+MEMORY = ("weights", "kv_cache")  # vLLM's names of the memory that it can give back, in the order of need
+SEED_BITS = 62  # leaves room for the sample's number, which vLLM adds to a request's seed
 
 
 class VLLMSampler:
-    """An engine with paged attention and continuous batching: the samples of a question are one request.
+    """Samples with vLLM's paged attention and continuous batching. All samples of a question are one request.
 
-    It starts with random weights and has the policy's after the first `sync`. Prompts are computed whole: a seeded
-    request whose prompt came in pieces would have to wind its random numbers back, which vLLM cannot do on a CPU.
+    The engine starts with random weights and gets the policy's with the first `sync`. Prompts are computed whole: if a
+    seeded request's prompt came in pieces, vLLM would have to rewind its random numbers, which it cannot do on a CPU.
 
     Args:
-        model: the policy, for its folder and its end tokens.
+        model: the policy; only its folder and its end tokens are used.
         tokenizer: its tokenizer.
-        max_model_len: tokens of the longest prompt with its answer.
+        max_model_len: most tokens that a prompt and its answer may have together.
         dtype, max_num_seqs, kv_cache_space, gpu_memory_utilization, tensor_parallel_size, enforce_eager, sleep,
         parity_every, max_logp_difference: configs/sampler/vllm.yaml explains each.
 
     Raises:
-        ConfigError: a value that cannot work here, a model that vLLM does not support, too little memory.
+        ConfigError: a value cannot work here, vLLM does not support the model, or there is too little memory.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class VLLMSampler:
             use_tqdm=progress is not None and partial(make_question_bar, title=progress),
         )
         if self.sleep:
-            self.llm.sleep(level=1)  # weights to the host; what the cache held is gone
+            self.llm.sleep(level=1)  # moves weights to the host and drops the cache
             self.asleep = set(MEMORY)
         completions = [completion for output in outputs for completion in output.outputs]
         lengths = torch.tensor([len(completion.token_ids) for completion in completions])
@@ -166,14 +166,14 @@ class VLLMSampler:
         )
 
     def sync(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Take over weights by name, one after the other, in memory; what the old ones have cached is forgotten."""
+        """Copy weights by name, one after the other, in memory. Then drop the cache of the old weights."""
         self._wake("weights")
         weights = ((name, tensor.detach()) for name, tensor in named_tensors)
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         self.llm.reset_prefix_cache()
 
     def _wake(self, *memory: str) -> None:
-        """Take back those parts of the GPU's memory that are lent."""
+        """Take back those parts of the GPU's memory that the engine has given up."""
         for part in memory:
             if part in self.asleep:
                 self.llm.wake_up(tags=[part])
@@ -187,12 +187,15 @@ class VLLMSampler:
 
 
 def make_question_bar(iterable: Iterable | None = None, *, title: str, total: int | None = None, **_: Any) -> Any:
-    """vLLM shows two bars, of which the first, for requests on their way into the engine, is over at once."""
+    """Make the progress bar of a call to vLLM, which asks for two bars.
+
+    The first one wraps the requests that enter the engine (``iterable``). It would be over at once, so it is left out.
+    """
     return iterable if iterable is not None else progress_bar(total, unit="question", desc=title, leave=False)
 
 
 def explain_failure(error: Exception, model: PreTrainedModel, kv_cache_space: float | None) -> ConfigError:
-    """Why the engine did not start, in terms of the config."""
+    """Return an error that names the config key because of which the engine did not start."""
     reason = " ".join(str(error).split())
     if "cache" in reason.lower():
         return ConfigError("sampler.kv_cache_space", kv_cache_space, f"room for one longest sequence: {reason}")

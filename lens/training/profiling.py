@@ -26,4 +26,4 @@ def profile_run(folder: Path, *, enabled: bool) -> Iterator[None]:
     by = "self_cuda_time_total" if ProfilerActivity.CUDA in activities else "self_cpu_time_total"
     log.info("The costliest operations:\n%s", profiler.key_averages().table(sort_by=by, row_limit=ROWS))
     profiler.export_chrome_trace(str(folder / "profile.json"))
-    log.info("All of them: %s, for chrome://tracing", folder / "profile.json")
+    log.info("All operations: %s, for chrome://tracing", folder / "profile.json")

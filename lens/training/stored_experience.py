@@ -13,7 +13,7 @@ from lens.errors import ConfigError
 from lens.objectives import calibrated_rewards
 from lens.objectives.groups import group_kinds
 
-GRADED = ["problem_id", "level", "sample", "verdict", "valid", "confidence", "length"]  # the columns that `weigh_again` needs
+GRADED = ["problem_id", "level", "sample", "verdict", "valid", "confidence", "length"]  # what `weigh_again` needs
 STORED = [*GRADED, "calibrated_reward", "advantage"]
 
 

@@ -375,7 +375,9 @@ def test_without_a_compiler_the_compiled_update_is_left_out_and_the_config_refus
     command = ["scripts/benchmark.py", "part=update", *SMALL, f"model.name_or_path={tiny_folder}", f"outputs={outputs}"]
     result = run(*command, folder=logs / "left_out", real=True, env=env)
     assert result.code == 0, result.stderr
-    assert "Leaving out lens with torch.compile: trainer.memory.torch_compile=True: false, or a machine" in result.stdout
+    assert (
+        "Leaving out lens with torch.compile: trainer.memory.torch_compile=True: false, or a machine" in result.stdout
+    )
     (table,) = outputs.glob("benchmarks/*/" + TABLE)
     assert [name.split(",")[0] for name in pd.read_csv(table)["update"]] == ["naive", "lens", "lens"]
     result = run(

@@ -111,7 +111,7 @@ REFUSED = {
     "unknown W&B mode": bad("tracking.wandb.mode='on': one of auto", given="tracking.wandb.mode=on"),
     "nothing to resume": bad("resume='must': auto", given="resume=must"),
     "resuming from nowhere": bad("resume='{absent}': auto, never, must, or a run", given="resume={absent}"),
-    "resuming from a model": bad("resume='{endless}': a whole checkpoint", "checksums", given="resume={endless}"),
+    "resuming from a model": bad("resume='{endless}': a complete checkpoint", "checksums", given="resume={endless}"),
     "best of what is not measured": bad(
         "trainer.checkpoints.keep_best='pass@8': one of pass@1, pass@2, pass@4, as",
         given="trainer.checkpoints.keep_best=pass@8",

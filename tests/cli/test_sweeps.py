@@ -103,7 +103,7 @@ def test_a_sweep_that_is_started_again_does_nothing(sweep, logs):
     assert result.code == 0, result.stderr
     assert state() == before
     for objective, seed in JOBS:
-        assert (job(folder, objective, seed) / "train.log").read_text().count("Finished already at step 2") == 1
+        assert (job(folder, objective, seed) / "train.log").read_text().count("Already finished at step 2") == 1
 
 
 def test_a_stopped_sweep_goes_on(pupil, logs, tmp_path):

@@ -96,7 +96,7 @@ def test_a_folder_of_one_evaluation_is_audited_too(tmp_path):
         (["run=3"], "error: run=3: a file or folder"),
         (["step=3"], "error: step=3: one that is stored: 1"),
         (["source=evaluations", "step=3"], "error: step=3: one that is stored: 20"),
-        (["run=nowhere"], "error: run='nowhere': a run folder, or a folder that evaluate.py has left (there is none)"),
+        (["run=nowhere"], "error: run='nowhere': a run folder, or a folder that evaluate.py wrote (there is none)"),
         (["run=lens"], "error: run='lens': a folder with the answers of evaluations (it has none)"),
     ],
 )

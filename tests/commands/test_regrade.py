@@ -134,7 +134,7 @@ def test_answers_of_several_sets_are_counted_apart(tmp_path):
     ("overrides", "line"),
     [
         (["step=3"], "error: step=3: one that is stored: 0, 20"),
-        (["run=nowhere"], "error: run='nowhere': a run folder, or a folder that evaluate.py has left (there is none)"),
+        (["run=nowhere"], "error: run='nowhere': a run folder, or a folder that evaluate.py wrote (there is none)"),
         (["run=lens"], "error: run='lens': a folder with the answers of evaluations (it has none)"),
         (["target=lens"], "error: target='lens': a folder that does not exist yet"),
         (["target=README.md/new"], "error: target='README.md/new': a folder that can be written to (Not a directory)"),

@@ -112,7 +112,7 @@ def test_a_preference_of_the_objective_is_in_its_rewards(trained):
     ("overrides", "line"),
     [
         (["step=3"], "error: step=3: one that is stored: 1, 2"),
-        (["run=nowhere"], "error: run='nowhere': a run folder, or a folder that evaluate.py has left (there is none)"),
+        (["run=nowhere"], "error: run='nowhere': a run folder, or a folder that evaluate.py wrote (there is none)"),
         (["objective.alpha=-1"], "error: objective.alpha=-1: a number >= 0"),
         (["target=README.md/new"], "error: target='README.md/new': a folder that can be written to (Not a directory)"),
     ],

@@ -143,7 +143,7 @@ def test_training_on_math_reports_the_evaluation_problems_among_its_own(train, t
     assert [gold["answer"] for gold in failing["dataset"]] == [r"\text{}"] and failing["math500"] == []
     log = (tmp_path / "run" / "train.log").read_text()
     assert "CONTAMINATION: the training set holds 5 of the 6 problems of evaluation set math500" in log
-    assert r"can be right: its gold answer '\\text{}', against itself, is no_answer" in log
+    assert r"can be correct: its gold answer '\\text{}', graded against itself, is no_answer" in log
     rollouts = pd.read_parquet(tmp_path / "run" / "rollouts" / "step_000001.parquet")
     golds = {row["id"]: row["answer"] for row in load_problems("math", path=str(tmp_path / "math.jsonl"))}
     assert rollouts["answer"].tolist() == [golds[id] for id in rollouts["problem_id"]]

@@ -27,7 +27,7 @@ def test_gold_answers_that_fail_are_named_and_counted(grader, caplog):
     assert failing == {"dataset": [{"id": "p1", "answer": "", "verdict": "no_answer"}], "math500": []}
     assert count_failing(failing) == {"dataset": 1, "math500": 0}
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert warning == "dataset: no answer to p1 can be right: its gold answer '', against itself, is no_answer"
+    assert warning == "dataset: no answer to p1 can be correct: its gold answer '', graded against itself, is no_answer"
 
 
 def test_many_failing_gold_answers_do_not_fill_the_log(grader, caplog):

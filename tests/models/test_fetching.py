@@ -32,7 +32,7 @@ def folder(tmp_path_factory) -> Path:
     folder = outputs / "models" / "SmolLM2-135M-Instruct"
     assert result.stdout.splitlines()[-1] == str(folder)
     again = run("scripts/fetch_model.py", f"outputs={outputs}", folder=logs, env=environment(), real=True)
-    assert "Here already" in again.stdout + again.stderr
+    assert "Already fetched" in again.stdout + again.stderr
     return folder
 
 

@@ -117,11 +117,11 @@ def test_everything_odd_is_named_and_left_out(runs, tmp_path):
     assert [(arm.label, arm.seeds) for arm in arms] == [("grpo", [0, 1, 2]), ("lens", [0]), ("grpo", [0])]
     assert f"{runs / 'empty'}: empty" in oddities
     assert f"{runs / 'lens-1'}: not finished, left out" in oddities
-    assert f"{runs / 'lens-2'}: not whole (no .hydra/hydra.yaml), left out" in oddities
+    assert f"{runs / 'lens-2'}: incomplete (no .hydra/hydra.yaml), left out" in oddities
     assert any(line.startswith(f"{runs / 'lens-3'}: cannot be read") for line in oddities)
     assert any(line.startswith(f"{runs / 'grpo-3'}: cannot be read") for line in oddities)
     assert f"{tmp_path / 'absent'}: no such folder" in oddities
-    (told,) = [line for line in oddities if "reported apart" in line]
+    (told,) = [line for line in oddities if "reported separately" in line]
     assert "else · tiny · arithmetic" in told
     assert "model.name_or_path" in told
     assert str(other) in told
@@ -144,7 +144,7 @@ def test_arms_of_several_experiments_are_told_apart(tmp_path):
             make_run(folder, objective, 0, f"experiment={experiment}", choices={"experiment": experiment})
     make_run(tmp_path / "c", "uniform", 0, "experiment=c", choices={"experiment": "c"})
     arms, oddities = load_arms([tmp_path])
-    assert "1 run(s) of another experiment than a, with arms of their own: c (uniform)" in oddities
+    assert "1 run(s) of another experiment than a, in separate arms: c (uniform)" in oddities
     by_label = {arm.label: arm for arm in arms}
     assert list(by_label) == ["a: grpo", "b: grpo", "a: lens", "b: lens", "uniform"]
     assert make_setting_title(arms) == "a + b + c · tiny · arithmetic"

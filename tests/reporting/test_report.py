@@ -121,7 +121,7 @@ def test_a_report_prints_tables_and_writes_them_with_figures(runs, tmp_path, cap
     (runs / "lens-3" / "metrics.jsonl").unlink()  # as a copy that broke off leaves it
     report([runs], "grpo", tmp_path / "report", completions=0)
     printed = capsys.readouterr().out
-    assert f"note: {runs / 'lens-3'}: not whole (no metrics.jsonl), left out" in printed
+    assert f"note: {runs / 'lens-3'}: incomplete (no metrics.jsonl), left out" in printed
     assert "note: lens: no finished run with seed 3" in printed
     for text in ("Accuracy on held-out problems", "Difference to grpo in points", "Signal of negative groups"):
         assert text in printed
@@ -200,7 +200,7 @@ def test_a_report_names_what_is_odd_and_its_tables_are_those_of_the_rest(runs, t
     assert f"note: {half}: not finished, left out" in notes
     assert f"note: {ended}: not finished (step 3: entropy 0.9 > trainer.max_entropy=0.6), left out" in notes
     assert f"note: {tmp_path / 'empty'}: empty" in notes
-    assert any("else · tiny · arithmetic: reported apart" in note for note in notes)
+    assert any("else · tiny · arithmetic: reported separately" in note for note in notes)
     for table in ("accuracy", "difference", "signal"):
         (same,) = (tmp_path / "odd").glob(f"no_experiment*/{table}.csv")
         assert same.read_text() == (whole.parent / f"{table}.csv").read_text()

@@ -98,9 +98,9 @@ class CrashError(Exception):
 def test_where_nothing_can_be_written_the_run_fails_and_gives_the_space_back(saved, tiny):
     folder, _ = saved
     with no_file_above(10_000):
-        with pytest.raises(RunFailed, match=r"step_000004 could not be written .+ last whole one is step_000002"):
+        with pytest.raises(RunFailed, match=r"step_000004 could not be written .+ last complete one is step_000002"):
             save_checkpoint(folder, *tiny, AdamW(tiny[0].parameters()), STATE | {"step": 4}, keep=1)
-        with pytest.raises(RunFailed, match=r"there is none before it"):
+        with pytest.raises(RunFailed, match=r"there is no earlier one"):
             save_checkpoint(folder / "empty", *tiny, AdamW(tiny[0].parameters()), STATE | {"step": 4}, keep=1)
     assert names(folder) == ["empty", "step_000002"]
     assert not names(folder / "empty")
@@ -189,7 +189,7 @@ def test_a_missing_or_cut_file_shows(saved, name):
     _, checkpoint = saved
     size = (checkpoint / name).stat().st_size
     os.truncate(checkpoint / name, size // 2)
-    with pytest.raises(ConfigError, match="a whole checkpoint"):
+    with pytest.raises(ConfigError, match="a complete checkpoint"):
         load_state(checkpoint)
     (checkpoint / name).unlink()
     with pytest.raises(ConfigError, match=name):
@@ -199,7 +199,7 @@ def test_a_missing_or_cut_file_shows(saved, name):
 def test_checksums_that_say_nothing_are_none(saved):
     _, checkpoint = saved
     (checkpoint / CHECKSUMS_FILE).write_text("{}")
-    with pytest.raises(ConfigError, match=f"says nothing of {STATE_FILE}"):
+    with pytest.raises(ConfigError, match=f"has no {STATE_FILE}"):
         load_state(checkpoint)
 
 

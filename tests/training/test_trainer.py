@@ -261,7 +261,7 @@ def test_a_finished_run_is_left_alone(first, logs):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if not rewritten & {*path.parts}}
     result = run(*command, f"hydra.run.dir={folder}", folder=logs)
     assert result.code == 0
-    assert "Finished already at step 4" in result.stdout
+    assert "Already finished at step 4" in result.stdout
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
@@ -567,7 +567,7 @@ def test_where_a_checkpoint_cannot_be_written_the_run_stops_and_the_last_one_is_
         assert "; to go on: python " in line
         if fault != "nothing fits":
             assert "could not be written" in line
-            assert f"the last whole one is {checkpoint.name}" in line
+            assert f"the last complete one is {checkpoint.name}" in line
         assert [path.name for path in (folder / "checkpoints").iterdir()] == [checkpoint.name]
         load_state(checkpoint)
     rest = run(*command, folder=logs)

@@ -1,14 +1,14 @@
-"""The embedded dataset: short problems in MATH's form, each with one right procedure and four misconceptions.
+"""Makes the embedded dataset: short problems in MATH's form, and the lessons of an imperfect teacher of them.
 
-Every template says how a problem reads and how five *procedures* work on its three operands a, b, c. A procedure is a
-chain of steps such as ``("b*c", "a+_")``, where ``_`` is the last result and ``_1``, ``_2`` the earlier ones. The
-first procedure is right; the others are mistakes that pupils make (left-to-right precedence, an off-by-one, stopping
-a step early), the most common first. An imperfect teacher follows the right one with a probability that falls with
-the level, so that a student of that teacher starts like a language model on MATH: confident, and often wrong.
+Every template gives the text of a problem and five *procedures* on its three operands a, b, c. A procedure is a chain
+of steps such as ``("b*c", "a+_")``, where ``_`` is the last result and ``_1``, ``_2`` are the earlier ones. The first
+procedure is right. The others are mistakes that pupils make (left-to-right precedence, an off-by-one, stopping a step
+early), the most common first. The teacher follows the right one with a probability that falls with the level. So a
+student of that teacher starts like a language model on MATH: confident, and often wrong.
 
-Problems and solutions are words separated by single spaces, all numbers lie in 0..99, and a problem on which a
-misconception gives the right answer by luck is left out. The operand triple decides the split, for all templates
-alike: no triple of the test split occurs in training.
+Problems and solutions are words separated by single spaces. All numbers lie in 0..99. A problem is left out if a
+misconception gives the right answer by luck. The operand triple alone decides the split, for all templates: no triple
+of the test split occurs in training.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ OPERATORS: dict[str, tuple[str, Callable[[int, int], int]]] = {
 
 
 def steps_of(procedure: tuple[str, ...], operands: tuple[int, int, int]) -> list[tuple[int, str, int, int]] | None:
-    """The steps (left, operator, right, result) of a procedure, or None where a value leaves 0..99."""
+    """Return the steps (left, operator, right, result) of a procedure, or None if a result leaves 0..99."""
     values = dict(zip("abc", operands, strict=True))
     steps = []
     for number, step in enumerate(procedure, start=1):
@@ -56,13 +56,13 @@ def steps_of(procedure: tuple[str, ...], operands: tuple[int, int, int]) -> list
 
 
 def write_solution(steps: list[tuple[int, str, int, int]]) -> str:
-    """A chain of thought such as ``4 \\cdot 5 = 20 , 20 + 3 = 23 , \\boxed{ 23 }``."""
+    """Write a chain of thought such as ``4 \\cdot 5 = 20 , 20 + 3 = 23 , \\boxed{ 23 }``."""
     thoughts = [f"{x} {OPERATORS[sign][0]} {y} = {result} ," for x, sign, y, result in steps]
     return " ".join([*thoughts, rf"\boxed{{ {steps[-1][-1]} }}"])
 
 
 def split_of(operands: tuple[int, int, int]) -> str:
-    """The split that a triple of operands belongs to: the same for every template, seed and size."""
+    """Return the split that a triple of operands belongs to. It is the same for every template, seed and size."""
     digest = hashlib.sha256("-".join(map(str, operands)).encode()).digest()
     place = int.from_bytes(digest[:8], "big") / 2**64
     for split, share in SPLIT_SHARES.items():
@@ -74,7 +74,7 @@ def split_of(operands: tuple[int, int, int]) -> str:
 
 @functools.cache
 def operand_pool(template: Template, split: str) -> tuple[tuple[int, int, int], ...]:
-    """All triples of a split on which every procedure stays in 0..99 and no misconception is right by luck."""
+    """Return all triples of a split on which every procedure stays in 0..99 and no misconception is right by luck."""
     pool = []
     for operands in itertools.product(*template.operands):
         if split_of(operands) != split:
@@ -87,7 +87,7 @@ def operand_pool(template: Template, split: str) -> tuple[tuple[int, int, int], 
 
 @functools.cache
 def level_pool(level: int, split: str) -> tuple[tuple[Template, tuple[int, int, int]], ...]:
-    """The problems of one level and split, its templates taken in turn (as far as the shortest pool reaches)."""
+    """Return the problems of one level and split. Its templates take turns until one of them runs out."""
     templates = [template for template in TEMPLATES if template.level == level]
     pools = []
     for template in templates:
@@ -98,13 +98,13 @@ def level_pool(level: int, split: str) -> tuple[tuple[Template, tuple[int, int, 
 
 
 def fill_in(template: Template, operands: tuple[int, int, int]) -> str:
-    """The template's text with its operands."""
+    """Return the template's text with the operands filled in."""
     values = dict(zip("abc", operands, strict=True))
     return re.sub(r"\{([abc])\}", lambda match: str(values[match[1]]), template.text)
 
 
 def make_problem(template: Template, operands: tuple[int, int, int]) -> dict:
-    """A row of the problem schema (problem, answer, level, subject, id, source) with the right answer."""
+    """Make a row of the problem schema (problem, answer, level, subject, id, source) with the right answer."""
     return {
         "problem": fill_in(template, operands),
         "answer": str(steps_of(template.procedures[0], operands)[-1][-1]),
@@ -123,11 +123,11 @@ def load_arithmetic(
     seed: int = 0,
     key: str = "arithmetic",
 ) -> Dataset:
-    """Problems of one split, as many of each level, in an order drawn from the seed.
+    """Make the problems of one split, equally many of each level, in an order drawn from the seed.
 
     Args:
-        split: train, validation or test; they share no operand triple.
-        size: number of problems; None takes all that the levels can give in equal parts.
+        split: train, validation or test. They share no operand triple.
+        size: number of problems. None: all that the levels can give in equal parts.
         levels: the levels to draw from, each with the same number of problems.
         seed: decides which problems are drawn, and their order.
         key: where the source stands in the config, for error messages.
@@ -136,7 +136,8 @@ def load_arithmetic(
         A ``datasets.Dataset`` with the columns problem, answer, level, subject, id, source.
 
     Raises:
-        ConfigError: an unknown split or level, or a size that is no multiple of the levels or beyond the supply.
+        ConfigError: the split or a level is unknown, or the size is not a multiple of the number of levels or is
+            beyond the supply.
     """
     if split not in SPLIT_SHARES:
         raise ConfigError(f"{key}.split", split, f"one of {', '.join(SPLIT_SHARES)}")
@@ -154,12 +155,15 @@ def load_arithmetic(
 
 
 def teach(rng: random.Random, skill: dict[int, float] | None = None, slip_rate: float = SLIP_RATE) -> tuple[str, str]:
-    """One lesson of the imperfect teacher on a training problem: (problem, solution), often a wrong one.
+    """Give one lesson of the imperfect teacher on a training problem.
 
     Args:
-        rng: the source of chance.
-        skill: probability of the right procedure by level (default TEACHER_SKILL).
-        slip_rate: probability that one step's result is off by one, with what follows computed from the slip.
+        rng: the random number generator.
+        skill: probability of the right procedure, by level. None: TEACHER_SKILL.
+        slip_rate: probability that the result of the last step is off by one.
+
+    Returns:
+        The problem and its solution, which is often wrong.
     """
     skill = TEACHER_SKILL if skill is None else skill
     template = rng.choice(TEMPLATES)
@@ -175,7 +179,7 @@ def teach(rng: random.Random, skill: dict[int, float] | None = None, slip_rate: 
 
 
 def vocabulary() -> list[str]:
-    """Every word that a problem or a solution can hold, in a fixed order: the numbers 0..99 first."""
+    """Return every word that a problem or a solution can hold, in a fixed order: the numbers 0..99 first."""
     texts = [re.sub(r"\{[abc]\}", "0", template.text) for template in TEMPLATES]
     signs = [sign for sign, _ in OPERATORS.values()]
     words = {word for text in texts for word in text.split()} | {*signs, "=", ",", r"\boxed{", "}"}

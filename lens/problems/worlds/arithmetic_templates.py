@@ -1,4 +1,4 @@
-"""The kinds of arithmetic problems: their texts, and for each one right procedure and four misconceptions."""
+"""Lists the kinds of arithmetic problems: their texts, and for each one right procedure and four misconceptions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Template:
-    """One kind of problem: its text with {a}, {b}, {c} to fill in, and its procedures, the right one first."""
+    """One kind of problem.
+
+    Attributes:
+        level: 1 (easy) to 5 (hard).
+        subject: one of MATH's subjects.
+        text: the problem with {a}, {b}, {c} to fill in.
+        operands: the values that a, b and c may take.
+        procedures: five chains of steps (see lens/problems/worlds/arithmetic.py), the right one first.
+    """
 
     level: int
     subject: str

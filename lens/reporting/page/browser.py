@@ -1,4 +1,4 @@
-"""Stored rollouts -> what the page's group browser shows: groups, and their answers under GRPO and LENS."""
+"""Prepares stored rollouts for the page's group browser: groups, and their answers under GRPO and LENS."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lens.runs.answers import find_answers, read_answers
 from lens.runs.run import Run
 from lens.training.stored_experience import STORED, find_group_size, name_group_kinds, weigh_again
 
-# An answer is a list in this order, which spares the page the names ten thousand times.
+# The page stores an answer as a list in this order, so that it does not repeat the names for each answer.
 FIELDS = (
     "sample",
     "verdict",
@@ -35,12 +35,12 @@ FIELDS = (
     "finish_reason",
     "text",
 )
-DIGITS = 6  # significant ones, of what was stored as float32
+DIGITS = 6  # significant digits of numbers that were stored as float32
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """The groups of one run at one step, as plain lists and dicts; the page reads it when it is first looked at."""
+    """The groups of one run at one step, as plain lists and dicts; the page parses them when they are first shown."""
 
     key: str
     step: int
@@ -49,7 +49,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class BrowsedRun:
-    """One run of the browser, and its stored rollouts or some of them."""
+    """One run in the browser, with all or some of its stored rollouts."""
 
     label: str
     seed: int
@@ -57,10 +57,11 @@ class BrowsedRun:
 
 
 def choose_runs(arms: Sequence[Arm], limit: int) -> tuple[list[BrowsedRun], list[str]]:
-    """One run of each arm, at most ``limit`` answers in all, and a line for each run with files that were left out.
+    """Choose one run of each arm, and return them with a line for each run that has unreadable files.
 
-    Arms of one setting show the same seed where they can, and so the same first questions. Where not all fits, steps
-    are taken at equal distances, the first and the last among them, and of a step its first groups.
+    Arms of one setting show the same seed if they share one, and so the same first questions. The runs hold ``limit``
+    answers in all, at most. If not all fit, it takes steps at equal distances, with the first and the last among them,
+    and the first groups of each step.
     """
     runs, notes = [], []
     for number, arm in enumerate(arms):
@@ -75,7 +76,7 @@ def choose_runs(arms: Sequence[Arm], limit: int) -> tuple[list[BrowsedRun], list
 
 
 def read_chunks(run: Run, key: str, limit: int) -> tuple[list[Chunk], list[str]]:
-    """Stored rollouts of a run, at most ``limit`` answers, and a line if there are files that cannot be read."""
+    """Read stored rollouts of a run, ``limit`` answers at most, and return a line if some files cannot be read."""
     try:
         files = find_answers(run.folder, "rollouts")
     except ConfigError:  # trainer.rollouts.rollouts_every=0
@@ -102,7 +103,7 @@ def read_chunks(run: Run, key: str, limit: int) -> tuple[list[Chunk], list[str]]
 def read_groups(
     answers: pd.DataFrame, decode: Callable[[Sequence[int]], str | None], limit: int
 ) -> list[dict[str, Any]]:
-    """The groups of one file with their answers, the most confident first; at most ``limit`` answers."""
+    """Return the groups of one file with their answers, the most confident first; ``limit`` answers at most."""
     size = find_group_size(answers)
     answers = answers.head(max(size, limit // size * size))
     under = {name: weigh_again(answers, load_shipped_objective(name)) for name in ("grpo", "lens")}
@@ -129,7 +130,7 @@ def read_groups(
 
 
 def to_plain_value(value: Any) -> Any:
-    """A value that JSON can hold; floats with DIGITS significant digits, and what is no number as None."""
+    """Return a value that JSON can hold: floats with DIGITS significant digits, nan and infinity as None."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float):
@@ -138,12 +139,15 @@ def to_plain_value(value: Any) -> Any:
 
 
 def load_shipped_objective(name: str) -> Callable[..., Tensor]:
-    """An objective with the values of configs/objective: the paper's."""
+    """Load an objective from configs/objective, with the paper's values."""
     return instantiate(OmegaConf.load(CONFIGS / "objective" / f"{name}.yaml"))
 
 
 def make_decoder(folder: Path) -> Callable[[Sequence[int]], str | None]:
-    """Prompt ids -> text by the tokenizer beside the run's last checkpoint; None where there is none."""
+    """Make a function from prompt ids to text, with the tokenizer of the run's last checkpoint.
+
+    Without a checkpoint, the function returns None.
+    """
     files = sorted(folder.glob("checkpoints/step_*/tokenizer.json"))
     if not files:
         return lambda ids: None

@@ -1,4 +1,4 @@
-"""Tables, figures and stored answers -> one HTML page that needs nothing beside it, no network among it."""
+"""Writes tables, figures and stored answers to one HTML page, which needs no other file and no network."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from lens.reporting.paper import MISSING
 
 PAGE = Path(__file__).parent
 LISTED = 4  # settings that fit into the title and the bar of links
-# What a table is called, and the table.
+# The caption of a table, and the table.
 Captioned = tuple[str, pd.DataFrame]
 
 
 @dataclass(frozen=True)
 class Section:
-    """What the page says of one setting.
+    """The page's section on one setting.
 
     Attributes:
         title: experiment, model and training set.
-        tables: those that are open.
-        accuracy: by level; folded. None: no such table.
-        figures: what each shows -> its PNG.
-        is_wide: whether they are two columns wide.
+        tables: the tables that are open at first.
+        accuracy: the table of accuracy by level, which is folded at first; None if there is none.
+        figures: title -> PNG.
+        is_wide: whether the figures are two columns wide.
     """
 
     title: str
@@ -56,7 +56,7 @@ def write_page(
     arms: Sequence[Arm],
     browsed: Sequence[BrowsedRun],
 ) -> Path:
-    """Write the page. Whatever comes from a run, a model's answers above all, is escaped or read as JSON only."""
+    """Write the page. Everything that comes from a run, such as a model's answers, is escaped or embedded as JSON."""
     runs = [
         {"label": run.label, "seed": run.seed, "steps": [{"key": c.key, "step": c.step} for c in run.chunks]}
         for run in browsed
@@ -96,7 +96,7 @@ def write_page(
 
 
 def make_heading(sections: Sequence[Section], arms: Sequence[Arm]) -> str:
-    """The settings, or where there are many of them, the experiments."""
+    """Return the titles of the settings, or a summary of the experiments if there are many settings."""
     if len(sections) <= LISTED:
         return " | ".join(section.title for section in sections)
     first, *others = dict.fromkeys(arm.experiment for arm in arms)
@@ -104,7 +104,10 @@ def make_heading(sections: Sequence[Section], arms: Sequence[Arm]) -> str:
 
 
 def make_lead(arms: Sequence[Arm]) -> str:
-    """How many runs, and of what; many arms are not listed: the first table does."""
+    """Return the page's first sentence: how many runs there are, and of which arms.
+
+    It does not list many arms, as the first table does.
+    """
     runs = f"{sum(len(arm.runs) for arm in arms)} finished runs"
     if len(arms) > 3 * LISTED:
         return f"{runs} of {len(arms)} arms."
@@ -112,12 +115,15 @@ def make_lead(arms: Sequence[Arm]) -> str:
 
 
 def embed_json(value: Any) -> str:
-    """JSON for a script element: no ``<`` of a text can end it."""
+    """Return JSON for a script element; ``<`` is escaped, so that no text can close the element."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 def make_cells(table: pd.DataFrame) -> dict[str, Any]:
-    """A table as the template takes it: what the first column repeats is shown once, a difference in small lines."""
+    """Return a table as the template takes it.
+
+    Repeated values of the first column are left out. A difference has its intervals and its verdict in small lines.
+    """
     words = [name in TEXT_COLUMNS for name in table.columns]
     rows, previous = [], None
     for values in table.itertuples(index=False):
@@ -132,7 +138,7 @@ def make_cells(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def choose_look(value: object, is_words: bool) -> str:
-    """The CSS classes of a cell."""
+    """Return the CSS classes of a cell."""
     looks = ["words"] if is_words else []
     if isinstance(value, Difference):
         looks.append(value.verdict)
@@ -142,13 +148,13 @@ def choose_look(value: object, is_words: bool) -> str:
 
 
 def list_machines(arms: Sequence[Arm]) -> list[str]:
-    """Where the runs ran and from what source, each once."""
+    """Return a line for each machine and source that runs came from, without duplicates."""
     lines = []
     for run in (run for arm in arms for run in arm.runs):
         file = run.folder / "provenance.json"
         try:
             told = json.loads(file.read_text())
-        except (OSError, ValueError):  # a run from before there was one, or a damaged one
+        except (OSError, ValueError):  # the file is missing or damaged
             continue
         machine, git = told["machine"], told["git"]
         source = (
