@@ -113,9 +113,9 @@ class Trainer:
         """Compute the gradient, clip it and apply it. A batch without any advantage has a gradient of zero."""
         policy, step, every = self.policy, self.state.step + 1, self.settings.grad_share_every
         with self.stopwatch.measure("update"):
-            share = every > 0 and (step == 1 or step % every == 0)
+            due = every > 0 and (step == 1 or step % every == 0)
             with self.stop.abandonable():
-                metrics = compute_gradient(policy.model, batch, policy.loss, share=share)
+                metrics = compute_gradient(policy.model, batch, policy.loss, compare_groups=due)
                 metrics["grad_norm"] = policy.clip_gradient()
             metrics["learning_rate"] = policy.learning_rate
             finite = {name: value for name, value in metrics.items() if math.isfinite(value)}

@@ -161,7 +161,7 @@ class Tally:
 
 
 def compute_gradient(
-    model: PreTrainedModel, experience: Experience, loss: Loss, *, share: bool = False
+    model: PreTrainedModel, experience: Experience, loss: Loss, *, compare_groups: bool = False
 ) -> dict[str, float]:
     """Write the gradient of the batch's loss into the parameters' .grad, and return metrics.
 
@@ -171,7 +171,7 @@ def compute_gradient(
         model: the policy. Its gradients are overwritten, and are zero (not None) if nothing teaches.
         experience: the whole optimizer batch.
         loss: the settings of the surrogate.
-        share: compute the gradients of negative groups and of all others separately, and also return
+        compare_groups: compute the gradients of negative groups and of all others separately, and also return
             groups/grad_norm_share_negative and groups/grad_cosine.
     """
     for parameter in model.parameters():
@@ -181,7 +181,7 @@ def compute_gradient(
     generations = experience.rollouts.num_generations
     negative = group_kinds(experience.correct, experience.valid).negative.flatten().repeat_interleave(generations)
     metrics = {}
-    if share:
+    if compare_groups:
         tally = loss.accumulate(model, experience, (teaches & negative).nonzero().squeeze(1), weights)
         of_negative = [p.grad.clone() for p in model.parameters() if p.grad is not None]
         tally += loss.accumulate(model, experience, (teaches & ~negative).nonzero().squeeze(1), weights)

@@ -114,7 +114,7 @@ def test_a_stopped_sweep_goes_on(pupil, logs, tmp_path):
     running.signal(signal.SIGINT)
     result = running.wait()
     assert result.code == 130, result.stderr
-    assert result.stderr.splitlines()[-1] == "stopped: the same command goes on from the last checkpoint"
+    assert result.stderr.splitlines()[-1] == "stopped: the same command resumes from the last checkpoint"
     assert "Traceback" not in result.stderr.split("stopped: ")[-1]
     wait_until(lambda: not processes_of(running))
     assert "resource_tracker" not in running.stderr.read_text()  # which would tell of what killed workers leave behind

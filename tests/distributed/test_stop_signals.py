@@ -20,10 +20,10 @@ def stop():
 
 
 def test_the_first_ctrl_c_is_a_wish_and_the_second_means_now(stop):
-    assert not stop.requested
+    assert not stop.is_requested()
     with stop.abandonable():
         signal.raise_signal(signal.SIGINT)
-    assert stop.requested
+    assert stop.is_requested()
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
 
@@ -33,7 +33,7 @@ def test_sigterm_abandons_work_and_puts_random_numbers_back(stop):
     with pytest.raises(StopRequested), stop.abandonable():
         random.random()
         signal.raise_signal(signal.SIGTERM)
-    assert stop.requested
+    assert stop.is_requested()
     assert random.getstate() == before
 
 

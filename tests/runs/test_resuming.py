@@ -103,7 +103,7 @@ def test_what_is_no_checkpoint_is_refused(tiny_folder, folder, tmp_path):
     foreign = shutil.copytree(folder / "checkpoints" / "step_000002", tmp_path / "foreign")
     (foreign / "checksums.json").write_text("[]")
     (tmp_path / "empty").mkdir()
-    for path, reason in ((tiny_folder, r"checksums\.json"), (foreign, "whole"), (tmp_path / "empty", "checksums")):
+    for path, reason in ((tiny_folder, r"checksums\.json"), (foreign, "complete"), (tmp_path / "empty", "checksums")):
         with pytest.raises(ConfigError, match=reason) as error:
             find_state(tmp_path / "new", changed(resume=str(path)))
         assert error.value.key == "resume"

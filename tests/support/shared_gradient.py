@@ -28,7 +28,7 @@ if __name__ == "__main__":
             if dtype == "float64":
                 norms_in_their_own_type(model)
             shard_model(model)
-            metrics = compute_gradient(model, experience, loss, share=True)
+            metrics = compute_gradient(model, experience, loss, compare_groups=True)
             gradient = torch.cat([gather_tensor(parameter.grad).flatten() for parameter in model.parameters()])
             logprobs, entropies = loss.recompute(model, experience.rollouts)
             weights = {name: tensor.clone() for name, tensor in gather_named_weights(model)}

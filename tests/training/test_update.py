@@ -210,7 +210,7 @@ def test_measuring_the_share_does_not_change_the_gradient(model, experience, bet
     loss = replace(LOSS, beta=beta)
     plain = compute_gradient(model, experience, loss)
     expected = flat_gradient(model)
-    shared = compute_gradient(model, experience, loss, share=True)
+    shared = compute_gradient(model, experience, loss, compare_groups=True)
     assert error(flat_gradient(model), expected) < TOLERANCE["float32"]
     for name, value in plain.items():
         assert shared[name] == pytest.approx(value, rel=1e-5)
@@ -238,7 +238,7 @@ def rows_seen(model: PreTrainedModel, experience: Experience, loss: Loss, **choi
 def test_completions_without_advantage_cost_nothing(model, experience):
     # Of 16, the positive group has no advantage, and two answers of the last group are invalid.
     assert rows_seen(model, experience, LOSS) == 10
-    assert rows_seen(model, experience, LOSS, share=True) == 10
+    assert rows_seen(model, experience, LOSS, compare_groups=True) == 10
     assert rows_seen(model, experience, replace(LOSS, max_tokens_per_microbatch=50)) == 10
     only_mixed = replace(experience, advantages=grpo_advantages(experience.correct, valid=experience.valid))
     assert rows_seen(model, only_mixed, LOSS) == 6
@@ -320,7 +320,7 @@ def test_the_share_is_that_of_gradients_computed_apart(models, experience, dtype
     negative = torch.tensor([[False], [True], [False], [False]])
     of_negative = gradient(model, replace(experience, advantages=experience.advantages * negative))
     of_others = gradient(model, replace(experience, advantages=experience.advantages * ~negative))
-    metrics = compute_gradient(model, experience, LOSS, share=True)
+    metrics = compute_gradient(model, experience, LOSS, compare_groups=True)
     share = of_negative.norm() / (of_negative.norm() + of_others.norm())
     cosine = torch.nn.functional.cosine_similarity(of_negative, of_others, dim=0)
     assert 0.01 < share < 0.99
@@ -333,7 +333,7 @@ def test_the_share_is_zero_or_one_where_one_side_is_silent(model, experience):
     negative = torch.tensor([[False], [True], [False], [False]])
     for kept, share in ((negative, 1.0), (~negative, 0.0)):
         metrics = compute_gradient(
-            model, replace(experience, advantages=experience.advantages * kept), LOSS, share=True
+            model, replace(experience, advantages=experience.advantages * kept), LOSS, compare_groups=True
         )
         assert metrics["groups/grad_norm_share_negative"] == share
         assert metrics["groups/grad_cosine"] == 0
@@ -343,12 +343,12 @@ def test_the_share_is_zero_or_one_where_one_side_is_silent(model, experience):
 def test_a_batch_without_advantages_has_a_gradient_of_zero(model, experience, share):
     assert compute_gradient(model, experience, LOSS)["empty_step"] == 0
     empty = replace(experience, advantages=torch.zeros(4, 4))
-    assert rows_seen(model, empty, LOSS, share=share) == 0
-    metrics = compute_gradient(model, empty, LOSS, share=share)
+    assert rows_seen(model, empty, LOSS, compare_groups=share) == 0
+    metrics = compute_gradient(model, empty, LOSS, compare_groups=share)
     assert metrics["empty_step"] == 1 and metrics["loss"] == 0 and metrics["completions/trained"] == 0
     assert all((parameter.grad == 0).all() for parameter in model.parameters())
     model.zero_grad()
-    compute_gradient(model, empty, LOSS, share=share)
+    compute_gradient(model, empty, LOSS, compare_groups=share)
     assert all((parameter.grad == 0).all() for parameter in model.parameters())
 
 
@@ -357,7 +357,7 @@ def test_frozen_parameters_get_no_gradient(tiny, experience):
     expected = gradient(model, experience)
     model.zero_grad()
     frozen = model.get_input_embeddings().weight.requires_grad_(False)
-    compute_gradient(model, experience, LOSS, share=True)
+    compute_gradient(model, experience, LOSS, compare_groups=True)
     assert frozen.grad is None
     rest = torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
     assert error(rest, expected[frozen.numel() :]) < TOLERANCE["float32"]
