@@ -21,6 +21,8 @@ export TOKENIZERS_PARALLELISM := false
 # Test files that run at the same time. Each worker takes up to 3 GiB.
 WORKERS ?= 2
 PYTEST  := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+# A test file stays in one worker, so that what its tests share is made once.
+PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup demo map confirm test test-all test-slow kill-test page-test lint format docs clean
 
@@ -74,10 +76,10 @@ confirm: $(STAMP)  ## run a cell of the map again on twenty fresh seeds: make co
 	@$(BIN)/python scripts/report.py runs=outputs/sweeps/confirm
 
 test: setup lint  ## check lint, format and layers, and run the tests but for the slow ones
-	$(PYTEST) -n $(WORKERS) -m "not slow"
+	$(PYTEST) $(PARALLEL) -m "not slow"
 
 test-slow: setup  ## run what is slow by nature: whole sweeps, many kills, the benchmark, the page in Chromium
-	$(PYTEST) -n $(WORKERS) -m slow
+	$(PYTEST) $(PARALLEL) -m slow
 
 test-all: test test-slow  ## run every test
 

@@ -28,6 +28,29 @@ settings.load_profile("lens")
 torch.set_num_threads(1)
 
 
+# Files that take longest come first, so that no worker is left with one of them at the end.
+LONGEST = (
+    "training/test_trainer.py",
+    "cli/test_sweeps.py",
+    "sampling/test_vllm_engines.py",
+    "distributed/test_several_processes.py",
+    "training/test_kills.py",
+    "grading/test_pool.py",
+    "configs/test_experiments.py",
+    "models/test_lora.py",
+    "cli/test_entry_point.py",
+    "benchmarking/test_benchmark.py",
+    "models/test_fetching.py",
+    "sampling/test_vllm.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the longest files first; the order inside a file stays."""
+    places = {str(Path(__file__).parent / name): place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(str(item.path), len(places)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def litter(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Temporary files of commands, and of those that are killed above all, go where pytest cleans up."""

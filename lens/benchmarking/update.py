@@ -9,7 +9,7 @@ from functools import partial
 
 import pandas as pd
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from lens.benchmarking.measuring import (
     Meter,
@@ -56,7 +56,7 @@ def measure_update(config: DictConfig) -> list[Row]:
         f"lens, {silent} of {len(batch.advantages)} groups with advantage 0": partial(turn, quiet, torch_compile=False),
     }
     try:
-        check_layers(work.model, gradient_checkpointing=False, torch_compile=True)
+        check_layers(work.model, OmegaConf.create({"gradient_checkpointing": False, "torch_compile": True}))
     except ConfigError as error:
         log.warning("Leaving out lens with torch.compile: %s", error)
     else:

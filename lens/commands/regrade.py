@@ -16,6 +16,7 @@ from lens.files import write_json, write_parquet
 from lens.grading.judge import Settings
 from lens.grading.pool import Grader
 from lens.runs.answers import find_answers, read_answers
+from lens.runs.run import SUMMARY
 from lens.terminal import show_table
 
 COLUMNS = ["set", "id", "level", "subject", "sample", "text", "answer", "verdict", "length", "finish_reason"]
@@ -59,7 +60,7 @@ def regrade(grader: Grader, settings: Settings, *, run: Path, step: int | None, 
         "changed": changes.to_dict("records"),
         "metrics": compute_metrics(per_problem),
     }
-    write_json(target / "summary.json", summary)
+    write_json(target / SUMMARY, summary)
     show_table(f"{file}, graded again: pass@k in %, 95 % bootstrap interval over problems", make_table(per_problem))
     print(f"verdicts that changed: {changes['answers'].sum():,} of {len(answers):,}")
     if len(changes):

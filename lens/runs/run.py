@@ -89,7 +89,7 @@ class Run:
 
 def explain_unfinished(folder: Path) -> str | None:
     """Return why a report has to leave out a run folder; None if it is finished and complete."""
-    if not (folder / "summary.json").exists():
+    if not (folder / SUMMARY).exists():
         failure = folder / FAILURE
         return f"not finished ({failure.read_text().strip()})" if failure.exists() else "not finished"
     for name in ("metrics.jsonl", ".hydra/config.yaml", ".hydra/hydra.yaml"):

@@ -12,6 +12,7 @@ import pandas as pd
 import wandb
 
 from lens.files import replacing, write_json, write_parquet
+from lens.runs.run import SUMMARY
 from lens.runs.wandb_history import count_lines_in_wandb, remember_run_id
 
 STEP_AXIS = "train/global_step"
@@ -111,7 +112,7 @@ class Tracker:
         if summary is not None:
             self.commit()
             self._wandb.summary.update(summary["metrics"])
-            write_json(self.folder / "summary.json", summary)
+            write_json(self.folder / SUMMARY, summary)
         self._wandb.finish(exit_code=0 if summary is not None else 1)
 
 

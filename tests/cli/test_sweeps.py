@@ -303,6 +303,7 @@ def test_a_report_against_an_unknown_baseline_names_those_there_are(report, logs
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_killed_ends_with_the_same_tables(pupil, logs, tmp_path):
     def tables(outputs: Path) -> dict[str, bytes]:
         folder = outputs / "sweeps" / "tiny"

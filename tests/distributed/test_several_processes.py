@@ -261,6 +261,7 @@ def test_an_evaluation_by_two_is_that_by_one(alone, logs, tmp_path):
     assert one == two
 
 
+@pytest.mark.slow
 def test_two_processes_with_an_engine_each_are_killed_and_one_goes_on(command, logs, tmp_path):
     folder = tmp_path / "run"
     command = [*command, *VLLM, "sampler.parity_every=1", "loss.beta=0", f"hydra.run.dir={folder}"]

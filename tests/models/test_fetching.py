@@ -69,6 +69,7 @@ def test_a_fetched_model_has_to_be_there(tmp_path, logs):
     assert "python scripts/fetch_model.py model=smollm2" in result.one_line()
 
 
+@pytest.mark.slow
 def test_after_three_updates_and_syncs_vllm_rates_tokens_as_the_trainer_does(folder, model):
     """The weights arrive: 0.001 apart at most over 512 tokens and more, and more than 0.01 before the sync."""
     tokenizer = load_model(str(folder))[1]

@@ -78,7 +78,11 @@ def test_adapters_start_without_effect_and_by_their_seed(tiny_folder):
     assert len(starts[0]) == 4 * widths * c.num_hidden_layers  # as many key heads as heads
 
 
-@pytest.mark.parametrize("choices", [{}, {"gradient_checkpointing": True}, {"torch_compile": True}], ids=str)
+@pytest.mark.parametrize(
+    "choices",
+    [{}, {"gradient_checkpointing": True}, pytest.param({"torch_compile": True}, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_an_update_changes_every_adapter_and_no_other_weight(tiny, choices):
     model, _ = tiny
     before = {name: tensor.clone() for name, tensor in gather_named_weights(model)}

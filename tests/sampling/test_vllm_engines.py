@@ -191,6 +191,7 @@ def test_an_answer_beyond_the_models_positions_is_refused_by_the_longest_prompt(
     assert "the longest prompt, arithmetic/" in result.one_line()
 
 
+@pytest.mark.slow
 def test_a_sweep_of_processes_survives_a_failing_job_and_names_it(pupil, logs, tmp_path):
     sweep = ["-m", "hydra/launcher=submitit_local", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
     command = commands(pupil, tmp_path, *sweep, "objective=grpo,lens", max_steps=2)

@@ -170,6 +170,7 @@ def training(model: Path, outputs: Path, *overrides: object, **keys: object) -> 
         "evaluation.num_samples=4",
         "evaluation.every=2",
         "grader.timeout_s=60",  # a busy machine must not decide over verdicts
+        "grader.num_workers=1",  # one starts faster than two
         *(f"{full_key(key)}={value}" for key, value in {**sizes, **rhythm, **keys}.items()),
         *overrides,
     ]
