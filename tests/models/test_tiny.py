@@ -158,7 +158,7 @@ def test_two_processes_at_once_make_one_model(tmp_path, caplog):
     script = (
         "import logging, pathlib, sys\n"
         "logging.basicConfig(level=logging.INFO)\n"
-        "from lens.tiny import TinyRecipe, make_tiny\n"
+        "from lens.models.tiny import TinyRecipe, make_tiny\n"
         "print('ready', flush=True)\n"
         "sys.stdin.readline()\n"
         f"print(make_tiny({SMALLEST!r}, pathlib.Path({str(tmp_path)!r})))\n"
