@@ -271,7 +271,6 @@ def test_the_composed_config_is_printed(logs, tmp_path):
         ("--cfg job --package objective objective=lens_strong", "alpha: 4.0"),
         ("--cfg hydra --package hydra.launcher", "n_jobs: ${jobs}"),
         ("--cfg hydra --package hydra.launcher hydra/launcher=basic", "BasicLauncher"),
-        ("--cfg hydra --package hydra.launcher hydra/launcher=joblib", "n_jobs: -1"),
         ("--cfg hydra --package hydra.launcher hydra/launcher=submitit_local", "timeout_min: 10080"),
         ("--cfg hydra --package hydra.launcher hydra/launcher=submitit_slurm", "max_num_timeout: 3"),
         ("objective=grpo --info defaults-tree", "objective: grpo"),

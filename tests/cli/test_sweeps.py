@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lens.cli.sweep_progress import count_jobs_and_steps, count_steps, read_last_step
 from lens.config.keys import hash_config
-from tests.support.command_line import Command, metrics_of, read_wandb, run, training, wait_until, weights_of
+from tests.support.command_line import Command, full_key, metrics_of, read_wandb, run, training, wait_until, weights_of
 
 JOBS = [(objective, seed) for objective in ("grpo", "lens") for seed in (0, 1)]
 
@@ -198,7 +198,7 @@ def test_a_failed_job_is_named_at_the_end_and_the_others_run(pupil, logs, tmp_pa
     result = run(script, *overrides, f"hydra/launcher={launcher}", "--multirun", folder=logs, real=True)
     assert result.code == code, result.stderr
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    swept = f"trainer.{next(iter(keys))}={next(iter(keys.values())).split(',')[0]}"
+    swept = f"{full_key(next(iter(keys)))}={next(iter(keys.values())).split(',')[0]}"
     for objective, line in zip(("grpo", "lens"), errors, strict=True):
         name, apart, reason = re.fullmatch(r"error: (\S+) \((.*?)\): (.*)", line).groups()
         assert re.fullmatch(f"{objective}-seed0-[0-9a-f]{{8}}", name)

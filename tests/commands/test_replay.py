@@ -46,7 +46,7 @@ def test_a_runs_own_objective_gives_what_was_stored(trained):
 def test_what_lens_would_have_done_with_the_samples_of_grpo(trained, tmp_path, capsys):
     table = replay(trained["grpo"], lens_advantages, name="lens", step=None, target=tmp_path)
     printed = capsys.readouterr().out
-    assert "as trained -> under lens" in printed
+    assert "as trained -> under lens" in " ".join(printed.split())  # a long path breaks the line
     assert list(table["step"]) == [1, 2]
     seen = set()
     for file in sorted(tmp_path.glob("step_*.parquet")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
 import random
 import signal
@@ -12,6 +13,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -341,10 +343,9 @@ def grade_in_a_job(number: int) -> str:
         return grader.grade([boxed(f"{number}.5")], ["1.5"])[0].verdict
 
 
-def test_workers_start_in_joblib_jobs():
-    from joblib import Parallel, delayed
-
-    assert Parallel(n_jobs=2)(delayed(grade_in_a_job)(number) for number in (0, 1)) == ["incorrect", "correct"]
+def test_workers_start_in_processes_of_a_pool():
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        assert list(pool.map(grade_in_a_job, (0, 1))) == ["incorrect", "correct"]
 
 
 def test_neither_parent_nor_workers_load_what_they_do_not_need(grader: Grader):

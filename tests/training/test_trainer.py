@@ -438,7 +438,7 @@ def test_a_stopped_run_says_how_to_go_on_and_ends_the_same(long_command, uninter
     assert not (folder() / "summary.json").exists()
     assert ("Stopping after this step" if number == signal.SIGINT else "Stopping now") in result.stdout
 
-    program, *again = shlex.split(line.partition("to go on: ")[2])
+    program, *again = shlex.split(line.partition("to resume: ")[2])
     assert program == "python"
     rest = run(*again, folder=logs)
     assert rest.code == 0, rest.stderr
@@ -564,7 +564,7 @@ def test_where_a_checkpoint_cannot_be_written_the_run_stops_and_the_last_one_is_
         line = result.one_line()
         assert line.startswith("failed: ")
         assert "Traceback" not in result.stdout + result.stderr
-        assert "; to go on: python " in line
+        assert "; to resume: python " in line
         if fault != "nothing fits":
             assert "could not be written" in line
             assert f"the last complete one is {checkpoint.name}" in line
@@ -631,7 +631,7 @@ def test_an_entropy_over_the_limit_stops_the_run_with_a_checkpoint(pupil, logs, 
     command = [*training(pupil, tmp_path, "tracking.wandb.mode=disabled"), f"hydra.run.dir={folder}"]
     result = run(*command, "trainer.max_entropy=1e-6", folder=logs)
     assert result.code == 1, result.stderr
-    assert re.match(r"failed: step 1: entropy 0\.\d+ > trainer.max_entropy=1e-06; to go on: ", result.one_line())
+    assert re.match(r"failed: step 1: entropy 0\.\d+ > trainer.max_entropy=1e-06; to resume: ", result.one_line())
     assert load_state(folder / "checkpoints" / "step_000001")["step"] == 1
     assert re.fullmatch(r"step 1: entropy 0\.\d+ > trainer.max_entropy=1e-06\n", (folder / FAILURE).read_text())
     rest = run(*command, "resume=must", folder=logs)
