@@ -41,7 +41,7 @@ def bad(*says: str, given: str = "", **options) -> Bad:
 REFUSED = {
     "misspelt key": bad(
         "trainer.max_step='3': no such key; did you mean trainer.max_steps?",
-        "trainer.rollouts.num_generations",
+        "trainer.num_prompts_per_step",
         given="trainer.max_step=3",
         real=True,
     ),
