@@ -8,11 +8,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-from hydra.utils import instantiate
-from omegaconf import DictConfig
-
-from lens.benchmarking.measuring import Row, release_memory
-from lens.benchmarking.workload import Workload
+from lens.benchmarking.meter import Row, release_memory
 from lens.errors import ConfigError
 
 Turn = Callable[[], int]  # waits for the arm's turn and returns the number of the round
@@ -96,12 +92,3 @@ def serve(connection: Connection, target: Callable[..., None], arguments: Sequen
         return
     except ConfigError as error:
         connection.send(error)
-
-
-def serve_lens(turn: Turn, report: Report, config: DictConfig, engine: str) -> None:
-    """Take steps of lens with one of its rollout engines; this is a target of `ArmProcess`."""
-    work = Workload.load(config)
-    with instantiate(config.grader) as grader, work.sampler(config.engines[engine]) as sampler:
-        report({})
-        while True:
-            report(work.step(sampler, grader, turn()))

@@ -10,11 +10,8 @@ from typing import NamedTuple
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from lens.benchmarking.measuring import (
-    Row,
-    describe_machine,
-    measure_matrix_peaks,
-)
+from lens.benchmarking.measuring import describe_machine, measure_matrix_peaks
+from lens.benchmarking.meter import Row
 from lens.benchmarking.objective import measure_objective, tabulate_objective
 from lens.benchmarking.sampling import measure_sampling, tabulate_sampling
 from lens.benchmarking.scaling import draw_scaling, measure_scaling, tabulate_scaling

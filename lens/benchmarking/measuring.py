@@ -1,83 +1,24 @@
-"""Tools that every part measures with: a meter of time and memory, the order of turns, peak speeds, FLOP counts."""
+"""Tools that every part measures with: the order of turns, medians and ratios, peak speeds, FLOP counts."""
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 import pandas as pd
 import torch
 from transformers import PreTrainedModel
 
+from lens.benchmarking.meter import Row
 from lens.errors import ConfigError
 from lens.models.flops import Flops
 from lens.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
-KIB_PER_GIB = 2**20
 PEAK_ATTEMPTS = 5
-Row = dict[str, Any]
-
-
-class Meter:
-    """Measures the seconds and the memory of the phases of a step.
-
-    Attributes:
-        seconds: how long each phase took.
-        above: for each phase, its highest resident memory minus that at its start, in GiB.
-        peak: the highest resident memory of this process in any phase, in GiB.
-    """
-
-    def __init__(self):
-        self.seconds: dict[str, float] = {}
-        self.above: dict[str, float] = {}
-        self.peak = 0.0
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Measure the block inside as a phase of this name."""
-        release_memory()
-        before = read_resident_memory("VmRSS")
-        with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the highest resident size
-        started = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - started
-        highest = read_resident_memory("VmHWM")
-        self.above[name], self.peak = highest - before, max(self.peak, highest)
-
-    def row(self) -> Row:
-        """Return <phase>_s and <phase>_gib for each phase, and peak_gib."""
-        seconds = {f"{name}_s": value for name, value in self.seconds.items()}
-        return seconds | {f"{name}_gib": value for name, value in self.above.items()} | {"peak_gib": self.peak}
-
-
-def read_resident_memory(field: str) -> float:
-    """Return the memory of this process in GiB; nan where /proc is missing, as on macOS.
-
-    Args:
-        field: VmRSS for the memory resident now, VmHWM for its highest value.
-    """
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(f"{field}:"):
-                return int(line.split()[1]) / KIB_PER_GIB
-    return float("nan")
-
-
-def release_memory() -> None:
-    """Give freed memory back to the system; otherwise the next phase could reuse it and seem to need none."""
-    gc.collect()
-    with suppress(OSError, AttributeError):  # the system has no glibc
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def alternate(arms: dict[str, Callable[[int], Row]], *, rounds: int, warmup: int) -> list[Row]:

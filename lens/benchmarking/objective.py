@@ -9,7 +9,8 @@ import pandas as pd
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from lens.benchmarking.measuring import Meter, Row, rotate_names, sort_rows
+from lens.benchmarking.measuring import rotate_names, sort_rows
+from lens.benchmarking.meter import Meter, Row
 from lens.benchmarking.workload import Workload
 from lens.objectives.groups import group_kinds
 from lens.training.experience import weigh_rollouts

@@ -9,7 +9,8 @@ from functools import partial
 import pandas as pd
 from omegaconf import DictConfig
 
-from lens.benchmarking.measuring import Meter, Row, alternate, format_paired_ratio, take_medians
+from lens.benchmarking.measuring import alternate, format_paired_ratio, take_medians
+from lens.benchmarking.meter import Meter, Row
 from lens.benchmarking.workload import Workload, count_tokens
 
 

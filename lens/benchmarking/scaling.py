@@ -14,7 +14,8 @@ from matplotlib.ticker import MaxNLocator
 from omegaconf import DictConfig, OmegaConf
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from lens.benchmarking.measuring import Meter, Row, take_medians
+from lens.benchmarking.measuring import take_medians
+from lens.benchmarking.meter import Meter, Row
 from lens.benchmarking.workload import Batch, Workload, make_every_answer_teach, make_up_rollouts
 from lens.models.loading import DTYPES
 from lens.problems.prompts import Prompt

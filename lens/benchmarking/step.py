@@ -6,17 +6,14 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 import pandas as pd
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from lens.benchmarking.arm import ArmProcess, serve_lens
-from lens.benchmarking.measuring import (
-    Row,
-    alternate,
-    format_paired_ratio,
-    format_share,
-    take_medians,
-)
+from lens.benchmarking.arm import ArmProcess, Report, Turn
+from lens.benchmarking.measuring import alternate, format_paired_ratio, format_share, take_medians
+from lens.benchmarking.meter import Row
 from lens.benchmarking.trl import check_trl, serve_trl
+from lens.benchmarking.workload import Workload
 
 
 def measure_step(config: DictConfig) -> list[Row]:
@@ -59,3 +56,12 @@ def tabulate_step(rows: Sequence[Row], peaks: dict[str, float]) -> pd.DataFrame:
             for arm, values in middle.iterrows()
         ]
     )
+
+
+def serve_lens(turn: Turn, report: Report, config: DictConfig, engine: str) -> None:
+    """Take steps of lens with one of its rollout engines; this is a target of `ArmProcess`."""
+    work = Workload.load(config)
+    with instantiate(config.grader) as grader, work.sampler(config.engines[engine]) as sampler:
+        report({})
+        while True:
+            report(work.step(sampler, grader, turn()))

@@ -19,7 +19,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from lens.benchmarking.arm import Report, Turn
-from lens.benchmarking.measuring import Meter, count_training_flops
+from lens.benchmarking.measuring import count_training_flops
+from lens.benchmarking.meter import Meter
 from lens.benchmarking.workload import Workload, count_tokens, make_alternating_rewards
 from lens.errors import ConfigError
 

@@ -11,15 +11,8 @@ import pandas as pd
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from lens.benchmarking.measuring import (
-    Meter,
-    Row,
-    alternate,
-    count_training_flops,
-    format_paired_ratio,
-    format_share,
-    take_medians,
-)
+from lens.benchmarking.measuring import alternate, count_training_flops, format_paired_ratio, format_share, take_medians
+from lens.benchmarking.meter import Meter, Row
 from lens.benchmarking.naive_update import naive_gradient
 from lens.benchmarking.workload import Workload, make_every_answer_teach, make_up_rollouts
 from lens.errors import ConfigError

@@ -12,7 +12,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lens.benchmarking.measuring import Meter, count_training_flops
+from lens.benchmarking.measuring import count_training_flops
+from lens.benchmarking.meter import Meter
 from lens.commands.assembly import longest_sequence, make_sampler, use_threads
 from lens.grading.pool import Grader, grade_groups
 from lens.models.layers import check_layers

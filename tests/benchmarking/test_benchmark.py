@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import statistics
 import sys
 from dataclasses import replace
@@ -21,13 +19,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from lens.benchmarking.arm import ArmProcess
 from lens.benchmarking.benchmark import MEASUREMENTS, PARTS, TABLE, benchmark
 from lens.benchmarking.measuring import (
-    Meter,
     alternate,
     count_training_flops,
     format_paired_ratio,
     measure_matrix_peaks,
     take_medians,
 )
+from lens.benchmarking.meter import Meter
 from lens.benchmarking.naive_update import naive_gradient
 from lens.benchmarking.scaling import draw_scaling
 from lens.benchmarking.trl import check_trl
@@ -36,6 +34,7 @@ from lens.errors import ConfigError
 from lens.files import CONFIGS
 from lens.models.loading import load_model
 from lens.training.update import compute_gradient
+from tests.support.arms import dies, fails, is_killed
 from tests.support.command_line import environment, run
 
 ROUNDS = 2
@@ -113,6 +112,7 @@ def test_each_part_leaves_its_rows_and_the_table_that_they_make(part, measured, 
     assert json.loads((folder / "provenance.json").read_text())["packages"]["torch"] == torch.__version__
 
 
+@pytest.mark.slow
 def test_the_table_of_engines_holds_medians_of_paired_ratios(measured):
     rows = read(measured("sampling"))["rows"]
     table = pd.read_csv(measured("sampling") / TABLE).set_index("engine")
@@ -138,6 +138,7 @@ def test_the_table_of_steps_splits_each_into_its_phases(measured):
     assert line["peak GiB"] > 0.05
 
 
+@pytest.mark.slow
 def test_the_table_of_updates_compares_with_the_naive_one_and_counts_less_work_where_groups_are_silent(measured):
     rows, peaks = (found := read(measured("update")))["rows"], found["machine"]["matrix_peak_flops_per_s"]
     table = pd.read_csv(measured("update") / TABLE).set_index("update")
@@ -154,6 +155,7 @@ def test_the_table_of_updates_compares_with_the_naive_one_and_counts_less_work_w
     assert flops[naive] > flops[lens] > 1.5 * flops[silent]  # lens shares passes over prompts; one of two is silent
 
 
+@pytest.mark.slow
 def test_every_size_is_measured_and_drawn(measured, tmp_path):
     rows = read(measured("scaling"))["rows"]
     sizes = {(row["axis"], row["value"]) for row in rows}
@@ -169,6 +171,7 @@ def test_every_size_is_measured_and_drawn(measured, tmp_path):
     assert draw_scaling(rows, tmp_path / "figure.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_without_an_engine_the_update_alone_grows(tiny_folder, tmp_path):
     small = ["part=scaling", "scaling.sampled=false", "scaling.num_layers=[]", "scaling.vocab_size=[32]"]
     rows = PARTS["scaling"].measure(composed(tiny_folder, *small))
@@ -181,6 +184,7 @@ def test_without_an_engine_the_update_alone_grows(tiny_folder, tmp_path):
     assert draw_scaling(rows, tmp_path / "figure.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_what_lens_costs_is_its_passes_over_negative_groups(measured):
     rows = read(measured("objective"))["rows"]
     by_round = {(row["arm"], row["round"]): row for row in rows}
@@ -277,23 +281,6 @@ def test_flops_of_shared_prompts_by_hand(tiny_folder):
 
 def test_matrix_peaks_are_plausible():
     assert all(1e6 < peak < 1e17 for peak in measure_matrix_peaks(32).values())
-
-
-def fails(turn, report) -> None:
-    report({})
-    turn()
-    raise ConfigError("key", "value", "another")
-
-
-def dies(turn, report) -> None:
-    os._exit(7)
-
-
-def is_killed(turn, report, fatal: int) -> None:
-    report({})
-    while (number := turn()) < fatal:
-        report({"s": float(number)})
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_what_ends_an_arm_reaches_the_parent():

@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file
 from wandb.proto.wandb_internal_pb2 import Record
 
+from hydra_plugins.lens_launcher import places_of
 from lens.cli.sweep_progress import read_last_step
 from lens.config.moved import MOVED_KEYS
 from lens.models.tiny import IGNORED, SEPARATOR, TinyRecipe, make_model, make_tokenizer
@@ -66,8 +67,8 @@ class Command:
     Args:
         arguments: script and overrides, such as ``("scripts/train.py", "seed=1")``.
         folder: where its output is kept.
-        real: start Python anew, as a shell does; else fork from the server.
-        processes: how many torchrun starts; several are real.
+        real: start Python anew, as a shell does, and several processes by torchrun; else fork from the server.
+        processes: how many processes run the script together.
         env: its whole environment.
         cwd: its working directory.
     """
@@ -86,7 +87,7 @@ class Command:
         number = len(list(folder.glob("*.out")))
         self.stdout, self.stderr = folder / f"{number}.out", folder / f"{number}.err"
         env = environment() if env is None else env
-        if real or processes > 1:
+        if real:
             torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
             with self.stdout.open("wb") as out, self.stderr.open("wb") as err:
                 streams = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": err}
@@ -95,7 +96,7 @@ class Command:
         else:
             self.stdout.touch()
             files = str(self.stdout), str(self.stderr)
-            self.process = SERVER.Process(target=run_script, args=(script, overrides, files, env, str(cwd)))
+            self.process = SERVER.Process(target=run_script, args=(script, overrides, files, env, str(cwd), processes))
             self.process.start()
 
     def is_running(self) -> bool:
@@ -137,14 +138,22 @@ def run(*arguments: object, folder: Path, **options: Any) -> Result:
     return Command(*arguments, folder=folder, **options).wait()
 
 
-def run_script(script: str, overrides: list[str], files: tuple[str, str], env: dict[str, str], cwd: str) -> None:
-    """Become ``python SCRIPT OVERRIDES``, with a session, streams, an environment and exit handlers of its own."""
+def run_script(
+    script: str, overrides: list[str], files: tuple[str, str], env: dict[str, str], cwd: str, processes: int
+) -> None:
+    """Become ``python SCRIPT OVERRIDES``, with a session, streams, an environment and exit handlers of its own.
+
+    Of several processes this one becomes the first, and the others are its children.
+    """
     atexit._clear()  # the server's
     os.setsid()
     for file, descriptor in zip(files, (1, 2), strict=True):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), descriptor)
     os.environ.clear()
     os.environ.update(env)
+    if processes > 1:
+        first, *others = places_of(processes)
+        os.environ.update(next((place for place in others if os.fork() == 0), first))
     os.chdir(cwd)
     sys.argv = [script, *overrides]
     if point := os.environ.pop("KILL_AT", None):
