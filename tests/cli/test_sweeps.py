@@ -16,7 +16,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from lens.cli.sweep_progress import count_jobs_and_steps, count_steps, read_last_step
 from lens.config.keys import hash_config
-from tests.support.command_line import Command, full_key, metrics_of, read_wandb, run, training, wait_until, weights_of
+from tests.support.command_line import (
+    Command,
+    Result,
+    metrics_of,
+    read_wandb,
+    run,
+    steps_in,
+    training,
+    wait_until,
+    weights_of,
+)
 
 JOBS = [(objective, seed) for objective in ("grpo", "lens") for seed in (0, 1)]
 
@@ -99,66 +109,43 @@ def test_a_sweep_that_is_started_again_does_nothing(sweep, logs):
         return {path: path.stat().st_mtime_ns for path in files if path.name not in ("train.log", "multirun.yaml")}
 
     before = state()
-    result = run(*command, "jobs=1", folder=logs)
+    result = run(*command, "hydra/launcher=basic", folder=logs)  # whose jobs need not import everything again
     assert result.code == 0, result.stderr
     assert state() == before
     for objective, seed in JOBS:
         assert (job(folder, objective, seed) / "train.log").read_text().count("Already finished at step 2") == 1
 
 
-def test_a_stopped_sweep_goes_on(pupil, logs, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_sweep_has_its_checkpoints_and_goes_on(pupil, logs, tmp_path, number):
     folder = tmp_path / "sweeps" / "tiny"
-    command = sweeping(pupil, tmp_path, max_steps=6, checkpoint_every=1)
+    command = sweeping(pupil, tmp_path, "seed=0", "evaluation.every=0", max_steps=16, checkpoint_every=1)
     running = Command(*command, folder=logs)
     running.wait_until(lambda: len(list(folder.glob("*/checkpoints/step_000002"))) > 0)
-    running.signal(signal.SIGINT)
+    if number == signal.SIGTERM:
+        os.kill(running.process.pid, number)  # as a scheduler does
+    else:
+        running.signal(number)  # as a terminal does
     result = running.wait()
     assert result.code == 130, result.stderr
     assert result.stderr.splitlines()[-1] == "stopped: the same command resumes from the last checkpoint"
     assert "Traceback" not in result.stderr.split("stopped: ")[-1]
     wait_until(lambda: not processes_of(running))
     assert "resource_tracker" not in running.stderr.read_text()  # which would tell of what killed workers leave behind
-    assert len(list(folder.glob("*/summary.json"))) < 4
-    begun = {path.parent.parent for path in folder.glob("*/checkpoints/step_*")}
-
-    again = run(*command, "jobs=1", folder=logs)
-    assert again.code == 0, again.stderr
-    assert len(list(folder.glob("*/summary.json"))) == 4
-    assert any("Resuming from step" in (path / "train.log").read_text() for path in begun)
-    for objective, seed in JOBS:
-        steps = [line["train/global_step"] for line in metrics_of(job(folder, objective, seed)) if "reward" in line]
-        assert steps == [1, 2, 3, 4, 5, 6]
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_a_sweep_once_its_jobs_have_their_checkpoints(pupil, logs, tmp_path, number):
-    folder = tmp_path / "sweeps" / "tiny"
-    command = sweeping(pupil, tmp_path, "jobs=1", max_steps=30)
-    running = Command(*command, folder=logs)
-    running.wait_until(lambda: len(list(folder.glob("*/metrics.jsonl"))) > 0)
+    begun = {path.parent.parent: steps_in(path.parent.parent) for path in folder.glob("*/checkpoints/step_*")}
+    assert begun and not list(folder.glob("*/summary.json"))
+    for path, step in begun.items():
+        assert [checkpoint.name for checkpoint in (path / "checkpoints").iterdir()] == [f"step_{step:06d}"]
     if number == signal.SIGTERM:
-        os.kill(running.process.pid, number)  # as a scheduler does
-    else:
-        running.signal(number)  # as a terminal does
-    assert running.wait().code == 130
-    (begun,) = (path for path in folder.iterdir() if path.is_dir())
-    assert len(list((begun / "checkpoints").iterdir())) == 1
+        return
 
-
-def test_a_job_that_is_killed_fails_alone(pupil, logs, tmp_path):
-    running = Command(*sweeping(pupil, tmp_path, "jobs=1", max_steps=6), folder=logs)
-    first = tmp_path / "sweeps" / "tiny"
-    running.wait_until(lambda: len(list(first.glob("*/metrics.jsonl"))) > 0)
-    (job_pid,) = {parent for parent, command in processes_of(running) if "lens.grading.worker" in command}
-    os.kill(job_pid, signal.SIGKILL)
-    result = running.wait()
-    assert result.code == 1
-    (error,) = (line for line in result.stderr.splitlines() if line.startswith("error: "))
-    assert re.match(
-        r"error: grpo-seed0-\w+ \(objective=grpo seed=0\): RuntimeError: its process ended with SIGKILL", error
-    )
-    finished = {path.parent.name.rsplit("-", 1)[0] for path in first.glob("*/summary.json")}
-    assert finished == {"grpo-seed1", "lens-seed0", "lens-seed1"}
+    again = run(*command, folder=logs)
+    assert again.code == 0, again.stderr
+    for path, step in begun.items():
+        assert f"Resuming from step {step}" in (path / "train.log").read_text()
+    for objective in ("grpo", "lens"):
+        steps = [line["train/global_step"] for line in metrics_of(job(folder, objective, 0)) if "reward" in line]
+        assert steps == list(range(1, 17))
 
 
 def processes_of(command: Command) -> list[tuple[int, str]]:
@@ -186,29 +173,52 @@ def test_nothing_is_left_of_a_sweep_that_is_killed(pupil, logs, tmp_path):
     assert time.monotonic() - killed < 30
 
 
-@pytest.mark.parametrize(
-    ("launcher", "keys", "code", "says"),
-    [
-        ("basic", {"num_generations": "1,4"}, 2, "trainer.rollouts.num_generations=1: an integer >= 2"),
-        ("local", {"learning_rate": "1e+300,1e-4"}, 1, ("RuntimeError: ", "RunFailed: step ")),
-    ],
-)
-def test_a_failed_job_is_named_at_the_end_and_the_others_run(pupil, logs, tmp_path, launcher, keys, code, says):
-    script, *overrides = training(pupil, tmp_path, "objective=grpo,lens", "evaluation.every=0", max_steps=3, **keys)
-    result = run(script, *overrides, f"hydra/launcher={launcher}", "--multirun", folder=logs, real=True)
-    assert result.code == code, result.stderr
+def errors_of(result: Result, swept: str) -> dict[str, str]:
+    """Objective -> why its job failed, by the last lines of a sweep, which name the job and what was swept."""
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    swept = f"{full_key(next(iter(keys)))}={next(iter(keys.values())).split(',')[0]}"
-    for objective, line in zip(("grpo", "lens"), errors, strict=True):
-        name, apart, reason = re.fullmatch(r"error: (\S+) \((.*?)\): (.*)", line).groups()
-        assert re.fullmatch(f"{objective}-seed0-[0-9a-f]{{8}}", name)
-        assert sorted(apart.split()) == sorted([f"objective={objective}", swept])
-        assert reason.startswith(says)
-        log = tmp_path / "sweeps" / "tiny" / name / "train.log"
-        assert code == 2 or "Traceback" in log.read_text()
-    assert result.stderr.splitlines()[-2:] == errors
+    assert result.stderr.splitlines()[-len(errors) :] == errors
     assert "Traceback" not in result.stdout + result.stderr
+    found = {}
+    for line in errors:
+        name, differs, reason = re.fullmatch(r"error: (\S+) \((.*?)\): (.*)", line).groups()
+        objective = re.fullmatch(r"(grpo|lens)-seed0-[0-9a-f]{8}", name)[1]
+        assert sorted(differs.split()) == sorted([f"objective={objective}", swept])
+        found[objective] = reason
+    return found
+
+
+def test_jobs_of_hydra_s_own_launcher_that_cannot_work_are_named_and_the_others_run(pupil, logs, tmp_path):
+    keys = {"num_generations": "1,4", "max_steps": 2}
+    script, *overrides = training(pupil, tmp_path, "objective=grpo,lens", "evaluation.every=0", **keys)
+    result = run(script, *overrides, "hydra/launcher=basic", "--multirun", folder=logs)
+    assert result.code == 2, result.stderr
+    says = "trainer.rollouts.num_generations=1: an integer >= 2"
+    reasons = errors_of(result, "trainer.rollouts.num_generations=1")
+    assert reasons.keys() == {"grpo", "lens"} and all(reason.startswith(says) for reason in reasons.values())
     assert len(list(tmp_path.glob("sweeps/tiny/*/summary.json"))) == 2
+
+
+def test_jobs_that_are_killed_or_fail_are_named_and_the_others_run(pupil, logs, tmp_path):
+    file = tmp_path / "wait"
+    file.touch()
+    sampler = "sampler._target_=tests.support.faults.WaitingSampler", f"+sampler.while_exists={file}"
+    keys = {"learning_rate": "1e+300,1e-4", "max_steps": 3}
+    script, *overrides = training(pupil, tmp_path, "objective=grpo,lens", "evaluation.every=0", *sampler, **keys)
+    running = Command(script, *overrides, "jobs=1", "--multirun", folder=logs)
+    running.wait_until(file.with_suffix(".reached").exists)
+    (first_job,) = {parent for parent, command in processes_of(running) if "lens.grading.worker" in command}
+    os.kill(first_job, signal.SIGKILL)
+    file.unlink()
+    result = running.wait()
+    assert result.code == 1, result.stderr
+    reasons = errors_of(result, "optimizer.learning_rate=1e+300")
+    assert reasons.keys() == {"grpo", "lens"}
+    assert reasons["grpo"].startswith("RuntimeError: its process ended with SIGKILL")
+    assert reasons["lens"].startswith(("RuntimeError: ", "RunFailed: step "))
+    (failed,) = (path for path in tmp_path.glob("sweeps/tiny/lens-*") if not (path / "summary.json").exists())
+    assert "Traceback" in (failed / "train.log").read_text()
+    finished = {path.parent.name.rsplit("-", 1)[0] for path in tmp_path.glob("sweeps/tiny/*/summary.json")}
+    assert finished == {"grpo-seed0", "lens-seed0"}
     assert not list(tmp_path.glob("sweeps/tiny/*.failed"))
 
 

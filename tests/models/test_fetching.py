@@ -31,7 +31,7 @@ def folder(tmp_path_factory) -> Path:
     assert result.code == 0, result.stderr
     folder = outputs / "models" / "SmolLM2-135M-Instruct"
     assert result.stdout.splitlines()[-1] == str(folder)
-    again = run("scripts/fetch_model.py", f"outputs={outputs}", folder=logs, env=environment(), real=True)
+    again = run("scripts/fetch_model.py", f"outputs={outputs}", folder=logs, env=environment())
     assert "Already fetched" in again.stdout + again.stderr
     return folder
 

@@ -16,7 +16,7 @@ from lens.errors import ConfigError
 from lens.models.loading import load_model
 from lens.problems import load_problems
 from lens.problems.prompts import Prompt, PromptFormat, encode_problems
-from tests.support.command_line import Command, environment, metrics_of, run, training, wait_until
+from tests.support.command_line import Command, environment, metrics_of, run, steps_in, training, wait_until
 from tests.support.vllm_engine import (
     GENERATIONS,
     MAX_LENGTH,
@@ -133,14 +133,35 @@ def test_a_run_with_vllm_probes_its_engine_and_learns(finished):
     assert any(line["grad_norm"] > 0 for line in steps)
 
 
-def test_a_resumed_run_syncs_and_probes_before_it_goes_on(pupil, finished, logs, tmp_path):
-    stopped = run(*commands(pupil, tmp_path, "hydra.run.dir=" + str(tmp_path / "run"), max_steps=2), folder=logs)
-    assert stopped.code == 0, stopped.stderr
-    again = run(*commands(pupil, tmp_path, "hydra.run.dir=" + str(tmp_path / "run")), folder=logs)
+def stop(pupil: Path, logs: Path, outputs: Path, number: signal.Signals) -> Path:
+    """The folder of a run that was told to end, and has left no process behind."""
+    folder, marker = outputs / "run", f"LENS_TEST_RUN={outputs}"
+    overrides = "trainer.max_steps=1000", "evaluation.every=0", f"hydra.run.dir={folder}"
+    command = Command(*commands(pupil, outputs, *overrides), folder=logs, env=environment(LENS_TEST_RUN=str(outputs)))
+    command.wait_until(lambda: steps_in(folder) >= 2)
+    command.signal(number)
+    result = command.wait()
+    assert result.code == 130, result.stderr
+    assert wait_until(lambda: left_over(marker) == [])
+    return folder
+
+
+def test_a_run_that_is_stopped_leaves_no_process_and_syncs_and_probes_when_it_goes_on(pupil, logs, tmp_path):
+    folder = stop(pupil, logs, tmp_path, signal.SIGINT)
+    reached = steps_in(folder)
+    again = run(
+        *commands(pupil, tmp_path, "evaluation.every=0", f"hydra.run.dir={folder}", max_steps=reached + 2), folder=logs
+    )
     assert again.code == 0, again.stderr
-    steps = [line for line in metrics_of(tmp_path / "run") if "loss" in line]
-    assert [line["train/global_step"] for line in steps] == [1, 2, 3, 4]
-    assert "sampling/logp_difference_max" in steps[2]
+    assert f"Resuming from step {reached}" in again.stdout
+    steps = [line for line in metrics_of(folder) if "loss" in line]
+    assert [line["train/global_step"] for line in steps] == list(range(1, reached + 3))
+    assert "sampling/logp_difference_max" in steps[reached]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_terminated_leaves_no_process(pupil, logs, tmp_path):
+    stop(pupil, logs, tmp_path, signal.SIGTERM)
 
 
 def test_a_run_is_evaluated_with_vllm(finished, logs, tmp_path):
@@ -151,27 +172,12 @@ def test_a_run_is_evaluated_with_vllm(finished, logs, tmp_path):
     assert "levels_4-5" in result.stdout
 
 
-def test_an_engine_with_other_weights_stops_the_run_before_it_trains(pupil, logs, tmp_path):
-    result = run(*commands(pupil, tmp_path, "sampler.max_logp_difference=1e-9"), folder=logs)
+def test_an_engine_with_other_weights_ends_the_run_before_it_trains_and_leaves_no_process(pupil, logs, tmp_path):
+    env = environment(LENS_TEST_RUN=str(tmp_path))
+    result = run(*commands(pupil, tmp_path, "sampler.max_logp_difference=1e-9"), folder=logs, env=env)
     assert result.code == 2
     assert "error: sampler.max_logp_difference=1e-09: at least" in result.stderr
     assert not list(tmp_path.rglob("checkpoints"))
-
-
-@pytest.mark.parametrize("how", ["exception", "SIGINT", "SIGTERM"])
-def test_no_process_is_left_behind(pupil, logs, tmp_path, how):
-    overrides = [] if how == "exception" else ["trainer.max_steps=1000", "evaluation.every=0"]
-    if how == "exception":
-        overrides = ["trainer.max_entropy=1e-9"]
-    env = environment(LENS_TEST_RUN=str(tmp_path))
-    command = Command(*commands(pupil, tmp_path, *overrides), folder=logs, env=env)
-    if how != "exception":
-        command.wait_until(
-            lambda: any(len(file.read_text().splitlines()) > 2 for file in tmp_path.rglob("metrics.jsonl"))
-        )
-        command.signal(getattr(signal, how))
-    result = command.wait()
-    assert result.code == {"exception": 1}.get(how, 130), result.stderr
     assert wait_until(lambda: left_over(f"LENS_TEST_RUN={tmp_path}") == [])
 
 

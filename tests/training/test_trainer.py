@@ -268,7 +268,7 @@ def test_a_finished_run_is_left_alone(first, logs):
 def test_every_objective_trains(pupil, logs, tmp_path):
     command = training(pupil, tmp_path, max_steps=2, num_prompts_per_rollout=8, num_prompts_per_step=8)
     options = ["evaluation.every=0", "evaluation.num_samples=1", "tracking.wandb.mode=disabled", "dataset.seed=0"]
-    sweep = [command[0], "-m", *command[1:], f"objective={','.join(OBJECTIVES)}", "jobs=1"]
+    sweep = [command[0], "-m", *command[1:], f"objective={','.join(OBJECTIVES)}", "hydra/launcher=basic"]
     result = run(*sweep, *options, folder=logs)
     assert result.code == 0, result.stderr
     ends, started = {}, []
@@ -293,7 +293,6 @@ def test_every_objective_trains(pupil, logs, tmp_path):
 
 RESUMED = {
     "a round a step": ({}, ["objective=lens"], 2),
-    "with compiled layers": ({"torch_compile": "true"}, [], 2),
     "in mixed precision": ({"autocast": "bfloat16"}, ["objective=lens"], 2),
     "in the middle of a round": ({"num_prompts_per_rollout": 16}, ["evaluation.every=1"], 1),
     "over the end of an epoch, with random numbers": (
@@ -304,7 +303,12 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize(("keys", "overrides", "stop"), RESUMED.values(), ids=RESUMED)
+COMPILED = pytest.param({"torch_compile": "true"}, [], 2, id="with compiled layers", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("keys", "overrides", "stop"), [*(pytest.param(*case, id=name) for name, case in RESUMED.items()), COMPILED]
+)
 def test_a_resumed_run_ends_like_one_that_never_stopped(pupil, logs, tmp_path, keys, overrides, stop):
     folders = {name: tmp_path / name for name in ("whole", "parts")}
     command = training(pupil, tmp_path, *overrides, **keys, checkpoint_every=1)
