@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 from hydra.errors import ConfigCompositionException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from lens.config.checks import check_values
 from lens.config.moved import MOVED_KEYS, MOVED_OPTIONS
@@ -32,10 +34,20 @@ def test_every_moved_option_is_a_file_under_its_new_name_alone(group, option):
         assert composed(f"{new_group}={new_option}").hydra.runtime.choices[new_group] == new_option
 
 
+@pytest.fixture(scope="module")
+def config() -> DictConfig:
+    return composed()
+
+
 @pytest.mark.parametrize("old", MOVED_KEYS)
-def test_an_old_key_that_is_added_is_refused_with_the_new_one(old):
-    with pytest.raises(ConfigCompositionException):
-        composed(f"{old}=1")
+def test_an_old_key_that_is_added_is_refused_with_the_new_one(config, old):
+    added = copy.deepcopy(config)
+    OmegaConf.update(added, old, 1, force_add=True)  # as +KEY=1 does
     with pytest.raises(ConfigError) as error:
-        check_values(composed(f"+{old}=1"))
+        check_values(added)
     assert str(error.value) == f"{old}=1: since version 0.2 it is {MOVED_KEYS[old]}"
+
+
+def test_an_old_key_is_no_key():
+    with pytest.raises(ConfigCompositionException):
+        composed(f"{next(iter(MOVED_KEYS))}=1")
