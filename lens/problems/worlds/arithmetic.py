@@ -44,15 +44,25 @@ def steps_of(procedure: tuple[str, ...], operands: tuple[int, int, int]) -> list
     """Return the steps (left, operator, right, result) of a procedure, or None if a result leaves 0..99."""
     values = dict(zip("abc", operands, strict=True))
     steps = []
-    for number, step in enumerate(procedure, start=1):
-        left, sign, right = re.fullmatch(r"(\w+)([-+*%])(\w+)", step).groups()
-        x, y = (values[name] if name in values else int(name) for name in (left, right))
-        result = OPERATORS[sign][1](x, y)
+    for number, (left, sign, apply, right) in enumerate(parse_procedure(procedure), start=1):
+        x, y = values.get(left, left), values.get(right, right)
+        result = apply(x, y)
         if not 0 <= result <= LARGEST:
             return None
         values["_"] = values[f"_{number}"] = result
         steps.append((x, sign, y, result))
     return steps
+
+
+@functools.cache
+def parse_procedure(procedure: tuple[str, ...]) -> list[tuple[str | int, str, Callable[[int, int], int], str | int]]:
+    """Return left, sign, operator and right of steps such as ``a+b`` or ``_1*3``; constants as numbers."""
+
+    def number_or_name(text: str) -> str | int:
+        return int(text) if text.isdigit() else text
+
+    steps = [re.fullmatch(r"(\w+)([-+*%])(\w+)", step).groups() for step in procedure]
+    return [(number_or_name(x), sign, OPERATORS[sign][1], number_or_name(y)) for x, sign, y in steps]
 
 
 def write_solution(steps: list[tuple[int, str, int, int]]) -> str:
@@ -61,6 +71,7 @@ def write_solution(steps: list[tuple[int, str, int, int]]) -> str:
     return " ".join([*thoughts, rf"\boxed{{ {steps[-1][-1]} }}"])
 
 
+@functools.cache
 def split_of(operands: tuple[int, int, int]) -> str:
     """Return the split that a triple of operands belongs to. It is the same for every template, seed and size."""
     digest = hashlib.sha256("-".join(map(str, operands)).encode()).digest()
@@ -79,8 +90,12 @@ def operand_pool(template: Template, split: str) -> tuple[tuple[int, int, int], 
     for operands in itertools.product(*template.operands):
         if split_of(operands) != split:
             continue
-        chains = [steps_of(procedure, operands) for procedure in template.procedures]
-        if all(chains) and all(chain[-1][-1] != chains[0][-1][-1] for chain in chains[1:]):
+        right, *wrong = template.procedures
+        solution = steps_of(right, operands)
+        if solution is None:
+            continue
+        chains = (steps_of(procedure, operands) for procedure in wrong)  # lazily: most triples fail at the first
+        if all(chain is not None and chain[-1][-1] != solution[-1][-1] for chain in chains):
             pool.append(operands)
     return tuple(pool)
 
