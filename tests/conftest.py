@@ -53,8 +53,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def litter(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Temporary files of commands, and of those that are killed above all, go where pytest cleans up."""
+    """Temporary files of commands, and of those that are killed above all, go where pytest cleans up.
+
+    So do compiled kernels: those of another session may be for another processor.
+    """
     os.environ["TMPDIR"] = tempfile.tempdir = str(tmp_path_factory.mktemp("tmp"))
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(tempfile.tempdir, "torchinductor")
 
 
 @pytest.fixture(scope="session")
