@@ -18,14 +18,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lens.distributed.collectives import Interruptible, is_first, world_size
 from lens.errors import ConfigError
 from lens.evaluation.evaluator import EvaluationSet, Evaluator
-from lens.grading.golds import check_golds
+from lens.grading.golds import name_failing_golds
 from lens.grading.pool import Grader
 from lens.models.loading import check_model
 from lens.models.tiny import make_tiny
 from lens.problems.mixture import check_files
 from lens.problems.prompts import Prompt, PromptFormat, encode_problems
+from lens.sampling.parallel_sampler import ParallelSampler
 from lens.sampling.rollouts import Sampler
-from lens.sampling.shared import SharedSampler
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ def make_sampler(
     sampler = instantiate(settings, model=model, tokenizer=tokenizer, **reserved)
     try:
         per_engine = settings.get("tensor_parallel_size", 1)
-        yield sampler if world_size() == 1 else SharedSampler(sampler, per_engine, interruptible)
+        yield sampler if world_size() == 1 else ParallelSampler(sampler, per_engine, interruptible)
     finally:
         sampler.close()
 
@@ -158,8 +158,8 @@ def make_sampler(
 def find_failing_golds(
     config: DictConfig, grader: Grader, sets: Mapping[str, Dataset]
 ) -> dict[str, list[dict[str, str]]]:
-    """Return what `check_golds` finds; nothing if ``check_golds`` is false, or in processes after the first."""
-    return check_golds(grader, sets) if config.check_golds and is_first() else {}
+    """Return what `name_failing_golds` finds; nothing if ``check_golds`` is false, or in processes after the first."""
+    return name_failing_golds(grader, sets) if config.check_golds and is_first() else {}
 
 
 def list_problems(evaluator: Evaluator) -> dict[str, Dataset]:

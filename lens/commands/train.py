@@ -33,7 +33,7 @@ from lens.distributed.collectives import barrier, is_first, world_size
 from lens.distributed.stop_signals import StopSignals
 from lens.errors import RunFailed
 from lens.files import replacing, write_json
-from lens.grading.shared import SharedGrader
+from lens.grading.parallel_grader import ParallelGrader
 from lens.models.layers import check_layers
 from lens.models.loading import load_model
 from lens.models.lora import add_adapters, check_adapters, load_adapters
@@ -126,7 +126,7 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
             write_json(folder / "failing_golds.json", failing)
         policy = Policy.build(config, model, tokenizer, reference)
         engine = SyncedSampler(sampler, model, training_set.prompts, policy.loss)
-        graders = SharedGrader(grader, stop.interruptible)
+        graders = ParallelGrader(grader, stop.interruptible)
         asked = training_set.problems, training_set.prompts
         collector = Collector(config.trainer.rollouts, *asked, engine, graders, objective, policy, config.seed)
         identity = {"config": plain, "wandb_run_id": tracker.run_id}

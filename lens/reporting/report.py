@@ -11,11 +11,11 @@ import pandas as pd
 from lens.config.checks import check_writable
 from lens.errors import ConfigError
 from lens.reporting.arms import Arm, make_setting_title
-from lens.reporting.checks import check_baseline
+from lens.reporting.comparability import check_baseline
 from lens.reporting.effect_map import MIDDLE, draw_map, map_table, name_cell
 from lens.reporting.export import write_table
 from lens.reporting.figures import draw_figures
-from lens.reporting.loading import load_arms
+from lens.reporting.finding_runs import load_arms
 from lens.reporting.page.browser import choose_runs
 from lens.reporting.page.page import Captioned, Section, write_page
 from lens.reporting.pairing import split_by_baseline

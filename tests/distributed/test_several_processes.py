@@ -18,8 +18,8 @@ from lens.models.lora import WEIGHTS_FILE
 from lens.objectives import lens_advantages
 from lens.problems.prompts import Prompt
 from lens.runs.checkpoints import ADAPTER_FOLDER
+from lens.sampling.parallel_sampler import merge_rollouts
 from lens.sampling.rollouts import Rollouts
-from lens.sampling.shared import merge_rollouts
 from lens.training.experience import Experience, weigh_rollouts
 from tests.support.command_line import ROOT, Command, Result, environment, metrics_of, run, steps_in, training
 from tests.support.gradients import LOSS, TOLERANCE, error

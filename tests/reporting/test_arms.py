@@ -10,7 +10,7 @@ import pytest
 from lens.config.keys import find_differing_keys
 from lens.errors import ConfigError
 from lens.reporting.arms import make_label, make_setting_title
-from lens.reporting.loading import load_arms
+from lens.reporting.finding_runs import load_arms
 from lens.reporting.pairing import find_baseline
 from tests.support.run_folders import SKILL, make_run
 

@@ -12,7 +12,7 @@ from scipy import stats
 
 from lens.errors import ConfigError
 from lens.reporting.curves import over_seeds
-from lens.reporting.loading import load_arms
+from lens.reporting.finding_runs import load_arms
 from lens.reporting.report import report
 from lens.reporting.tables import accuracy_table, difference_table, find_parts, gain_table
 from lens.runs.run import FAILURE

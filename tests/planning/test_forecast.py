@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from lens.errors import ConfigError
 from lens.files import CONFIGS
 from lens.planning.architecture import architecture_of
-from lens.planning.plan import GIB, RULES, make_plan
+from lens.planning.forecast import GIB, RULES, make_plan
 from tests.support.command_line import run
 
 PAPER = ["table1_llama", "table1_qwen", "table2_ablation", "table3_llama", "table3_qwen"]

@@ -12,7 +12,7 @@ from yaml import YAMLError
 
 from lens.errors import ConfigError
 from lens.reporting.arms import Arm, group_into_arms
-from lens.reporting.checks import (
+from lens.reporting.comparability import (
     check_arm,
     check_evaluations,
     check_problems,
