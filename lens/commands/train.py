@@ -82,7 +82,7 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
 
     Raises:
         ConfigError: a value that cannot work.
-        StopRequested: Ctrl-C or SIGTERM arrived. The run folder is complete, and the same command resumes the run.
+        StopRequested: Ctrl-C or SIGTERM arrived. The run folder is complete, and the printed command resumes the run.
         RunFailed: the run cannot continue; failure.txt in its folder says why.
     """
     check_values(config)

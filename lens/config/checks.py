@@ -18,6 +18,7 @@ from lens.config.moved import MOVED_KEYS
 from lens.errors import ConfigError
 from lens.evaluation.scores import ks_up_to
 from lens.losses.aggregation import LossAggMode
+from lens.losses.importance import ImportanceSampling
 
 
 def as_path(key: str, value: Any) -> Path:
@@ -88,7 +89,7 @@ RULES: dict[str, Rule] = {
     "trainer.rollouts.truncated": one_of("grade", "mask"),
     "trainer.rollouts.old_logprobs": one_of("sampler", "trainer", "current"),
     "trainer.rollouts.confidence": one_of("sampler", "trainer"),
-    "trainer.rollouts.importance_sampling": one_of("none", "token_truncate", "token_mask", "sequence_mask"),
+    "trainer.rollouts.importance_sampling": one_of(*get_args(ImportanceSampling)),
     "trainer.rollouts.importance_cap": number(lambda v: v > 1, "a number > 1"),
     "trainer.memory.autocast": one_of("bfloat16"),
     "loss.epsilon_low": number(lambda v: 0 < v < 1, "a number between 0 and 1"),
@@ -213,9 +214,10 @@ def check_training(config: DictConfig, num_processes: int = 1) -> None:
             f"(model.prompt.max_length + trainer.rollouts.max_completion_length)"
         )
         raise ConfigError("trainer.memory.max_tokens_per_microbatch", memory.max_tokens_per_microbatch, valid)
-    if OmegaConf.select(config, "objective.rho") is not None and config.objective.difficulty != "length_normalized":
+    difficulty = OmegaConf.select(config, "objective.difficulty", default="length_normalized")
+    if OmegaConf.select(config, "objective.rho") is not None and difficulty != "length_normalized":
         valid = f"length_normalized, as objective.rho={config.objective.rho} says what the difficulty is estimated from"
-        raise ConfigError("objective.difficulty", config.objective.difficulty, valid)
+        raise ConfigError("objective.difficulty", difficulty, valid)
     if rollouts.old_logprobs == "current" and trainer.num_prompts_per_step != rollouts.num_prompts_per_rollout:
         valid = (
             f"trainer or sampler, as a round of {rollouts.num_prompts_per_rollout} questions is several updates of "
