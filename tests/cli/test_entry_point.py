@@ -47,7 +47,8 @@ REFUSED = {
     ),
     "unknown key": bad("banana='1': no such key; valid here: ", "trainer", given="banana=1"),
     "misspelt group": bad("objectiv='grpo'", "did you mean objective?", given="objectiv=grpo"),
-    "unknown option": bad("objective='lenz': one of ", "lens_shuffled", "grpo", given="objective=lenz"),
+    "a folder of experiments": bad("experiment/map='alpha': type experiment=map/alpha", given="experiment/map=alpha"),
+    "unknown option": bad("objective='lenz': must be one of ", "lens_shuffled", "grpo", given="objective=lenz"),
     "no value": bad("trainer.max_steps", given="trainer.max_steps"),
     "wrong kind": bad("trainer.max_steps='many': an integer >= 1", given="trainer.max_steps=many"),
     "negative alpha": bad("objective.alpha=-0.25: a number >= 0", given="objective.alpha=-0.25", real=True),
@@ -123,7 +124,7 @@ REFUSED = {
     "two things to do": bad("--cfg and --info: one of them at a time", given="--info all --cfg job"),
     "resolve what": bad("--resolve: with --cfg or --help only", given="--resolve"),
     "a pickled config": bad("--experimental-rerun", given="--experimental-rerun {file}"),
-    "an option of a sweep": bad("objective='lenz': one of ", given="-m objective=grpo,lenz jobs=1"),
+    "an option of a sweep": bad("objective='lenz': must be one of ", given="-m objective=grpo,lenz jobs=1"),
     "evaluation of nothing": bad("checkpoint", given="outputs={outputs}", script="scripts/evaluate.py"),
     "evaluation of no model": bad(
         "checkpoint='{absent}'", given="checkpoint={absent} outputs={outputs}", script="scripts/evaluate.py"
