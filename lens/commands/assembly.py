@@ -39,7 +39,7 @@ def check_inputs(config: DictConfig) -> None:
     model = config.model
     if model.fetch is not None and not Path(model.name_or_path).exists():
         command = f"python scripts/fetch_model.py model={HydraConfig.get().runtime.choices.model}"
-        raise ConfigError("model.name_or_path", model.name_or_path, f"a folder; `{command}` makes it")
+        raise ConfigError("model.name_or_path", model.name_or_path, f"must be a folder; `{command}` makes it")
     if model.name_or_path is not None:
         check_model(model.name_or_path)
     check_files(config.dataset, "dataset")
@@ -56,7 +56,7 @@ def check_engine(target: str) -> None:
     try:
         import_module(target.rpartition(".")[0])
     except ImportError as error:
-        raise ConfigError("sampler._target_", target, f"a class that can be imported ({error})") from error
+        raise ConfigError("sampler._target_", target, f"must be a class that can be imported ({error})") from error
 
 
 def use_threads(number: int | None) -> None:
@@ -79,7 +79,7 @@ def model_path(config: DictConfig) -> str:
     if config.model.name_or_path is not None:
         return config.model.name_or_path
     if config.model.recipe is None:
-        raise ConfigError("model.name_or_path", None, "a Hugging Face name or folder")
+        raise ConfigError("model.name_or_path", None, "must be a Hugging Face name or folder")
     return str(make_tiny(instantiate(config.model.recipe), Path(config.outputs) / "models"))
 
 
@@ -92,7 +92,7 @@ def make_evaluator(config: DictConfig, raw_sets: dict[str, Dataset], tokenizer: 
     settings, sets = config.evaluation, []
     for name, problems in raw_sets.items():
         if settings.by_level and not any(level is not None for level in problems["level"]):
-            raise ConfigError("evaluation.by_level", True, f"false, as the set {name!r} has no levels")
+            raise ConfigError("evaluation.by_level", True, f"must be false, as the set {name!r} has no levels")
         fitting, prompts, too_long = encode_problems(problems, tokenizer, PromptFormat(**config.model.prompt))
         if too_long:
             log.warning("%s: %d problems over model.prompt.max_length are left out", name, too_long)
@@ -118,8 +118,8 @@ def longest_sequence(model: PreTrainedModel, prompts: Sequence[Prompt], max_comp
     needed, limit = len(longest.token_ids) + max_completion_length, model.config.max_position_embeddings
     if needed > limit:
         valid = (
-            f"at most {limit - len(longest.token_ids)}: the model's limit is {limit} tokens, and the longest prompt, "
-            f"{longest.problem_id}, has {len(longest.token_ids)}; or a smaller model.prompt.max_length"
+            f"must be at most {limit - len(longest.token_ids)}: the model's limit is {limit} tokens, and the longest "
+            f"prompt, {longest.problem_id}, has {len(longest.token_ids)}; or make model.prompt.max_length smaller"
         )
         raise ConfigError("max_completion_length", max_completion_length, valid)
     return needed

@@ -90,7 +90,7 @@ def locate_checkpoint(checkpoint: str) -> tuple[Path | None, str]:
     if (path / ".hydra").is_dir():
         found = checkpoints.list_checkpoints(path / "checkpoints")
         if not found:
-            raise ConfigError("checkpoint", checkpoint, "a run folder with a checkpoint")
+            raise ConfigError("checkpoint", checkpoint, "must be a run folder with a checkpoint")
         return path, str(found[-1])
     in_run = path.parent.name == "checkpoints" and (path.parent.parent / ".hydra").is_dir()
     return (path.parent.parent if in_run else None), checkpoint

@@ -64,7 +64,7 @@ def report(runs: Sequence[Path], baseline: str | None, target: Path, *, completi
             be written to.
     """
     if type(completions) is not int or completions < 0:
-        raise ConfigError("completions", completions, "an integer >= 0")
+        raise ConfigError("completions", completions, "must be an integer >= 0")
     arms, notes = load_arms(runs)
     alike = [[a for a in arms if a.setting == setting] for setting in dict.fromkeys(a.setting for a in arms)]
     settings = [part for members in alike for part in split_by_baseline(members, baseline)]

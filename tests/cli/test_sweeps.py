@@ -189,7 +189,7 @@ def test_nothing_is_left_of_a_sweep_that_is_killed(pupil, logs, tmp_path):
 @pytest.mark.parametrize(
     ("launcher", "keys", "code", "says"),
     [
-        ("basic", {"num_generations": "1,4"}, 2, "trainer.rollouts.num_generations=1: an integer >= 2"),
+        ("basic", {"num_generations": "1,4"}, 2, "trainer.rollouts.num_generations=1: must be an integer >= 2"),
         ("local", {"learning_rate": "1e+300,1e-4"}, 1, ("RuntimeError: ", "RunFailed: step ")),
     ],
 )
@@ -299,7 +299,7 @@ def test_a_report_against_an_unknown_baseline_names_those_there_are(report, logs
     _, folder, _ = report
     result = run("scripts/report.py", f"runs={folder}", "baseline=dapo", f"target={tmp_path / 'r'}", folder=logs)
     assert result.code == 2
-    assert result.stderr == "error: baseline='dapo': one of grpo, lens; null: no differences\n"
+    assert result.stderr == "error: baseline='dapo': must be one of grpo, lens; null: no differences\n"
     assert not (tmp_path / "r").exists()
 
 

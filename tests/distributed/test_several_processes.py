@@ -312,7 +312,7 @@ def test_a_number_of_processes_that_does_not_divide_the_questions_is_refused(com
     keys = ["trainer.num_prompts_per_step=1", f"hydra.run.dir={tmp_path / 'run'}"]
     result = Command(*command, *keys, folder=logs, processes=2).wait()
     assert result.code != 0
-    valid = "a multiple of 2, the number of processes"
+    valid = "must be a multiple of 2, the number of processes"
     assert errors_of(result) == [f"error: trainer.num_prompts_per_step=1: {valid}"]
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
@@ -349,7 +349,7 @@ def test_a_job_of_which_a_process_fails_is_named(command, logs, tmp_path):
     result = run(*sweeping(command, tmp_path, *overrides, "objective=lens"), folder=logs, real=True)
     assert result.code == 2
     (error,) = errors_of(result)
-    assert "trainer.num_prompts_per_step=1: a multiple of 2, the number of processes" in error
+    assert "trainer.num_prompts_per_step=1: must be a multiple of 2, the number of processes" in error
     assert len(list(tmp_path.glob("sweeps/tiny/*/summary.json"))) == 1
 
 

@@ -119,7 +119,7 @@ def test_the_state_of_another_program_is_refused(tiny, tmp_path):
 
 
 def test_a_run_cannot_go_on_to_where_it_has_been(folder):
-    with pytest.raises(ConfigError, match=r"trainer\.max_steps=3: at least 4"):
+    with pytest.raises(ConfigError, match=r"trainer\.max_steps=3: must be at least 4"):
         find_state(folder, changed(trainer__max_steps=3))
 
 
@@ -140,7 +140,7 @@ def test_a_finished_run_of_lens_0_1_is_refused(tmp_path):
     write_json(tmp_path / SUMMARY, {"step": 4, "metrics": {}})
     write_json(tmp_path / PROVENANCE, {"config": {"seed": 0, "trainer": {"max_steps": 4, "learning_rate": 0.1}}})
     with pytest.raises(
-        ConfigError, match=r"^resume='auto': never, or another folder: lens 0\.1 wrote the run in "
+        ConfigError, match=r"^resume='auto': must be never, or take another run folder: lens 0\.1 wrote the run in "
     ) as e:
         read_finished_summary(tmp_path, changed())
     assert str(tmp_path) in str(e.value) and "\n" not in str(e.value)
