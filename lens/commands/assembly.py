@@ -108,8 +108,19 @@ def make_evaluator(config: DictConfig, raw_sets: dict[str, Dataset], tokenizer: 
     )
 
 
-def longest_sequence(model: PreTrainedModel, prompts: Sequence[Prompt], max_completion_length: int) -> int:
+def longest_sequence(
+    model: PreTrainedModel,
+    prompts: Sequence[Prompt],
+    max_completion_length: int,
+    key: str = "trainer.rollouts.max_completion_length",
+) -> int:
     """Return the number of tokens of the longest prompt and the longest answer it may get.
+
+    Args:
+        model: the model that reads them.
+        prompts: the encoded prompts.
+        max_completion_length: the most tokens of an answer.
+        key: the config key of that number, for the message.
 
     Raises:
         ConfigError: the model does not have that many positions.
@@ -121,13 +132,14 @@ def longest_sequence(model: PreTrainedModel, prompts: Sequence[Prompt], max_comp
             f"must be at most {limit - len(longest.token_ids)}: the model's limit is {limit} tokens, and the longest "
             f"prompt, {longest.problem_id}, has {len(longest.token_ids)}; or make model.prompt.max_length smaller"
         )
-        raise ConfigError("max_completion_length", max_completion_length, valid)
+        raise ConfigError(key, max_completion_length, valid)
     return needed
 
 
 def longest_evaluation_sequence(model: PreTrainedModel, evaluator: Evaluator) -> int:
     """Return the `longest_sequence` of all evaluation sets."""
-    return max(longest_sequence(model, s.prompts, evaluator.max_completion_length) for s in evaluator.sets)
+    length, key = evaluator.max_completion_length, "evaluation.max_completion_length"
+    return max(longest_sequence(model, s.prompts, length, key) for s in evaluator.sets)
 
 
 @contextmanager
