@@ -1,7 +1,7 @@
 # lens: `make help` lists what there is.
 PYTHON ?= python3
 VENV   ?= .venv
-# The torch build: cpu, or cuda for the default build with GPU support. A GPU on the machine decides where it is not said.
+# The torch build: cpu, or cuda for the default build with GPU support. The default is what the machine has.
 TORCH  ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 # Where the CPU build comes from on machines whose package index has none.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
