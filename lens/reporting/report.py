@@ -35,7 +35,8 @@ ACCURACY = "Accuracy on held-out problems in % (mean ± 95 % t interval over see
 SIGNAL = f"Signal of negative groups in %, and cost (start and end: {EDGE_STEPS} steps)"
 DIFFERENCE = (
     "Difference to {} in points, paired by seed: ± 95 % t interval over seeds, [95 % bootstrap interval over seeds and "
-    "problems]; undecided where one of them includes zero (one cell in twenty is decided by chance)"
+    "problems]; undecided where one of them includes zero. Where there is no true difference, up to about one entry in "
+    "twenty still comes out as decided"
 )
 GAIN = (
     "Gain over the model before training in points: ± 95 % t interval over seeds, [bootstrap over seeds and problems]"
