@@ -39,7 +39,7 @@ from lens.models.loading import load_model
 from lens.models.lora import add_adapters, check_adapters, load_adapters
 from lens.models.sharding import shard_model
 from lens.problems import load_evaluation_sets
-from lens.runs.checkpoints import ADAPTER_FOLDER, CheckpointFolder, prune_checkpoints
+from lens.runs.checkpoints import ADAPTER_FOLDER, CheckpointFolder, prune_checkpoints, restore_replaced_name
 from lens.runs.provenance import describe_provenance
 from lens.runs.resuming import copy_history, find_state, read_finished_summary
 from lens.runs.run import FAILURE, PROVENANCE
@@ -96,6 +96,9 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
         store_config(config, folder)
         log.info("Already finished at step %d: %s", summary["step"], folder)
         return summary["metrics"]
+    if is_first():
+        restore_replaced_name(folder / "checkpoints")
+    barrier()  # all processes find the same checkpoints
     start = Start(folder, plain, *(find_state(folder, plain) or ()))
     barrier()  # from here on the first process may change files that the others have read
     store_config(config, folder)

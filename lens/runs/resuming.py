@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lens.config.keys import FREE_TO_DIFFER, LENGTHLESS_SCHEDULES, RESUME_KEYWORDS, ROUNDING, flatten, is_listed
-from lens.distributed.collectives import barrier, is_first
 from lens.errors import ConfigError
-from lens.runs.checkpoints import list_checkpoints, load_state, restore_replaced_name
+from lens.runs.checkpoints import list_checkpoints, load_state
 from lens.runs.run import PROVENANCE, SUMMARY
 
 log = logging.getLogger(__name__)
@@ -49,9 +48,6 @@ def find_state(folder: Path, config: dict[str, Any]) -> tuple[Path, dict[str, An
         ConfigError: ``resume`` is "never" and the folder has a checkpoint, or it is "must" and the folder has none; no
             checkpoint can be used; or the checkpoint is of another config.
     """
-    if is_first():
-        restore_replaced_name(folder / "checkpoints")
-    barrier()
     resume, candidates = config["resume"], list_checkpoints(folder / "checkpoints")
     if resume == "never" and candidates:
         valid = f"must be auto, or take another run folder: {folder} holds {candidates[-1].name}"

@@ -14,7 +14,7 @@ from torch.optim import AdamW
 from lens import __version__
 from lens.errors import ConfigError
 from lens.files import write_json
-from lens.runs.checkpoints import save_checkpoint
+from lens.runs.checkpoints import REPLACED, restore_replaced_name, save_checkpoint
 from lens.runs.resuming import check_config, find_state, read_finished_summary
 from lens.runs.run import PROVENANCE, SUMMARY
 from tests.support.command_line import (
@@ -121,6 +121,15 @@ def test_the_state_of_another_program_is_refused(tiny, tmp_path):
 def test_a_run_cannot_go_on_to_where_it_has_been(folder):
     with pytest.raises(ConfigError, match=r"trainer\.max_steps=3: must be at least 4"):
         find_state(folder, changed(trainer__max_steps=3))
+
+
+def test_to_find_a_checkpoint_changes_nothing(folder):
+    replaced = folder / "checkpoints" / f"step_000004{REPLACED}"
+    (folder / "checkpoints" / "step_000004").rename(replaced)
+    assert find_state(folder, changed())[1]["step"] == 2
+    assert replaced.exists()
+    restore_replaced_name(folder / "checkpoints")  # as training does first
+    assert find_state(folder, changed())[1]["step"] == 4
 
 
 # --- which version ---------------------------------------------------------------------------------------------------
