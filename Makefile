@@ -89,10 +89,11 @@ kill-test: $(STAMP)  ## kill a training run at every kind of point and at 20 ran
 page-test: $(STAMP)  ## click through a report's page in Chromium (Debian: chromium chromium-driver)
 	$(PYTEST) -rP tests/reporting/page/test_chromium.py
 
-lint: $(STAMP)  ## check lint, format, and that each folder imports only from folders below it
+lint: $(STAMP)  ## check lint, format, unused code, and that each folder imports only from folders below it
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache --no-logo
+	$(BIN)/vulture
 
 format: $(STAMP)  ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
