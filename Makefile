@@ -1,7 +1,7 @@
 # lens: `make help` lists what there is.
 PYTHON ?= python3
 VENV   ?= .venv
-# The torch build: cpu, or cuda for the default build with GPU support. A GPU on the machine decides where it is not said.
+# The torch build: cpu, or cuda for the default build with GPU support. The default is what the machine has.
 TORCH  ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 # Where the CPU build comes from on machines whose package index has none.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -89,10 +89,11 @@ kill-test: $(STAMP)  ## kill a training run at every kind of point and at 20 ran
 page-test: $(STAMP)  ## click through a report's page in Chromium (Debian: chromium chromium-driver)
 	$(PYTEST) -rP tests/reporting/page/test_chromium.py
 
-lint: $(STAMP)  ## check lint, format, and that each folder imports only from folders below it
+lint: $(STAMP)  ## check lint, format, unused code, and that each folder imports only from folders below it
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache --no-logo
+	$(BIN)/vulture
 
 format: $(STAMP)  ## mend what ruff can mend
 	$(BIN)/ruff check --fix .

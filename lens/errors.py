@@ -17,7 +17,7 @@ class ConfigError(ValueError):
     Args:
         key: dotted config key as a user types it, such as ``trainer.rollouts.num_generations``.
         value: the value that was given.
-        valid: what would be valid, in words.
+        valid: what would be valid, in words, such as "must be an integer >= 2".
     """
 
     def __init__(self, key: str, value: Any, valid: str):

@@ -14,7 +14,8 @@ def main(config: DictConfig) -> None:
     from lens.models.fetching import fetch_model
 
     if config.model.fetch is None:
-        raise ConfigError("model", HydraConfig.get().runtime.choices.model, "one with a fetch section, as smollm2 has")
+        valid = "must be one with a fetch section, as smollm2 has"
+        raise ConfigError("model", HydraConfig.get().runtime.choices.model, valid)
     print(fetch_model(Path(config.model.name_or_path), **config.model.fetch, source=config.source))
 
 

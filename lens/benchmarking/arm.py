@@ -65,7 +65,7 @@ class ArmProcess:
         code = self.process.exitcode
         cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         hint = "; too little memory?" if code == -signal.SIGKILL else ""
-        return ConfigError("arms", self.name, f"fewer arms at a time: its process ended with {cause}{hint}")
+        return ConfigError("arms", self.name, f"take fewer arms at a time: its process ended with {cause}{hint}")
 
     def close(self) -> None:
         """End the process, even if it is busy."""

@@ -79,9 +79,9 @@ def check_arms(config: DictConfig) -> None:
     known = [*config.engines, "trl"]
     arms = list(config.arms)
     if not arms or len(set(arms)) < len(arms) or not set(arms) <= set(known):
-        raise ConfigError("arms", arms, f"a list of distinct names, out of {', '.join(known)}")
+        raise ConfigError("arms", arms, f"must be a list of distinct names, out of {', '.join(known)}")
     if config.part in ("sampling", "objective") and arms[0] == "trl":
-        raise ConfigError("arms", arms, "a rollout engine first: part=step alone measures TRL")
+        raise ConfigError("arms", arms, "must begin with a rollout engine: part=step alone measures TRL")
 
 
 class Part(NamedTuple):

@@ -33,11 +33,11 @@ def check_trl(config: DictConfig) -> None:
     """
     make_importable(config.trl.path)
     if importlib.util.find_spec("trl") is None:
-        valid = "a folder with TRL (pip install --no-deps --target FOLDER trl), or install the extra `bench`"
+        valid = "must be a folder with TRL (pip install --no-deps --target FOLDER trl), or install the extra `bench`"
         raise ConfigError("trl.path", config.trl.path, valid)
     sequences = config.trainer.num_prompts_per_step * config.trainer.rollouts.num_generations
     if sequences % config.trl.per_device_train_batch_size:
-        valid = f"a divisor of {sequences}, trainer.num_prompts_per_step x trainer.rollouts.num_generations"
+        valid = f"must be a divisor of {sequences}, trainer.num_prompts_per_step x trainer.rollouts.num_generations"
         raise ConfigError("trl.per_device_train_batch_size", config.trl.per_device_train_batch_size, valid)
 
 

@@ -162,7 +162,8 @@ def run_script(composed: Callable[[], None], config_name: str, started: list[boo
     except OSError as error:
         if started or error.filename is None:
             raise
-        exit_with(str(ConfigError("outputs", error.filename, f"a folder that can be written to ({error.strerror})")))
+        valid = f"must be a folder that can be written to ({error.strerror})"
+        exit_with(str(ConfigError("outputs", error.filename, valid)))
 
 
 def put_options_first(arguments: list[str]) -> list[str]:

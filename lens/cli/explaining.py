@@ -15,6 +15,7 @@ from lens.errors import ConfigError
 from lens.files import CONFIGS
 
 BAD_CONFIG = (ConfigError, HydraException, OmegaConfBaseException)
+FOLDERED = "experiment"  # the group whose options lie in folders too: experiment=map/alpha
 
 
 def explain(error: BaseException, config_name: str, arguments: list[str]) -> str:
@@ -45,9 +46,9 @@ def explain_unknown_option(group: str, option: str, known: list[str]) -> str:
     if moved := MOVED_OPTIONS.get((group, option)):
         return f"{group}={option}: since version 0.2 it is {moved}"
     folder = CONFIGS / group
-    files = folder.rglob("*.yaml") if group == "experiment" else folder.glob("*.yaml")
+    files = folder.rglob("*.yaml") if group == FOLDERED else folder.glob("*.yaml")
     options = {*known, *(str(file.relative_to(folder).with_suffix("")) for file in files)}
-    return str(ConfigError(group, option, f"one of {', '.join(sorted(options))}"))
+    return str(ConfigError(group, option, f"must be one of {', '.join(sorted(options))}"))
 
 
 def explain_unknown_key(key: str, config_name: str, arguments: list[str]) -> str:
@@ -55,7 +56,11 @@ def explain_unknown_key(key: str, config_name: str, arguments: list[str]) -> str
     value = next((a.split("=", 1)[1] for a in arguments if a.lstrip("+~").startswith(f"{key}=")), None)
     if moved := MOVED_KEYS.get(key):
         return str(ConfigError(key, value, f"since version 0.2 it is {moved}"))
-    keys = list_valid_keys(config_name, arguments)
+    config = compose_known(config_name, arguments)
+    group, _, folder = key.partition("/")
+    if value and group == FOLDERED and group in config.hydra.runtime.choices and (CONFIGS / key).is_dir():
+        return explain_folder_as_group(group, folder, value)
+    keys = list_keys(config)
     nearest = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
     parent = key.rpartition(".")[0]
     beside = [other for other in keys if other.rpartition(".")[0] == parent and "._" not in other]
@@ -64,21 +69,44 @@ def explain_unknown_key(key: str, config_name: str, arguments: list[str]) -> str
     return str(ConfigError(key, value, "; ".join(["no such key", *hints])))
 
 
+def explain_folder_as_group(group: str, folder: str, value: str) -> str:
+    """Return a line for experiment/map=alpha, as ``--help`` lists folders and options, that says what to type."""
+    options = [f"{folder}/{option}" for option in value.split(",")]
+    for option in options:
+        if not (CONFIGS / group / f"{option}.yaml").is_file():
+            return explain_unknown_option(group, option, [])
+    return str(ConfigError(f"{group}/{folder}", value, f"type {group}={','.join(options)}"))
+
+
 def list_valid_keys(config_name: str, arguments: list[str]) -> list[str]:
     """List the dotted keys of the config, composed with the group choices among the arguments."""
+    return list_keys(compose_known(config_name, arguments))
+
+
+def compose_known(config_name: str, arguments: list[str]) -> DictConfig:
+    """Compose a config, Hydra's part included, with those group choices among the arguments that it takes."""
     groups = {str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*") if path.is_dir()}
-    choices = [a for a in arguments if a.split("=")[0] in groups and "," not in a]
+    known: list[str] = []
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = hydra.compose(config_name, overrides=choices)
+        config = hydra.compose(config_name, return_hydra_config=True)
+        for choice in [a for a in arguments if a.split("=")[0] in groups and "," not in a]:
+            try:
+                config = hydra.compose(config_name, overrides=[*known, choice], return_hydra_config=True)
+            except BAD_CONFIG:  # the choice that is being explained, or one like it
+                continue
+            known.append(choice)
+    return config
 
-    def walk(node: DictConfig, prefix: str) -> list[str]:
-        found = []
-        for key in node:
-            name = f"{prefix}{key}"
-            found.append(name)
-            child = node._get_node(key)
-            if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
-                found += walk(child, f"{name}.")
-        return found
 
-    return walk(config, "")
+def list_keys(config: DictConfig, prefix: str = "") -> list[str]:
+    """List the dotted keys of a composed config, without Hydra's own."""
+    found = []
+    for key in config:
+        name = f"{prefix}{key}"
+        if name == "hydra":
+            continue
+        found.append(name)
+        child = config._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
+            found += list_keys(child, f"{name}.")
+    return found

@@ -18,14 +18,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lens.distributed.collectives import Interruptible, is_first, world_size
 from lens.errors import ConfigError
 from lens.evaluation.evaluator import EvaluationSet, Evaluator
-from lens.grading.golds import check_golds
+from lens.grading.golds import name_failing_golds
 from lens.grading.pool import Grader
 from lens.models.loading import check_model
 from lens.models.tiny import make_tiny
 from lens.problems.mixture import check_files
 from lens.problems.prompts import Prompt, PromptFormat, encode_problems
+from lens.sampling.parallel_sampler import ParallelSampler
 from lens.sampling.rollouts import Sampler
-from lens.sampling.shared import SharedSampler
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def check_inputs(config: DictConfig) -> None:
     model = config.model
     if model.fetch is not None and not Path(model.name_or_path).exists():
         command = f"python scripts/fetch_model.py model={HydraConfig.get().runtime.choices.model}"
-        raise ConfigError("model.name_or_path", model.name_or_path, f"a folder; `{command}` makes it")
+        raise ConfigError("model.name_or_path", model.name_or_path, f"must be a folder; `{command}` makes it")
     if model.name_or_path is not None:
         check_model(model.name_or_path)
     check_files(config.dataset, "dataset")
@@ -56,7 +56,7 @@ def check_engine(target: str) -> None:
     try:
         import_module(target.rpartition(".")[0])
     except ImportError as error:
-        raise ConfigError("sampler._target_", target, f"a class that can be imported ({error})") from error
+        raise ConfigError("sampler._target_", target, f"must be a class that can be imported ({error})") from error
 
 
 def use_threads(number: int | None) -> None:
@@ -79,7 +79,7 @@ def model_path(config: DictConfig) -> str:
     if config.model.name_or_path is not None:
         return config.model.name_or_path
     if config.model.recipe is None:
-        raise ConfigError("model.name_or_path", None, "a Hugging Face name or folder")
+        raise ConfigError("model.name_or_path", None, "must be a Hugging Face name or folder")
     return str(make_tiny(instantiate(config.model.recipe), Path(config.outputs) / "models"))
 
 
@@ -92,7 +92,7 @@ def make_evaluator(config: DictConfig, raw_sets: dict[str, Dataset], tokenizer: 
     settings, sets = config.evaluation, []
     for name, problems in raw_sets.items():
         if settings.by_level and not any(level is not None for level in problems["level"]):
-            raise ConfigError("evaluation.by_level", True, f"false, as the set {name!r} has no levels")
+            raise ConfigError("evaluation.by_level", True, f"must be false, as the set {name!r} has no levels")
         fitting, prompts, too_long = encode_problems(problems, tokenizer, PromptFormat(**config.model.prompt))
         if too_long:
             log.warning("%s: %d problems over model.prompt.max_length are left out", name, too_long)
@@ -108,8 +108,19 @@ def make_evaluator(config: DictConfig, raw_sets: dict[str, Dataset], tokenizer: 
     )
 
 
-def longest_sequence(model: PreTrainedModel, prompts: Sequence[Prompt], max_completion_length: int) -> int:
+def longest_sequence(
+    model: PreTrainedModel,
+    prompts: Sequence[Prompt],
+    max_completion_length: int,
+    key: str = "trainer.rollouts.max_completion_length",
+) -> int:
     """Return the number of tokens of the longest prompt and the longest answer it may get.
+
+    Args:
+        model: the model that reads them.
+        prompts: the encoded prompts.
+        max_completion_length: the most tokens of an answer.
+        key: the config key of that number, for the message.
 
     Raises:
         ConfigError: the model does not have that many positions.
@@ -118,16 +129,17 @@ def longest_sequence(model: PreTrainedModel, prompts: Sequence[Prompt], max_comp
     needed, limit = len(longest.token_ids) + max_completion_length, model.config.max_position_embeddings
     if needed > limit:
         valid = (
-            f"at most {limit - len(longest.token_ids)}: the model's limit is {limit} tokens, and the longest prompt, "
-            f"{longest.problem_id}, has {len(longest.token_ids)}; or a smaller model.prompt.max_length"
+            f"must be at most {limit - len(longest.token_ids)}: the model's limit is {limit} tokens, and the longest "
+            f"prompt, {longest.problem_id}, has {len(longest.token_ids)}; or make model.prompt.max_length smaller"
         )
-        raise ConfigError("max_completion_length", max_completion_length, valid)
+        raise ConfigError(key, max_completion_length, valid)
     return needed
 
 
 def longest_evaluation_sequence(model: PreTrainedModel, evaluator: Evaluator) -> int:
     """Return the `longest_sequence` of all evaluation sets."""
-    return max(longest_sequence(model, s.prompts, evaluator.max_completion_length) for s in evaluator.sets)
+    length, key = evaluator.max_completion_length, "evaluation.max_completion_length"
+    return max(longest_sequence(model, s.prompts, length, key) for s in evaluator.sets)
 
 
 @contextmanager
@@ -150,7 +162,7 @@ def make_sampler(
     sampler = instantiate(settings, model=model, tokenizer=tokenizer, **reserved)
     try:
         per_engine = settings.get("tensor_parallel_size", 1)
-        yield sampler if world_size() == 1 else SharedSampler(sampler, per_engine, interruptible)
+        yield sampler if world_size() == 1 else ParallelSampler(sampler, per_engine, interruptible)
     finally:
         sampler.close()
 
@@ -158,8 +170,8 @@ def make_sampler(
 def find_failing_golds(
     config: DictConfig, grader: Grader, sets: Mapping[str, Dataset]
 ) -> dict[str, list[dict[str, str]]]:
-    """Return what `check_golds` finds; nothing if ``check_golds`` is false, or in processes after the first."""
-    return check_golds(grader, sets) if config.check_golds and is_first() else {}
+    """Return what `name_failing_golds` finds; nothing if ``check_golds`` is false, or in processes after the first."""
+    return name_failing_golds(grader, sets) if config.check_golds and is_first() else {}
 
 
 def list_problems(evaluator: Evaluator) -> dict[str, Dataset]:

@@ -45,14 +45,14 @@ def audit_grades(run: Path, *, source: str, step: int | None, limit: int, target
             written.
     """
     if source not in ("auto", "rollouts", "evaluations"):
-        raise ConfigError("source", source, "one of auto, rollouts, evaluations")
+        raise ConfigError("source", source, "must be one of auto, rollouts, evaluations")
     if type(limit) is not int or limit < 1:
-        raise ConfigError("limit", limit, "an integer >= 1")
+        raise ConfigError("limit", limit, "must be an integer >= 1")
     if source == "auto":
         source = "rollouts" if any((run / "rollouts").glob("step_*.parquet")) else "evaluations"
     files = find_answers(run, source, step)
     if target.is_dir():
-        raise ConfigError("target", str(target), "a file, not a folder")
+        raise ConfigError("target", str(target), "must be a file, not a folder")
     check_writable("target", target.parent)
     parts, graded = [], 0
     for at, file in files.items():

@@ -25,7 +25,7 @@ from lens.errors import ConfigError
 from lens.evaluation.scores import compute_metrics, make_table
 from lens.files import write_json, write_parquet
 from lens.grading.golds import count_failing
-from lens.grading.shared import SharedGrader
+from lens.grading.parallel_grader import ParallelGrader
 from lens.models.loading import load_model
 from lens.models.sharding import gather_named_weights
 from lens.problems import load_evaluation_sets
@@ -65,7 +65,7 @@ def evaluate(config: DictConfig, folder: Path) -> pd.DataFrame:
         )
         sampler.sync(gather_named_weights(model))
         seed = derive_seed(config.seed, "evaluation")
-        per_problem, answers = evaluator.evaluate(sampler, SharedGrader(grader), seed, show_progress=is_first())
+        per_problem, answers = evaluator.evaluate(sampler, ParallelGrader(grader), seed, show_progress=is_first())
     if not is_first():
         return per_problem
     write_parquet(folder / "evaluation.parquet", per_problem)
@@ -90,7 +90,7 @@ def locate_checkpoint(checkpoint: str) -> tuple[Path | None, str]:
     if (path / ".hydra").is_dir():
         found = checkpoints.list_checkpoints(path / "checkpoints")
         if not found:
-            raise ConfigError("checkpoint", checkpoint, "a run folder with a checkpoint")
+            raise ConfigError("checkpoint", checkpoint, "must be a run folder with a checkpoint")
         return path, str(found[-1])
     in_run = path.parent.name == "checkpoints" and (path.parent.parent / ".hydra").is_dir()
     return (path.parent.parent if in_run else None), checkpoint

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pandas as pd
 from omegaconf import DictConfig
 
-from lens.planning.plan import GIB, make_plan
+from lens.planning.forecast import GIB, make_plan
 from lens.terminal import show_table
 
 

@@ -44,7 +44,7 @@ def regrade(grader: Grader, settings: Settings, *, run: Path, step: int | None, 
     file = list(find_answers(run, "evaluations", step).values())[-1]
     stored = read_answers(file, [*COLUMNS, "confidence"])
     if target.exists():
-        raise ConfigError("target", str(target), "a folder that does not exist yet")
+        raise ConfigError("target", str(target), "must be a folder that does not exist yet")
     check_writable("target", target)
     grades = grader.grade(stored["text"].tolist(), stored["answer"].tolist(), settings)
     answers = stored.assign(verdict=[grade.verdict for grade in grades], verdict_before=stored["verdict"])
@@ -84,6 +84,6 @@ def make_settings(values: Mapping[str, Any]) -> Settings:
     """
     for field in fields(Settings):
         if type(values[field.name]) is not type(field.default):
-            valid = "true or false" if isinstance(field.default, bool) else "an integer"
+            valid = "must be true or false" if isinstance(field.default, bool) else "must be an integer"
             raise ConfigError(f"settings.{field.name}", values[field.name], valid)
     return Settings(**values)

@@ -33,13 +33,13 @@ from lens.distributed.collectives import barrier, is_first, world_size
 from lens.distributed.stop_signals import StopSignals
 from lens.errors import RunFailed
 from lens.files import replacing, write_json
-from lens.grading.shared import SharedGrader
+from lens.grading.parallel_grader import ParallelGrader
 from lens.models.layers import check_layers
 from lens.models.loading import load_model
 from lens.models.lora import add_adapters, check_adapters, load_adapters
 from lens.models.sharding import shard_model
 from lens.problems import load_evaluation_sets
-from lens.runs.checkpoints import ADAPTER_FOLDER, CheckpointFolder, prune_checkpoints
+from lens.runs.checkpoints import ADAPTER_FOLDER, CheckpointFolder, prune_checkpoints, restore_replaced_name
 from lens.runs.provenance import describe_provenance
 from lens.runs.resuming import copy_history, find_state, read_finished_summary
 from lens.runs.run import FAILURE, PROVENANCE
@@ -82,7 +82,7 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
 
     Raises:
         ConfigError: a value that cannot work.
-        StopRequested: Ctrl-C or SIGTERM arrived. The run folder is complete, and the same command resumes the run.
+        StopRequested: Ctrl-C or SIGTERM arrived. The run folder is complete, and the printed command resumes the run.
         RunFailed: the run cannot continue; failure.txt in its folder says why.
     """
     check_values(config)
@@ -96,6 +96,9 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
         store_config(config, folder)
         log.info("Already finished at step %d: %s", summary["step"], folder)
         return summary["metrics"]
+    if is_first():
+        restore_replaced_name(folder / "checkpoints")
+    barrier()  # all processes find the same checkpoints
     start = Start(folder, plain, *(find_state(folder, plain) or ()))
     barrier()  # from here on the first process may change files that the others have read
     store_config(config, folder)
@@ -126,7 +129,7 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
             write_json(folder / "failing_golds.json", failing)
         policy = Policy.build(config, model, tokenizer, reference)
         engine = SyncedSampler(sampler, model, training_set.prompts, policy.loss)
-        graders = SharedGrader(grader, stop.interruptible)
+        graders = ParallelGrader(grader, stop.interruptible)
         asked = training_set.problems, training_set.prompts
         collector = Collector(config.trainer.rollouts, *asked, engine, graders, objective, policy, config.seed)
         identity = {"config": plain, "wandb_run_id": tracker.run_id}

@@ -51,7 +51,7 @@ class TrainingSet:
         encoded = encode_problems(problems, tokenizer, PromptFormat(**config.model.prompt))
         made, asked = cls(*encoded, contamination), config.trainer.rollouts.num_prompts_per_rollout
         if len(made.problems) < asked:
-            valid = f"at most {len(made.problems)}, the training problems there are"
+            valid = f"must be at most {len(made.problems)}, the training problems there are"
             raise ConfigError("trainer.rollouts.num_prompts_per_rollout", asked, valid)
         return made
 

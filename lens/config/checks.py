@@ -18,6 +18,7 @@ from lens.config.moved import MOVED_KEYS
 from lens.errors import ConfigError
 from lens.evaluation.scores import ks_up_to
 from lens.losses.aggregation import LossAggMode
+from lens.losses.importance import ImportanceSampling
 
 
 def as_path(key: str, value: Any) -> Path:
@@ -27,11 +28,11 @@ def as_path(key: str, value: Any) -> Path:
         ConfigError: the value is not a string.
     """
     if not isinstance(value, str):
-        raise ConfigError(key, value, "a file or folder")
+        raise ConfigError(key, value, "must be a file or folder")
     return Path(value)
 
 
-# The type that a value must have, what must hold for it, and the words that say what would be valid.
+# The type that a value must have, what must hold for it, and the words that say what it must be.
 Rule = tuple[type | tuple[type, ...], Callable[[Any], bool], str]
 NUMBER = (int, float)
 
@@ -48,7 +49,7 @@ def number(holds: Callable[[float], bool], valid: str) -> Rule:
 
 def one_of(*options: str) -> Rule:
     """Return the rule for a string that is one of the options."""
-    return str, lambda v: v in options, f"one of {', '.join(options)}"
+    return str, lambda v: v in options, f"one of {', '.join(options)}" if len(options) > 1 else options[0]
 
 
 def are_layers(value: str | ListConfig) -> bool:
@@ -88,7 +89,7 @@ RULES: dict[str, Rule] = {
     "trainer.rollouts.truncated": one_of("grade", "mask"),
     "trainer.rollouts.old_logprobs": one_of("sampler", "trainer", "current"),
     "trainer.rollouts.confidence": one_of("sampler", "trainer"),
-    "trainer.rollouts.importance_sampling": one_of("none", "token_truncate", "token_mask", "sequence_mask"),
+    "trainer.rollouts.importance_sampling": one_of(*get_args(ImportanceSampling)),
     "trainer.rollouts.importance_cap": number(lambda v: v > 1, "a number > 1"),
     "trainer.memory.autocast": one_of("bfloat16"),
     "loss.epsilon_low": number(lambda v: 0 < v < 1, "a number between 0 and 1"),
@@ -154,7 +155,11 @@ RULES: dict[str, Rule] = {
     "trl.per_device_train_batch_size": at_least(1),
     "trl.gradient_checkpointing": (bool, lambda v: True, "true or false"),
     "model.attention": one_of("sdpa", "eager", "flash_attention_2", "flash_attention_3"),
-    "model.lora": (DictConfig, lambda v: set(v) == LORA, f"null, or {', '.join(sorted(LORA))}: model/lora=default"),
+    "model.lora": (
+        DictConfig,
+        lambda v: set(v) == LORA,
+        f"null, or a section with {', '.join(sorted(LORA))}: model/lora=default",
+    ),
     "model.lora.r": at_least(1),
     "model.lora.alpha": POSITIVE,
     "model.lora.target_modules": ((str, ListConfig), are_layers, "all-linear, or a list of names of layers"),
@@ -190,7 +195,8 @@ def check_values(config: DictConfig, rules: Mapping[str, Rule] = RULES) -> None:
             continue
         right_kind = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
         if not (right_kind and holds(value)):
-            raise ConfigError(key, value, valid)
+            or_null = ", or null" if key in NULLABLE and "null" not in valid else ""
+            raise ConfigError(key, value, f"must be {valid}{or_null}")
 
 
 def check_training(config: DictConfig, num_processes: int = 1) -> None:
@@ -201,37 +207,40 @@ def check_training(config: DictConfig, num_processes: int = 1) -> None:
     """
     trainer, rollouts, memory = config.trainer, config.trainer.rollouts, config.trainer.memory
     if rollouts.num_prompts_per_rollout % trainer.num_prompts_per_step:
-        valid = f"a divisor of trainer.rollouts.num_prompts_per_rollout={rollouts.num_prompts_per_rollout}"
+        valid = f"must be a divisor of trainer.rollouts.num_prompts_per_rollout={rollouts.num_prompts_per_rollout}"
         raise ConfigError("trainer.num_prompts_per_step", trainer.num_prompts_per_step, valid)
     if trainer.num_prompts_per_step % num_processes:
-        valid = f"a multiple of {num_processes}, the number of processes"
+        valid = f"must be a multiple of {num_processes}, the number of processes"
         raise ConfigError("trainer.num_prompts_per_step", trainer.num_prompts_per_step, valid)
     longest = config.model.prompt.max_length + rollouts.max_completion_length
     if memory.max_tokens_per_microbatch < longest:
         valid = (
-            f"at least {longest}, one prompt and answer of the largest size "
+            f"must be at least {longest}, one prompt and answer of the largest size "
             f"(model.prompt.max_length + trainer.rollouts.max_completion_length)"
         )
         raise ConfigError("trainer.memory.max_tokens_per_microbatch", memory.max_tokens_per_microbatch, valid)
-    if OmegaConf.select(config, "objective.rho") is not None and config.objective.difficulty != "length_normalized":
-        valid = f"length_normalized, as objective.rho={config.objective.rho} says what the difficulty is estimated from"
-        raise ConfigError("objective.difficulty", config.objective.difficulty, valid)
+    difficulty = OmegaConf.select(config, "objective.difficulty", default="length_normalized")
+    if OmegaConf.select(config, "objective.rho") is not None and difficulty != "length_normalized":
+        reason = f"objective.rho={config.objective.rho} says what the difficulty is estimated from"
+        raise ConfigError("objective.difficulty", difficulty, f"must be length_normalized, as {reason}")
     if rollouts.old_logprobs == "current" and trainer.num_prompts_per_step != rollouts.num_prompts_per_rollout:
         valid = (
-            f"trainer or sampler, as a round of {rollouts.num_prompts_per_rollout} questions is several updates of "
-            f"{trainer.num_prompts_per_step}"
+            f"must be trainer or sampler, as a round of {rollouts.num_prompts_per_rollout} questions is several "
+            f"updates of {trainer.num_prompts_per_step}"
         )
         raise ConfigError("trainer.rollouts.old_logprobs", "current", valid)
     if rollouts.importance_sampling != "none" and rollouts.old_logprobs != "trainer":
-        valid = "none, or trainer.rollouts.old_logprobs=trainer: its weights are ratios of those to the engine's"
+        valid = "must be none unless trainer.rollouts.old_logprobs=trainer: weights are ratios of those to the engine's"
         raise ConfigError("trainer.rollouts.importance_sampling", rollouts.importance_sampling, valid)
     keep_best, measured = trainer.checkpoints.keep_best, [f"pass@{k}" for k in ks_up_to(config.evaluation.num_samples)]
     if keep_best is not None and keep_best not in measured:
-        valid = f"one of {', '.join(measured)}, as evaluation.num_samples={config.evaluation.num_samples}, or null"
+        valid = (
+            f"must be one of {', '.join(measured)}, as evaluation.num_samples={config.evaluation.num_samples}, or null"
+        )
         raise ConfigError("trainer.checkpoints.keep_best", keep_best, valid)
     betas = list(config.optimizer.adam_betas)
     if len(betas) != 2 or not all(isinstance(b, NUMBER) and 0 <= b < 1 for b in betas):
-        raise ConfigError("optimizer.adam_betas", betas, "two numbers in [0, 1)")
+        raise ConfigError("optimizer.adam_betas", betas, "must be two numbers in [0, 1)")
 
 
 def check_objective(objective: Callable[..., torch.Tensor]) -> None:
@@ -249,14 +258,15 @@ def check_objective(objective: Callable[..., torch.Tensor]) -> None:
         raise ConfigError(
             "objective._target_",
             function.__qualname__,
-            f"a function of correct, confidence, lengths and valid: {error}",
+            f"must be a function of correct, confidence, lengths and valid: {error}",
         ) from error
     states = torch.get_rng_state()
     advantages = objective(example, confidence, lengths=lengths, valid=torch.ones_like(example))
     torch.set_rng_state(states)
     if advantages.shape != example.shape or not advantages.dtype.is_floating_point:
         returned = f"{advantages.dtype} {list(advantages.shape)}"
-        raise ConfigError("objective._target_", function.__qualname__, f"floating advantages [Q, G], not {returned}")
+        valid = f"must return floating advantages [Q, G], not {returned}"
+        raise ConfigError("objective._target_", function.__qualname__, valid)
 
 
 def check_writable(key: str, folder: Path) -> None:
@@ -267,4 +277,4 @@ def check_writable(key: str, folder: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise ConfigError(key, str(folder), f"a folder that can be written to ({error.strerror})") from error
+        raise ConfigError(key, str(folder), f"must be a folder that can be written to ({error.strerror})") from error

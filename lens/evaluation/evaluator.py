@@ -60,9 +60,10 @@ class Evaluator:
 
     def __post_init__(self):
         if self.num_samples < 1:
-            raise ConfigError("evaluation.num_samples", self.num_samples, "an integer >= 1")
+            raise ConfigError("evaluation.num_samples", self.num_samples, "must be an integer >= 1")
         if self.temperature == 0 and self.num_samples > 1:
-            raise ConfigError("evaluation.num_samples", self.num_samples, "1, as evaluation.temperature=0 is greedy")
+            valid = "must be 1, as evaluation.temperature=0 is greedy"
+            raise ConfigError("evaluation.num_samples", self.num_samples, valid)
 
     def evaluate(
         self, sampler: Sampler, grader: Grader, seed: int, *, show_progress: bool = False

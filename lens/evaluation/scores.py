@@ -98,12 +98,21 @@ def compute_metrics(per_problem: pd.DataFrame, *, by_level: bool = True) -> dict
     return metrics
 
 
+def bootstrap_over_problems(values: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ends of the 95 % percentile interval of the mean of values [problems, ks], by resampling problems.
+
+    The interval speaks for other problems and the same model. lens/reporting/intervals.py has intervals over seeds.
+    """
+    picks = rng.integers(len(values), size=(BOOTSTRAP_SAMPLES, len(values)))
+    low, high = np.percentile(values[picks].mean(axis=1), [2.5, 97.5], axis=0)
+    return low, high
+
+
 def make_table(per_problem: pd.DataFrame, *, by_level: bool = True, seed: int = 0) -> pd.DataFrame:
     """Make the printed table of an evaluation: a row per set and part, with pass@k in percent and 95 % intervals.
 
-    The intervals are a percentile bootstrap over problems (BOOTSTRAP_SAMPLES resamples, drawn with ``seed``). Other
-    columns give the number of problems, of samples per problem, and of answers that were truncated, held no answer or
-    could not be judged.
+    The intervals are those of `bootstrap_over_problems`, drawn with ``seed``. Other columns give the number of
+    problems, of samples per problem, and of answers that were truncated, held no answer or could not be judged.
     """
     rng = np.random.default_rng(seed)
     rows = []
@@ -111,8 +120,7 @@ def make_table(per_problem: pd.DataFrame, *, by_level: bool = True, seed: int = 
         values = pass_at_ks(of_set)
         for part, members in iterate_slices(of_set, by_level):
             chosen = 100 * values.loc[members.index].to_numpy()  # [problems, ks]
-            picks = rng.integers(len(chosen), size=(BOOTSTRAP_SAMPLES, len(chosen)))
-            low, high = np.percentile(chosen[picks].mean(axis=1), [2.5, 97.5], axis=0)
+            low, high = bootstrap_over_problems(chosen, rng)
             row = {"set": name, "part": part or "all", "problems": len(members), "samples": int(members["n"].iloc[0])}
             for column, k in enumerate(values.columns):
                 mean = chosen[:, column].mean()

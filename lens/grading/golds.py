@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 NAMED = 20  # gold answers of one set that the log names
 
 
-def check_golds(grader: Grader, sets: Mapping[str, Dataset]) -> dict[str, list[dict[str, str]]]:
+def name_failing_golds(grader: Grader, sets: Mapping[str, Dataset]) -> dict[str, list[dict[str, str]]]:
     """Grade each gold answer against itself, and log the first few that fail.
 
     Returns:
@@ -22,7 +22,7 @@ def check_golds(grader: Grader, sets: Mapping[str, Dataset]) -> dict[str, list[d
     """
     failing = {}
     for name, problems in sets.items():
-        found = grader.check_golds(problems["answer"][:])
+        found = grader.list_failing_golds(problems["answer"][:])
         ids = problems["id"][:]
         failing[name] = [{"id": ids[place], "answer": answer, "verdict": verdict} for place, answer, verdict in found]
         for gold in failing[name][:NAMED]:

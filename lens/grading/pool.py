@@ -139,7 +139,7 @@ class Grader:
         verdicts |= judged
         return [Grade(verdicts[pair], extracted=pair[1]) for pair in pairs]
 
-    def check_golds(self, answers: Sequence[str]) -> list[tuple[int, str, Verdict]]:
+    def list_failing_golds(self, answers: Sequence[str]) -> list[tuple[int, str, Verdict]]:
         """Grade each gold answer against itself. Return the place, answer and verdict of those that are not correct.
 
         No answer of a model can be correct if the gold itself is not.

@@ -1,6 +1,7 @@
 """LENS: penalise each wrong answer by the policy's confidence in it (paper, section 5).
 
-LENS changes the rewards of GRPO and nothing else. For one question with G answers o_i and verdicts r_i in {0, 1}:
+LENS changes the reward of wrong answers. In a negative group it also multiplies by alpha where GRPO divides by the
+standard deviation. Sampling and loss are GRPO's. For one question with G answers o_i and verdicts r_i in {0, 1}:
 
     confidence         pibar_i = pi_old(o_i|q)^(1/|o_i|), the geometric mean of the token probabilities
     difficulty         D = max(D_imp, 2 max_j pibar_j)          D_imp = [(1/G) sum_i r_i / pibar_i]^-1

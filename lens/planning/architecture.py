@@ -92,6 +92,7 @@ def architecture_of(config: DictConfig) -> Architecture:
         try:
             architecture = AutoConfig.from_pretrained(model.name_or_path)
         except (OSError, ValueError) as error:
-            valid = f"a model by name or folder, or its numbers in model.architecture ({str(error).splitlines()[0]})"
+            reason = str(error).splitlines()[0]
+            valid = f"must be a model by name or folder, unless model.architecture has its numbers ({reason})"
             raise ConfigError("model.name_or_path", model.name_or_path, valid) from error
     return Architecture.of(architecture, model.lora)

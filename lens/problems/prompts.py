@@ -42,9 +42,9 @@ class PromptFormat:
 
     def __post_init__(self):
         if self.template not in ("chat", "plain"):
-            raise ConfigError("model.prompt.template", self.template, "chat or plain")
+            raise ConfigError("model.prompt.template", self.template, "must be chat or plain")
         if QUESTION not in str(self.layout):
-            raise ConfigError("model.prompt.layout", self.layout, f"a text with {QUESTION} in it")
+            raise ConfigError("model.prompt.layout", self.layout, f"must be a text with {QUESTION} in it")
 
     def encode(self, problem: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
         """Return the token ids of one problem, with at most one beginning-of-sequence token and no end token.
@@ -81,7 +81,7 @@ def encode_problems(
     fitting = [index for index, ids in enumerate(encoded) if len(ids) <= prompt_format.max_length]
     if not fitting:
         shortest = min(map(len, encoded), default=0)
-        valid = f"at least {shortest}, the tokens of the shortest prompt"
+        valid = f"must be at least {shortest}, the tokens of the shortest prompt"
         raise ConfigError("model.prompt.max_length", prompt_format.max_length, valid)
     fits = problems.select(fitting) if len(fitting) < len(encoded) else problems
     prompts = [Prompt(name, encoded[index]) for name, index in zip(fits["id"], fitting, strict=True)]

@@ -1,4 +1,8 @@
-"""Computes means over seeds with an interval, and paired differences with two intervals."""
+"""Computes means over seeds with an interval, and paired differences with two intervals.
+
+The table of scripts/evaluate.py, about a single model, has the only other interval: `bootstrap_over_problems` in
+lens/evaluation/scores.py.
+"""
 
 from __future__ import annotations
 

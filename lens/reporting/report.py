@@ -11,11 +11,11 @@ import pandas as pd
 from lens.config.checks import check_writable
 from lens.errors import ConfigError
 from lens.reporting.arms import Arm, make_setting_title
-from lens.reporting.checks import check_baseline
+from lens.reporting.comparability import check_baseline
 from lens.reporting.effect_map import MIDDLE, draw_map, map_table, name_cell
 from lens.reporting.export import write_table
 from lens.reporting.figures import draw_figures
-from lens.reporting.loading import load_arms
+from lens.reporting.finding_runs import load_arms
 from lens.reporting.page.browser import choose_runs
 from lens.reporting.page.page import Captioned, Section, write_page
 from lens.reporting.pairing import split_by_baseline
@@ -35,7 +35,8 @@ ACCURACY = "Accuracy on held-out problems in % (mean ± 95 % t interval over see
 SIGNAL = f"Signal of negative groups in %, and cost (start and end: {EDGE_STEPS} steps)"
 DIFFERENCE = (
     "Difference to {} in points, paired by seed: ± 95 % t interval over seeds, [95 % bootstrap interval over seeds and "
-    "problems]; undecided where one of them includes zero (one cell in twenty is decided by chance)"
+    "problems]; undecided where one of them includes zero. Where there is no true difference, up to about one entry in "
+    "twenty still comes out as decided"
 )
 GAIN = (
     "Gain over the model before training in points: ± 95 % t interval over seeds, [bootstrap over seeds and problems]"
@@ -64,7 +65,7 @@ def report(runs: Sequence[Path], baseline: str | None, target: Path, *, completi
             be written to.
     """
     if type(completions) is not int or completions < 0:
-        raise ConfigError("completions", completions, "an integer >= 0")
+        raise ConfigError("completions", completions, "must be an integer >= 0")
     arms, notes = load_arms(runs)
     alike = [[a for a in arms if a.setting == setting] for setting in dict.fromkeys(a.setting for a in arms)]
     settings = [part for members in alike for part in split_by_baseline(members, baseline)]

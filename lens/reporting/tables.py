@@ -46,7 +46,7 @@ def find_ks(arm: Arm, prefix: str) -> list[int]:
 
 
 def accuracy_table(arms: Sequence[Arm]) -> pd.DataFrame:
-    """Make the table of pass@k in percent: a row per part and arm, a column per k, cells are `Estimate`s over seeds.
+    """Make the table of pass@k in percent: a row per part and arm, a column per k. Entries are `Estimate`s over seeds.
 
     The first row of each part is the model before training, over the seeds of the first arm.
     """
@@ -80,7 +80,7 @@ def results_table(settings: Sequence[Sequence[Arm]]) -> pd.DataFrame:
 def difference_table(arms: Sequence[Arm], baseline: str | None) -> pd.DataFrame:
     """Make the table of points above the baseline, paired by seed and problem.
 
-    It has a row per part and arm; cells are `Difference`s. Arms without a baseline or a shared seed have no row. The
+    It has a row per part and arm; entries are `Difference`s. Arms without a baseline or a shared seed have no row. The
     last columns count problems: those solved by at least one answer of the arm and none of the baseline's, the reverse
     (both are means over seeds), and all problems of the part.
     """

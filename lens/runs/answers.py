@@ -27,7 +27,7 @@ def find_answers(
         ConfigError: there is no such folder, or it holds nothing of that kind or step.
     """
     if not run.is_dir():
-        raise ConfigError("run", str(run), "a run folder, or a folder that evaluate.py wrote (there is none)")
+        raise ConfigError("run", str(run), "must be a run folder, or a folder that evaluate.py wrote (there is none)")
     ending = "_completions" if kind == "evaluations" else ""
     files: dict[int | None, Path] = {
         int(file.stem.removeprefix("step_").removesuffix(ending)): file
@@ -36,12 +36,12 @@ def find_answers(
     if kind == "evaluations" and (single := run / "completions.parquet").is_file():
         files[None] = single
     if not files:
-        raise ConfigError("run", str(run), f"a folder with the answers of {kind} (it has none)")
+        raise ConfigError("run", str(run), f"must be a folder with the answers of {kind} (it has none)")
     if step is None:
         return files
     if step not in files:
         steps = ", ".join(str(known) for known in files if known is not None) or "null, as it is one evaluation"
-        raise ConfigError("step", step, f"one that is stored: {steps}")
+        raise ConfigError("step", step, f"must be one that is stored: {steps}")
     return {step: files[step]}
 
 
@@ -54,7 +54,7 @@ def read_answers(file: Path, columns: Sequence[str] | None = None) -> pd.DataFra
     try:
         known = pq.read_schema(file).names
         if missing := [column for column in columns or () if column not in known]:
-            raise ConfigError("run", str(file), f"a file with the column {', '.join(missing)}")
+            raise ConfigError("run", str(file), f"must be a file with the column {', '.join(missing)}")
         return pd.read_parquet(file, columns=columns)
     except (OSError, pa.ArrowException) as error:
-        raise ConfigError("run", str(file), f"a parquet file that can be read ({error})") from error
+        raise ConfigError("run", str(file), f"must be a parquet file that can be read ({error})") from error

@@ -251,20 +251,23 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
             raise ValueError(f"{CHECKSUMS_FILE} has no {STATE_FILE}")
         damaged = [name for name, value in sums.items() if checksum(checkpoint / name) != value]
     except (OSError, ValueError, AttributeError) as error:
-        valid = f"a complete checkpoint of a run, or the run's folder ({first_line(error)})"
+        valid = f"must be a complete checkpoint of a run, or the run's folder ({first_line(error)})"
         raise ConfigError("resume", str(checkpoint), valid) from error
     if damaged:
-        raise ConfigError("resume", str(checkpoint), f"a complete checkpoint (damaged: {', '.join(damaged)})")
+        raise ConfigError("resume", str(checkpoint), f"must be a complete checkpoint (damaged: {', '.join(damaged)})")
     try:
         state = torch.load(checkpoint / STATE_FILE, weights_only=True)
         missing = NEEDED - state.keys()
     except (OSError, RuntimeError, pickle.UnpicklingError, AttributeError) as error:
-        valid = f"a checkpoint of this program ({STATE_FILE}: {first_line(error)})"
+        valid = f"must be a checkpoint of this program ({STATE_FILE}: {first_line(error)})"
         raise ConfigError("resume", str(checkpoint), valid) from error
     if "lens_version" not in state:
-        raise ConfigError("resume", str(checkpoint), "a checkpoint of lens 0.2; lens 0.1 wrote it, and can resume it")
+        valid = "must be a checkpoint of lens 0.2; lens 0.1 wrote it, and can resume it"
+        raise ConfigError("resume", str(checkpoint), valid)
     if missing:
-        valid = f"a checkpoint of this version of the program ({STATE_FILE} has no {', '.join(sorted(missing))})"
+        valid = (
+            f"must be a checkpoint of this version of the program ({STATE_FILE} has no {', '.join(sorted(missing))})"
+        )
         raise ConfigError("resume", str(checkpoint), valid)
     return state
 

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lens.config.keys import FREE_TO_DIFFER, LENGTHLESS_SCHEDULES, RESUME_KEYWORDS, ROUNDING, flatten, is_listed
-from lens.distributed.collectives import barrier, is_first
 from lens.errors import ConfigError
-from lens.runs.checkpoints import list_checkpoints, load_state, restore_replaced_name
+from lens.runs.checkpoints import list_checkpoints, load_state
 from lens.runs.run import PROVENANCE, SUMMARY
 
 log = logging.getLogger(__name__)
@@ -29,7 +28,8 @@ def read_finished_summary(folder: Path, config: dict[str, Any]) -> dict[str, Any
     if summary["step"] < config["trainer"]["max_steps"]:
         return None
     if "lens_version" not in summary:
-        raise ConfigError("resume", config["resume"], f"never, or another folder: lens 0.1 wrote the run in {folder}")
+        valid = f"must be never, or take another run folder: lens 0.1 wrote the run in {folder}"
+        raise ConfigError("resume", config["resume"], valid)
     check_config(config, json.loads((folder / PROVENANCE).read_text())["config"], folder)
     return summary
 
@@ -48,14 +48,13 @@ def find_state(folder: Path, config: dict[str, Any]) -> tuple[Path, dict[str, An
         ConfigError: ``resume`` is "never" and the folder has a checkpoint, or it is "must" and the folder has none; no
             checkpoint can be used; or the checkpoint is of another config.
     """
-    if is_first():
-        restore_replaced_name(folder / "checkpoints")
-    barrier()
     resume, candidates = config["resume"], list_checkpoints(folder / "checkpoints")
     if resume == "never" and candidates:
-        raise ConfigError("resume", resume, f"auto, or another run folder: {folder} holds {candidates[-1].name}")
+        valid = f"must be auto, or take another run folder: {folder} holds {candidates[-1].name}"
+        raise ConfigError("resume", resume, valid)
     if resume == "must" and not candidates:
-        raise ConfigError("resume", resume, f"auto: {folder} holds no checkpoint (name it with hydra.run.dir=...)")
+        valid = f"must be auto: {folder} holds no checkpoint (name it with hydra.run.dir=...)"
+        raise ConfigError("resume", resume, valid)
     if not candidates and resume not in RESUME_KEYWORDS:
         candidates = list_checkpoints(Path(resume) / "checkpoints") or [Path(resume)]
     for place, checkpoint in reversed(list(enumerate(candidates))):
@@ -68,7 +67,8 @@ def find_state(folder: Path, config: dict[str, Any]) -> tuple[Path, dict[str, An
             continue
         check_config(config, state["config"], checkpoint)
         if (max_steps := config["trainer"]["max_steps"]) < state["step"]:
-            raise ConfigError("trainer.max_steps", max_steps, f"at least {state['step']}, the step of {checkpoint}")
+            valid = f"must be at least {state['step']}, the step of {checkpoint}"
+            raise ConfigError("trainer.max_steps", max_steps, valid)
         return checkpoint, state
     return None
 

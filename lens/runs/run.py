@@ -108,7 +108,7 @@ def read_config(folder: Path, key: str) -> DictConfig:
     """
     config = OmegaConf.load(folder / ".hydra" / "config.yaml")
     if "loss" not in config:
-        raise ConfigError(key, str(folder), "a run folder of lens 0.2; lens 0.1 wrote it, and can read it")
+        raise ConfigError(key, str(folder), "must be a run folder of lens 0.2; lens 0.1 wrote it, and can read it")
     return config
 
 

@@ -22,10 +22,10 @@ def resolve_wandb_mode(mode: str) -> str:
         ConfigError: the mode is unknown, or it is online and there is no key.
     """
     if mode not in WANDB_MODES:
-        raise ConfigError("tracking.wandb.mode", mode, f"one of {', '.join(WANDB_MODES)}")
+        raise ConfigError("tracking.wandb.mode", mode, f"must be one of {', '.join(WANDB_MODES)}")
     has_key = has_wandb_key()
     if mode == "online" and not has_key:
-        valid = "a key in WANDB_API_KEY or from `wandb login`; without one: offline (upload later with `wandb sync`)"
+        valid = "needs a key in WANDB_API_KEY or from `wandb login`; or take offline and upload with `wandb sync`"
         raise ConfigError("tracking.wandb.mode", mode, valid)
     if mode == "auto":
         return "online" if has_key else "offline"

@@ -117,5 +117,6 @@ def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     named = named if isinstance(named, list) else [named]
     found = sorted({token for token in [*named, tokenizer.eos_token_id] if token is not None})
     if not found:
-        raise ConfigError("model.name_or_path", tokenizer.name_or_path, "a tokenizer with an end-of-sequence token")
+        valid = "must have a tokenizer with an end-of-sequence token"
+        raise ConfigError("model.name_or_path", tokenizer.name_or_path, valid)
     return found

@@ -33,7 +33,7 @@ try:
     from vllm import LLM, SamplingParams
     from vllm.inputs import TokensPrompt
 except ImportError as error:
-    valid = f"transformers, or an installed vLLM: make setup VLLM=cpu, or VLLM=gpu ({error})"
+    valid = f"must be transformers, unless vLLM is installed: make setup VLLM=cpu, or VLLM=gpu ({error})"
     raise ConfigError("sampler", "vllm", valid) from error
 
 GIB = 2**30
@@ -76,11 +76,11 @@ class VLLMSampler:
     ):
         on_gpu = torch.cuda.is_available()
         if sleep and not on_gpu:
-            raise ConfigError("sampler.sleep", sleep, "false on a CPU: vLLM's CPU build has no sleep mode")
+            raise ConfigError("sampler.sleep", sleep, "must be false on a CPU: vLLM's CPU build has no sleep mode")
         if kv_cache_space is None and not on_gpu:
-            raise ConfigError("sampler.kv_cache_space", None, "a number of GiB on a CPU")
+            raise ConfigError("sampler.kv_cache_space", None, "must be a number of GiB on a CPU")
         if world_size() % tensor_parallel_size:
-            valid = f"a divisor of the {world_size()} processes"
+            valid = f"must be a divisor of the {world_size()} processes"
             raise ConfigError("sampler.tensor_parallel_size", tensor_parallel_size, valid)
         self.tokenizer, self.sleep, self.asleep = tokenizer, sleep, set()
         self.parity_every, self.max_logp_difference = parity_every, max_logp_difference
@@ -198,5 +198,7 @@ def explain_failure(error: Exception, model: PreTrainedModel, kv_cache_space: fl
     """Return an error that names the config key because of which the engine did not start."""
     reason = " ".join(str(error).split())
     if "cache" in reason.lower():
-        return ConfigError("sampler.kv_cache_space", kv_cache_space, f"room for one longest sequence: {reason}")
-    return ConfigError("model.name_or_path", model.name_or_path, f"a model that vLLM supports: {reason}")
+        return ConfigError(
+            "sampler.kv_cache_space", kv_cache_space, f"must leave room for one longest sequence: {reason}"
+        )
+    return ConfigError("model.name_or_path", model.name_or_path, f"must be a model that vLLM supports: {reason}")

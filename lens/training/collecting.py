@@ -79,7 +79,7 @@ class Collector:
         with stopwatch.measure("grade"), stop.abandonable():
             verdicts = grade_groups(self.grader, rollouts.texts, problems["answer"], s.num_generations)
         with stopwatch.measure("logprobs"), stop.abandonable():
-            recomputed = "trainer" in (s.old_logprobs, s.confidence) or s.importance_sampling != "none"
+            recomputed = "trainer" in (s.old_logprobs, s.confidence)
             logprobs, entropies = policy.loss.recompute(policy.model, rollouts) if recomputed else (None, None)
             reference = None if policy.reference is None else policy.loss.recompute(policy.reference, rollouts)[0]
         return weigh_rollouts(

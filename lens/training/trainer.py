@@ -110,7 +110,7 @@ class Trainer:
         return experience
 
     def _update(self, batch: Experience) -> dict[str, float]:
-        """Compute the gradient, clip it and apply it. A batch without any advantage has a gradient of zero."""
+        """Compute the gradient, clip it and apply it. A batch in which nothing teaches has a gradient of zero."""
         policy, step, every = self.policy, self.state.step + 1, self.settings.grad_share_every
         with self.stopwatch.measure("update"):
             due = every > 0 and (step == 1 or step % every == 0)

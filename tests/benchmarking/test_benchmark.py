@@ -319,12 +319,15 @@ def test_whole_rounds_outlive_an_arm(caplog, fatal, kept):
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["part=speed"], "part='speed': one of sampling, step, update, scaling, objective"),
-        (["part=step", "arms=[verl]"], "arms=['verl']: a list of distinct names, out of transformers, vllm, trl"),
+        (["part=speed"], "part='speed': must be one of sampling, step, update, scaling, objective"),
+        (
+            ["part=step", "arms=[verl]"],
+            "arms=['verl']: must be a list of distinct names, out of transformers, vllm, trl",
+        ),
         (["part=step", "arms=[]"], "arms=[]: "),
-        (["part=sampling", "arms=[trl]"], "arms=['trl']: a rollout engine first"),
-        (["part=step", "rounds=0"], "rounds=0: an integer >= 1"),
-        (["part=update", "made_up.shortest_share=0"], "made_up.shortest_share=0: a share in (0, 1]"),
+        (["part=sampling", "arms=[trl]"], "arms=['trl']: must begin with a rollout engine"),
+        (["part=step", "rounds=0"], "rounds=0: must be an integer >= 1"),
+        (["part=update", "made_up.shortest_share=0"], "made_up.shortest_share=0: must be a share in (0, 1]"),
     ],
 )
 def test_what_cannot_work_is_refused(tiny_folder, tmp_path, overrides, line):
@@ -337,12 +340,12 @@ def test_what_cannot_work_is_refused(tiny_folder, tmp_path, overrides, line):
 @pytest.mark.skipif(find_spec("trl") is not None, reason="TRL is installed, and so not missed")
 def test_trl_is_refused_before_anything_is_measured(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))  # to be as it was
-    with pytest.raises(ConfigError, match=r"trl\.path=None: a folder with TRL"):
+    with pytest.raises(ConfigError, match=r"trl\.path=None: must be a folder with TRL"):
         check_trl(composed(tiny_folder, "part=step"))
-    with pytest.raises(ConfigError, match=r"trl\.path='.*': a folder with TRL"):
+    with pytest.raises(ConfigError, match=r"trl\.path='.*': must be a folder with TRL"):
         check_trl(composed(tiny_folder, "part=step", f"trl.path={tmp_path}"))
     (tmp_path / "it" / "trl").mkdir(parents=True)
-    with pytest.raises(ConfigError, match=r"trl\.per_device_train_batch_size=3: a divisor of 8"):
+    with pytest.raises(ConfigError, match=r"trl\.per_device_train_batch_size=3: must be a divisor of 8"):
         check_trl(
             composed(tiny_folder, "part=step", f"trl.path={tmp_path / 'it'}", "trl.per_device_train_batch_size=3")
         )
@@ -351,7 +354,7 @@ def test_trl_is_refused_before_anything_is_measured(tiny_folder, tmp_path, monke
 def test_the_command_names_what_is_wrong_in_a_line(tmp_path, logs):
     result = run("scripts/benchmark.py", "part=speed", f"outputs={tmp_path / 'outputs'}", folder=logs)
     assert result.code == 2
-    assert result.one_line().startswith("error: part='speed': one of ")
+    assert result.one_line().startswith("error: part='speed': must be one of ")
     assert not list(tmp_path.glob("outputs/**/*.*"))
 
 

@@ -47,36 +47,41 @@ REFUSED = {
     ),
     "unknown key": bad("banana='1': no such key; valid here: ", "trainer", given="banana=1"),
     "misspelt group": bad("objectiv='grpo'", "did you mean objective?", given="objectiv=grpo"),
-    "unknown option": bad("objective='lenz': one of ", "lens_shuffled", "grpo", given="objective=lenz"),
+    "a folder of experiments": bad("experiment/map='alpha': type experiment=map/alpha", given="experiment/map=alpha"),
+    "unknown option": bad("objective='lenz': must be one of ", "lens_shuffled", "grpo", given="objective=lenz"),
     "no value": bad("trainer.max_steps", given="trainer.max_steps"),
-    "wrong kind": bad("trainer.max_steps='many': an integer >= 1", given="trainer.max_steps=many"),
-    "negative alpha": bad("objective.alpha=-0.25: a number >= 0", given="objective.alpha=-0.25"),
+    "wrong kind": bad("trainer.max_steps='many': must be an integer >= 1", given="trainer.max_steps=many"),
+    "negative alpha": bad("objective.alpha=-0.25: must be a number >= 0", given="objective.alpha=-0.25"),
     "group of one": bad(
-        "trainer.rollouts.num_generations=1: an integer >= 2", given="trainer.rollouts.num_generations=1"
+        "trainer.rollouts.num_generations=1: must be an integer >= 2", given="trainer.rollouts.num_generations=1"
     ),
     "small micro-batch": bad(
-        "trainer.memory.max_tokens_per_microbatch=89: at least 90", given="trainer.memory.max_tokens_per_microbatch=89"
+        "trainer.memory.max_tokens_per_microbatch=89: must be at least 90",
+        given="trainer.memory.max_tokens_per_microbatch=89",
     ),
     "no divisor": bad(
-        "trainer.num_prompts_per_step=3: a divisor of trainer.rollouts.num_prompts_per_rollout=4",
+        "trainer.num_prompts_per_step=3: must be a divisor of trainer.rollouts.num_prompts_per_rollout=4",
         given="trainer.num_prompts_per_step=3",
     ),
     "no old policy": bad(
-        "trainer.rollouts.old_logprobs='current': trainer or sampler, ",
+        "trainer.rollouts.old_logprobs='current': must be trainer or sampler, ",
         "as a round of 4 questions is several updates of 2",
         given="trainer.rollouts.old_logprobs=current trainer.num_prompts_per_step=2",
     ),
     "weights without the policy's": bad(
-        "trainer.rollouts.importance_sampling='token_mask': none, or trainer.rollouts.old_logprobs=trainer",
+        "trainer.rollouts.importance_sampling='token_mask': must be none unless trainer.rollouts.old_logprobs=trainer",
         given="trainer.rollouts.importance_sampling=token_mask trainer.rollouts.old_logprobs=current",
     ),
     "more questions than problems": bad(
-        "trainer.rollouts.num_prompts_per_rollout=24: at most 20", given="trainer.rollouts.num_prompts_per_rollout=24"
+        "trainer.rollouts.num_prompts_per_rollout=24: must be at most 20",
+        given="trainer.rollouts.num_prompts_per_rollout=24",
     ),
-    "cut distribution": bad("trainer.rollouts.top_p=0.9: 1: below it", given="trainer.rollouts.top_p=0.9"),
-    "two betas": bad("optimizer.adam_betas=[0.9]: two numbers", given="optimizer.adam_betas=[0.9]"),
-    "unknown schedule": bad("optimizer.lr_scheduler='cosin': one of ", "cosine", given="optimizer.lr_scheduler=cosin"),
-    "greedy samples": bad("evaluation.num_samples=4: 1, as", given="evaluation.temperature=0"),
+    "cut distribution": bad("trainer.rollouts.top_p=0.9: must be 1: below it", given="trainer.rollouts.top_p=0.9"),
+    "two betas": bad("optimizer.adam_betas=[0.9]: must be two numbers", given="optimizer.adam_betas=[0.9]"),
+    "unknown schedule": bad(
+        "optimizer.lr_scheduler='cosin': must be one of ", "cosine", given="optimizer.lr_scheduler=cosin"
+    ),
+    "greedy samples": bad("evaluation.num_samples=4: must be 1, as", given="evaluation.temperature=0"),
     "no weights": bad("model.name_or_path='{no_weights}': ", "safetensors", given="model.name_or_path={no_weights}"),
     "no config": bad("model.name_or_path='{empty}': ", "config.json", given="model.name_or_path={empty}"),
     "no such model": bad("model.name_or_path='{absent}': ", given="model.name_or_path={absent}"),
@@ -86,7 +91,7 @@ REFUSED = {
     ),
     "no model": bad("model.name_or_path", given="model=hf model.name_or_path=???"),
     "levels of a set without": bad(
-        "evaluation.by_level=True: false, as the set 'dapo' has no levels",
+        "evaluation.by_level=True: must be false, as the set 'dapo' has no levels",
         given="+evaluation.sets.dapo.source=dapo +evaluation.sets.dapo.path={dapo}",
         real=True,
     ),
@@ -98,37 +103,41 @@ REFUSED = {
         "evaluation.sets.dapo.path='{absent}'",
         given="+evaluation.sets.dapo.source=dapo +evaluation.sets.dapo.path={absent}",
     ),
-    "odd size": bad("dataset.arithmetic.size=7: a multiple of 5", given="dataset.arithmetic.size=7"),
+    "odd size": bad("dataset.arithmetic.size=7: must be a multiple of 5", given="dataset.arithmetic.size=7"),
     "no workers": bad("num_workers=0", given="grader.num_workers=0"),
-    "no jobs": bad("jobs=0: an integer >= 1, or -1 for all cores", given="-m jobs=0 seed=0,1"),
-    "no sequences": bad("sampler.max_num_seqs=0: an integer >= 1", given="sampler.max_num_seqs=0"),
+    "no jobs": bad("jobs=0: must be an integer >= 1, or -1 for all cores", given="-m jobs=0 seed=0,1"),
+    "no sequences": bad("sampler.max_num_seqs=0: must be an integer >= 1", given="sampler.max_num_seqs=0"),
     "outputs in a device": bad("outputs='/dev/null", "written to", given="outputs=/dev/null/x"),
     "outputs in a file": bad("outputs='{file}", "written to", given="outputs={file}/x"),
     "online without a key": bad(
         "tracking.wandb.mode='online': ", "WANDB_API_KEY", "offline", given="tracking.wandb.mode=online", real=True
     ),
-    "unknown W&B mode": bad("tracking.wandb.mode='on': one of auto", given="tracking.wandb.mode=on"),
-    "nothing to resume": bad("resume='must': auto", given="resume=must"),
-    "resuming from nowhere": bad("resume='{absent}': auto, never, must, or a run", given="resume={absent}"),
-    "resuming from a model": bad("resume='{endless}': a complete checkpoint", "checksums", given="resume={endless}"),
+    "unknown W&B mode": bad("tracking.wandb.mode='on': must be one of auto", given="tracking.wandb.mode=on"),
+    "nothing to resume": bad("resume='must': must be auto", given="resume=must"),
+    "resuming from nowhere": bad("resume='{absent}': must be auto, never, must, or a run", given="resume={absent}"),
+    "resuming from a model": bad(
+        "resume='{endless}': must be a complete checkpoint", "checksums", given="resume={endless}"
+    ),
     "best of what is not measured": bad(
-        "trainer.checkpoints.keep_best='pass@8': one of pass@1, pass@2, pass@4, as",
+        "trainer.checkpoints.keep_best='pass@8': must be one of pass@1, pass@2, pass@4, as",
         given="trainer.checkpoints.keep_best=pass@8",
     ),
-    "a job of a sweep": bad("objective.alpha=-1: a number >= 0", given="-m objective.alpha=-1 hydra/launcher=basic"),
+    "a job of a sweep": bad(
+        "objective.alpha=-1: must be a number >= 0", given="-m objective.alpha=-1 hydra/launcher=basic"
+    ),
     "what is no option": bad("unrecognized arguments: --foo", given="--foo"),
     "what no option can be": bad("--cfg", "'jib'", "job", given="--cfg jib"),
     "a sweep's config": bad("--multirun and --cfg: one of them at a time", given="-m objective=grpo,lens --cfg job"),
     "two things to do": bad("--cfg and --info: one of them at a time", given="--info all --cfg job"),
     "resolve what": bad("--resolve: with --cfg or --help only", given="--resolve"),
     "a pickled config": bad("--experimental-rerun", given="--experimental-rerun {file}"),
-    "an option of a sweep": bad("objective='lenz': one of ", given="-m objective=grpo,lenz jobs=1"),
+    "an option of a sweep": bad("objective='lenz': must be one of ", given="-m objective=grpo,lenz jobs=1"),
     "evaluation of nothing": bad("checkpoint", given="outputs={outputs}", script="scripts/evaluate.py"),
     "evaluation of no model": bad(
         "checkpoint='{absent}'", given="checkpoint={absent} outputs={outputs}", script="scripts/evaluate.py"
     ),
     "evaluation of an empty run": bad(
-        "checkpoint='{no_checkpoint}': a run folder with a checkpoint",
+        "checkpoint='{no_checkpoint}': must be a run folder with a checkpoint",
         given="checkpoint={no_checkpoint} outputs={outputs}",
         script="scripts/evaluate.py",
     ),

@@ -15,6 +15,14 @@ from tests.support.configs import composed
 OPTIONS_OF_LENS = [(group, option) for group, option in MOVED_OPTIONS if not group.startswith("hydra/")]
 
 
+def explanation(override: str, name: str = "train") -> str:
+    """The line that explains why Hydra refuses an override."""
+    # As in a sweep, where each job has one of the values that are typed.
+    with pytest.raises(ConfigCompositionException) as error:
+        composed(override.split(",")[0], name=name)
+    return explain(error.value, name, [override])
+
+
 def test_valid_keys_follow_the_chosen_groups():
     keys = list_valid_keys("train", ["objective=grpo", "seed=1"])
     assert {"seed", "trainer.max_steps", "objective.eps", "evaluation.sets.arithmetic.split"} <= set(keys)
@@ -23,21 +31,43 @@ def test_valid_keys_follow_the_chosen_groups():
     assert "checkpoint" in list_valid_keys("evaluate", [])
 
 
+def test_valid_keys_are_listed_although_a_choice_is_at_fault():
+    keys = list_valid_keys("train", ["experiment/map=alpha", "objective=lenz", "evaluation/math=3", "model=smollm2"])
+    assert {"objective.alpha", "model.fetch.revision"} <= set(keys)
+
+
 @pytest.mark.parametrize(
     ("override", "says"),
     [
         ("trainer.learnin_rate=1", "trainer.learnin_rate='1': no such key; did you mean optimizer.learning_rate?"),
         ("objective.alhpa=2", "objective.alhpa='2': no such key; did you mean objective.alpha?"),
         ("evaluation.sets.arithmetic.sise=5", "did you mean evaluation.sets.arithmetic.size?"),
-        ("objective=lans", "objective='lans': one of grpo, lens, "),
+        ("objective=lans", "objective='lans': must be one of grpo, lens, "),
     ],
 )
 def test_hydra_errors_are_explained(override, says):
-    with pytest.raises(ConfigCompositionException) as error:
-        composed(override)
-    explained = explain(error.value, "train", [override])
+    explained = explanation(override)
     assert says in explained
     assert "\n" not in explained
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("experiment/map=alpha", "experiment/map='alpha': type experiment=map/alpha"),
+        ("experiment/map=alpha,long", "experiment/map='alpha,long': type experiment=map/alpha,map/long"),
+        ("experiment/map=alhpa", "experiment='map/alhpa': must be one of demo, map/alpha, "),
+        ("experiment/mapp=alpha", "experiment/mapp='alpha': no such key; valid here: seed, "),
+    ],
+)
+def test_an_experiment_typed_as_help_lists_it_is_answered_with_what_to_type(override, says):
+    assert explanation(override).startswith(says)
+
+
+def test_a_group_that_a_command_lacks_is_no_key_there():
+    assert explanation("experiment=tiny", "evaluate").startswith("experiment='tiny': no such key; valid here: checkp")
+    assert "no such key" in explanation("experiment/map=alpha", "evaluate")
+    assert "did you mean model.lora?" in explanation("model/lora=default", "benchmark")
 
 
 def test_a_config_error_inside_another_is_what_is_told():
@@ -49,17 +79,13 @@ def test_a_config_error_inside_another_is_what_is_told():
 
 @pytest.mark.parametrize("old", MOVED_KEYS)
 def test_an_old_key_is_answered_with_the_new_one(old):
-    with pytest.raises(ConfigCompositionException) as error:
-        composed(f"{old}=1")
-    assert explain(error.value, "train", [f"{old}=1"]) == f"{old}='1': since version 0.2 it is {MOVED_KEYS[old]}"
+    assert explanation(f"{old}=1") == f"{old}='1': since version 0.2 it is {MOVED_KEYS[old]}"
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS_OF_LENS, ids=map("=".join, OPTIONS_OF_LENS))
 def test_an_old_option_is_answered_with_the_new_one(group, option):
-    with pytest.raises(ConfigCompositionException) as error:
-        composed(f"{group}={option}")
-    explained = explain(error.value, "train", [f"{group}={option}"])
-    assert explained == f"{group}={option}: since version 0.2 it is {MOVED_OPTIONS[group, option]}"
+    moved = MOVED_OPTIONS[group, option]
+    assert explanation(f"{group}={option}") == f"{group}={option}: since version 0.2 it is {moved}"
 
 
 @pytest.mark.parametrize(
@@ -71,11 +97,9 @@ def test_an_old_option_is_answered_with_the_new_one(group, option):
     ],
 )
 def test_the_options_of_a_group_are_named(override, among, not_among):
-    with pytest.raises(ConfigCompositionException) as error:
-        composed(override)
     group, option = override.split("=")
-    explained = explain(error.value, "train", [override])
-    assert explained.startswith(f"{group}='{option}': one of ")
+    explained = explanation(override)
+    assert explained.startswith(f"{group}='{option}': must be one of ")
     assert among in explained
     assert not_among is None or not_among not in explained
 

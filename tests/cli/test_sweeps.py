@@ -192,7 +192,7 @@ def test_jobs_of_hydra_s_own_launcher_that_cannot_work_are_named_and_the_others_
     script, *overrides = training(pupil, tmp_path, "objective=grpo,lens", "evaluation.every=0", **keys)
     result = run(script, *overrides, "hydra/launcher=basic", "--multirun", folder=logs)
     assert result.code == 2, result.stderr
-    says = "trainer.rollouts.num_generations=1: an integer >= 2"
+    says = "trainer.rollouts.num_generations=1: must be an integer >= 2"
     reasons = errors_of(result, "trainer.rollouts.num_generations=1")
     assert reasons.keys() == {"grpo", "lens"} and all(reason.startswith(says) for reason in reasons.values())
     assert len(list(tmp_path.glob("sweeps/tiny/*/summary.json"))) == 2
@@ -309,7 +309,7 @@ def test_a_report_against_an_unknown_baseline_names_those_there_are(report, logs
     _, folder, _ = report
     result = run("scripts/report.py", f"runs={folder}", "baseline=dapo", f"target={tmp_path / 'r'}", folder=logs)
     assert result.code == 2
-    assert result.stderr == "error: baseline='dapo': one of grpo, lens; null: no differences\n"
+    assert result.stderr == "error: baseline='dapo': must be one of grpo, lens; null: no differences\n"
     assert not (tmp_path / "r").exists()
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
 from hydra.core.hydra_config import HydraConfig
 
-from lens.commands.assembly import check_inputs
+from lens.commands.assembly import check_inputs, longest_evaluation_sequence, longest_sequence
 from lens.errors import ConfigError
 from lens.problems import mixture, upstream
+from lens.problems.prompts import Prompt
 from tests.support.command_line import environment, run, training
 from tests.support.configs import composed
 
@@ -91,6 +93,22 @@ def test_a_rollout_engine_that_is_not_installed_is_refused(monkeypatch):
         assert "make setup VLLM=cpu" in found.valid
     found = refusal("sampler._target_=nowhere.at.Engine")
     assert (found.key, found.value) == ("sampler._target_", "nowhere.at.Engine")
+
+
+def test_a_sequence_longer_than_the_model_is_refused_by_the_key_of_its_length():
+    model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=64))
+    prompts = [Prompt("short", (1,)), Prompt("long", (1, 2, 3, 4))]
+    evaluator = SimpleNamespace(sets=[SimpleNamespace(prompts=prompts)], max_completion_length=60)
+    assert longest_sequence(model, prompts, 60) == longest_evaluation_sequence(model, evaluator) == 64
+    evaluator.max_completion_length = 61
+    for key, refuse in (
+        ("trainer.rollouts.max_completion_length", lambda: longest_sequence(model, prompts, 61)),
+        ("evaluation.max_completion_length", lambda: longest_evaluation_sequence(model, evaluator)),
+    ):
+        with pytest.raises(ConfigError) as error:
+            refuse()
+        said = "must be at most 60: the model's limit is 64 tokens, and the longest prompt, long, has 4"
+        assert str(error.value).startswith(f"{key}=61: {said}; ")
 
 
 def test_the_command_refuses_a_missing_file_before_it_reads_any(pupil, logs, tmp_path):

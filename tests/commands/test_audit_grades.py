@@ -90,14 +90,17 @@ def test_a_folder_of_one_evaluation_is_audited_too(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["limit=0"], "error: limit=0: an integer >= 1"),
-        (["source=both"], "error: source='both': one of auto, rollouts, evaluations"),
-        (["target=lens"], "error: target='lens': a file, not a folder"),
-        (["run=3"], "error: run=3: a file or folder"),
-        (["step=3"], "error: step=3: one that is stored: 1"),
-        (["source=evaluations", "step=3"], "error: step=3: one that is stored: 20"),
-        (["run=nowhere"], "error: run='nowhere': a run folder, or a folder that evaluate.py wrote (there is none)"),
-        (["run=lens"], "error: run='lens': a folder with the answers of evaluations (it has none)"),
+        (["limit=0"], "error: limit=0: must be an integer >= 1"),
+        (["source=both"], "error: source='both': must be one of auto, rollouts, evaluations"),
+        (["target=lens"], "error: target='lens': must be a file, not a folder"),
+        (["run=3"], "error: run=3: must be a file or folder"),
+        (["step=3"], "error: step=3: must be one that is stored: 1"),
+        (["source=evaluations", "step=3"], "error: step=3: must be one that is stored: 20"),
+        (
+            ["run=nowhere"],
+            "error: run='nowhere': must be a run folder, or a folder that evaluate.py wrote (there is none)",
+        ),
+        (["run=lens"], "error: run='lens': must be a folder with the answers of evaluations (it has none)"),
     ],
 )
 def test_what_cannot_be_audited_is_one_line_and_exit_code_2(run_folder, overrides, line):
@@ -109,7 +112,7 @@ def test_files_that_cannot_be_read_are_named(run_folder):
     file = run_folder / "rollouts" / "step_000001.parquet"
     pd.DataFrame({"text": ["a"]}).to_parquet(file)
     result = audit_grades(run_folder)
-    assert (result.code, "a file with the column sample, level, answer" in result.one_line()) == (2, True)
+    assert (result.code, "must be a file with the column sample, level, answer" in result.one_line()) == (2, True)
     file.write_text("no parquet")
     result = audit_grades(run_folder)
-    assert (result.code, f"run='{file}': a parquet file that can be read" in result.one_line()) == (2, True)
+    assert (result.code, f"run='{file}': must be a parquet file that can be read" in result.one_line()) == (2, True)

@@ -133,13 +133,19 @@ def test_answers_of_several_sets_are_counted_apart(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["step=3"], "error: step=3: one that is stored: 0, 20"),
-        (["run=nowhere"], "error: run='nowhere': a run folder, or a folder that evaluate.py wrote (there is none)"),
-        (["run=lens"], "error: run='lens': a folder with the answers of evaluations (it has none)"),
-        (["target=lens"], "error: target='lens': a folder that does not exist yet"),
-        (["target=README.md/new"], "error: target='README.md/new': a folder that can be written to (Not a directory)"),
-        (["target=null"], "error: target=None: a file or folder"),
-        (["settings.strict=5"], "error: settings.strict=5: true or false"),
+        (["step=3"], "error: step=3: must be one that is stored: 0, 20"),
+        (
+            ["run=nowhere"],
+            "error: run='nowhere': must be a run folder, or a folder that evaluate.py wrote (there is none)",
+        ),
+        (["run=lens"], "error: run='lens': must be a folder with the answers of evaluations (it has none)"),
+        (["target=lens"], "error: target='lens': must be a folder that does not exist yet"),
+        (
+            ["target=README.md/new"],
+            "error: target='README.md/new': must be a folder that can be written to (Not a directory)",
+        ),
+        (["target=null"], "error: target=None: must be a file or folder"),
+        (["settings.strict=5"], "error: settings.strict=5: must be true or false"),
         (["grader.num_workers=0"], "error: grader.num_workers=0: must be at least 1"),
     ],
 )
@@ -154,4 +160,4 @@ def test_a_file_that_lacks_a_column_is_named(run_folder):
     stored().drop(columns="subject").to_parquet(run_folder / "evaluations" / "step_000030_completions.parquet")
     result = command(run_folder)
     assert result.code == 2
-    assert "step_000030_completions.parquet': a file with the column subject" in result.one_line()
+    assert "step_000030_completions.parquet': must be a file with the column subject" in result.one_line()

@@ -111,10 +111,16 @@ def test_a_preference_of_the_objective_is_in_its_rewards(trained):
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["step=3"], "error: step=3: one that is stored: 1, 2"),
-        (["run=nowhere"], "error: run='nowhere': a run folder, or a folder that evaluate.py wrote (there is none)"),
-        (["objective.alpha=-1"], "error: objective.alpha=-1: a number >= 0"),
-        (["target=README.md/new"], "error: target='README.md/new': a folder that can be written to (Not a directory)"),
+        (["step=3"], "error: step=3: must be one that is stored: 1, 2"),
+        (
+            ["run=nowhere"],
+            "error: run='nowhere': must be a run folder, or a folder that evaluate.py wrote (there is none)",
+        ),
+        (["objective.alpha=-1"], "error: objective.alpha=-1: must be a number >= 0"),
+        (
+            ["target=README.md/new"],
+            "error: target='README.md/new': must be a folder that can be written to (Not a directory)",
+        ),
     ],
 )
 def test_what_cannot_be_replayed_is_one_line_and_exit_code_2(trained, tmp_path, overrides, line):

@@ -8,7 +8,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from lens.cli.explaining import list_valid_keys
-from lens.config.checks import RULES, check_objective, check_training, check_values
+from lens.config.checks import NULLABLE, RULES, check_objective, check_training, check_values
 from lens.errors import ConfigError
 from tests.support.configs import composed
 
@@ -120,6 +120,8 @@ def test_every_rule_refuses(plain, key):
             check_values(config)
         assert error.value.key == key
         assert str(error.value).startswith(f"{key}=")
+        assert error.value.valid.startswith("must be ")
+        assert error.value.valid.count("null") == (key in NULLABLE)
 
 
 @pytest.mark.parametrize(
@@ -152,6 +154,29 @@ def test_what_lies_on_a_bound_is_taken(plain, key, value):
     OmegaConf.update(config, key, value)
     check_values(config)
     check_training(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("seed", -1, "seed=-1: must be an integer >= 0"),
+        ("trainer.memory.num_threads", 0, "trainer.memory.num_threads=0: must be an integer >= 1, or null"),
+        ("trainer.memory.autocast", "float16", "trainer.memory.autocast='float16': must be bfloat16, or null"),
+        ("loss.dual_clip", 1, "loss.dual_clip=1: must be a number > 1, or null for none"),
+        (
+            "trainer.num_prompts_per_step",
+            3,
+            "trainer.num_prompts_per_step=3: must be a divisor of trainer.rollouts.num_prompts_per_rollout=8",
+        ),
+    ],
+)
+def test_the_line_says_what_a_value_must_be(plain, key, value, line):
+    config = copy.deepcopy(plain)
+    OmegaConf.update(config, key, value)
+    with pytest.raises(ConfigError) as error:
+        check_values(config)
+        check_training(config)
+    assert str(error.value) == line
 
 
 def test_true_is_no_number(plain):

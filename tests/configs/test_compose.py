@@ -164,7 +164,7 @@ def test_every_dataset_names_its_loader(option):
 
 
 def test_a_config_that_cannot_work_is_refused():
-    with pytest.raises(ConfigError, match=r"trainer\.memory\.max_tokens_per_microbatch=2048: at least"):
+    with pytest.raises(ConfigError, match=r"trainer\.memory\.max_tokens_per_microbatch=2048: must be at least"):
         check_training(composed("model=hf", "model.name_or_path=x", "model.prompt.max_length=2048"))
 
 

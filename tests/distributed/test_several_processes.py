@@ -18,8 +18,8 @@ from lens.models.lora import WEIGHTS_FILE
 from lens.objectives import lens_advantages
 from lens.problems.prompts import Prompt
 from lens.runs.checkpoints import ADAPTER_FOLDER
+from lens.sampling.parallel_sampler import merge_rollouts
 from lens.sampling.rollouts import Rollouts
-from lens.sampling.shared import merge_rollouts
 from lens.training.experience import Experience, weigh_rollouts
 from tests.support.command_line import ROOT, Command, Result, environment, metrics_of, run, steps_in, training
 from tests.support.gradients import LOSS, TOLERANCE, error
@@ -313,7 +313,7 @@ def test_a_number_of_processes_that_does_not_divide_the_questions_is_refused(com
     keys = ["trainer.num_prompts_per_step=1", f"hydra.run.dir={tmp_path / 'run'}"]
     result = run(*command, *keys, folder=logs, processes=2)
     assert result.code == 2
-    valid = "a multiple of 2, the number of processes"
+    valid = "must be a multiple of 2, the number of processes"
     assert errors_of(result) == [f"error: trainer.num_prompts_per_step=1: {valid}"]
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
@@ -338,7 +338,7 @@ def test_each_job_of_a_sweep_may_have_several_processes_and_one_that_fails_is_na
     result = run(*sweeping(command, tmp_path, *overrides, "objective=lens"), folder=logs, real=True)
     assert result.code == 2
     (error,) = errors_of(result)
-    assert "trainer.num_prompts_per_step=1: a multiple of 2, the number of processes" in error
+    assert "trainer.num_prompts_per_step=1: must be a multiple of 2, the number of processes" in error
     (finished,) = tmp_path.glob("sweeps/tiny/*/summary.json")
     assert_trained_by_two(finished.parent)
 

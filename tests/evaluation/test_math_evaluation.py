@@ -192,7 +192,7 @@ def test_rows_that_cannot_be_used_are_one_line_and_exit_code_2(command, write, t
         (["dataset.math.path=tests"], "dataset.math.path='tests': is a folder; give the file in it"),
         (["dataset.math.path=README.md"], "dataset.math.path='README.md': must end in .jsonl, .json, .parquet"),
         (["dataset.math.split=dev"], "dataset.math.split='dev': math has train and test"),
-        (["check_golds=maybe"], "check_golds='maybe': true or false"),
+        (["check_golds=maybe"], "check_golds='maybe': must be true or false"),
     ],
 )
 def test_a_source_that_cannot_be_used_is_one_line_and_exit_code_2(command, tmp_path, overrides, message):

@@ -9,7 +9,7 @@ import logging
 
 from datasets import Dataset
 
-from lens.grading.golds import NAMED, check_golds, count_failing
+from lens.grading.golds import NAMED, count_failing, name_failing_golds
 from lens.grading.pool import Grader
 from lens.problems.problem import FEATURES
 from tests.support.grading import shared_rows
@@ -23,7 +23,7 @@ def problems_of(answers: list[str]) -> Dataset:
 
 def test_gold_answers_that_fail_are_named_and_counted(grader, caplog):
     sets = {"dataset": problems_of(["1", "", r"\frac{1}{2}"]), "math500": problems_of(["7"])}
-    failing = check_golds(grader, sets)
+    failing = name_failing_golds(grader, sets)
     assert failing == {"dataset": [{"id": "p1", "answer": "", "verdict": "no_answer"}], "math500": []}
     assert count_failing(failing) == {"dataset": 1, "math500": 0}
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
@@ -31,7 +31,7 @@ def test_gold_answers_that_fail_are_named_and_counted(grader, caplog):
 
 
 def test_many_failing_gold_answers_do_not_fill_the_log(grader, caplog):
-    failing = check_golds(grader, {"dataset": problems_of([" " * n for n in range(NAMED + 5)])})
+    failing = name_failing_golds(grader, {"dataset": problems_of([" " * n for n in range(NAMED + 5)])})
     assert [gold["id"] for gold in failing["dataset"]] == [f"p{n}" for n in range(NAMED + 5)]
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == NAMED + 1
@@ -40,7 +40,7 @@ def test_many_failing_gold_answers_do_not_fill_the_log(grader, caplog):
 
 def test_golds_of_math_train_equal_themselves(grader: Grader):
     answers = [row["answer"] for row in shared_rows("math_train.jsonl")]
-    failures = grader.check_golds(answers)
+    failures = grader.list_failing_golds(answers)
     assert len(answers) == 7500
     assert {(place, answer) for place, answer, _ in failures} >= {(5341, ""), (5343, "")}
     assert len(failures) <= 2 + 5, failures

@@ -36,4 +36,4 @@ def test_the_script_prints_the_table_and_draws_the_figure(tmp_path):
     assert all(name in result.stdout for name in CHECKS)
     assert {file.name for file in (tmp_path / "theory").iterdir()} == {"figure_4_w.png", "figure_4_w.pdf"}
     refused = run("scripts/theory.py", f"outputs={tmp_path}", "num_answers=2", folder=tmp_path / "logs")
-    assert refused.code == 2 and refused.one_line() == "error: num_answers=2: an integer >= 4"
+    assert refused.code == 2 and refused.one_line() == "error: num_answers=2: must be an integer >= 4"

@@ -79,9 +79,12 @@ def test_a_chat_template_that_is_not_there_is_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"template": "jinja"}, r"model\.prompt\.template='jinja': chat or plain"),
-        ({"layout": "Question: {problem}"}, r"model\.prompt\.layout='Question: \{problem\}': a text with \{question\}"),
-        ({"layout": None}, r"model\.prompt\.layout=None: a text with"),
+        ({"template": "jinja"}, r"model\.prompt\.template='jinja': must be chat or plain"),
+        (
+            {"layout": "Question: {problem}"},
+            r"model\.prompt\.layout='Question: \{problem\}': must be a text with \{question\}",
+        ),
+        ({"layout": None}, r"model\.prompt\.layout=None: must be a text with"),
     ],
 )
 def test_a_format_that_cannot_work_is_refused(options, message):
@@ -103,7 +106,9 @@ def test_problems_over_the_limit_are_left_out_and_counted():
 
 
 def test_a_limit_that_leaves_nothing_is_refused_with_the_least_that_would():
-    with pytest.raises(ConfigError, match=r"model\.prompt\.max_length=3: at least 4, the tokens of the shortest"):
+    with pytest.raises(
+        ConfigError, match=r"model\.prompt\.max_length=3: must be at least 4, the tokens of the shortest"
+    ):
         encode_problems(problems_of("one", "one two"), make_tokenizer("$A"), PromptFormat(max_length=3))
 
 

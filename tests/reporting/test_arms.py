@@ -10,7 +10,7 @@ import pytest
 from lens.config.keys import find_differing_keys
 from lens.errors import ConfigError
 from lens.reporting.arms import make_label, make_setting_title
-from lens.reporting.loading import load_arms
+from lens.reporting.finding_runs import load_arms
 from lens.reporting.pairing import find_baseline
 from tests.support.run_folders import SKILL, make_run
 
@@ -170,7 +170,7 @@ def test_no_runs_are_refused_with_what_is_there(tmp_path):
     (tmp_path / "empty").mkdir()
     half = make_run(tmp_path / "half", "grpo", 0)
     (half / "summary.json").unlink()
-    with pytest.raises(ConfigError, match="a folder with finished runs") as error:
+    with pytest.raises(ConfigError, match="must be a folder with finished runs") as error:
         load_arms([tmp_path])
     for told in (f"{tmp_path / 'empty'}: empty", f"{half}: not finished"):
         assert told in str(error.value)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from lens.reporting.effect_map import MIDDLE, draw_map, map_table, name_cell, plot_map
-from lens.reporting.loading import load_arms
+from lens.reporting.finding_runs import load_arms
 from lens.reporting.pairing import split_by_baseline
 from lens.reporting.report import make_title, report, spans_cells
 from tests.support.run_folders import SEEDS, make_run

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lens.reporting.export import to_latex, to_markdown
-from lens.reporting.loading import load_arms
+from lens.reporting.finding_runs import load_arms
 from lens.reporting.paper import KS, TABLES, compare_with_paper, has_runs
 from tests.support.run_folders import make_run
 

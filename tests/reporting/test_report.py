@@ -12,7 +12,7 @@ from scipy import stats
 
 from lens.errors import ConfigError
 from lens.reporting.curves import over_seeds
-from lens.reporting.loading import load_arms
+from lens.reporting.finding_runs import load_arms
 from lens.reporting.report import report
 from lens.reporting.tables import accuracy_table, difference_table, find_parts, gain_table
 from lens.runs.run import FAILURE
@@ -207,7 +207,7 @@ def test_a_report_names_what_is_odd_and_its_tables_are_those_of_the_rest(runs, t
 
 
 def test_an_unknown_baseline_is_refused_before_anything_is_written(runs, tmp_path):
-    with pytest.raises(ConfigError, match="one of grpo, lens") as error:
+    with pytest.raises(ConfigError, match="must be one of grpo, lens") as error:
         report([runs], "ppo", tmp_path / "report", completions=0)
     assert (error.value.key, error.value.value) == ("baseline", "ppo")
     assert not (tmp_path / "report").exists()

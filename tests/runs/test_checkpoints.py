@@ -189,7 +189,7 @@ def test_a_missing_or_cut_file_shows(saved, name):
     _, checkpoint = saved
     size = (checkpoint / name).stat().st_size
     os.truncate(checkpoint / name, size // 2)
-    with pytest.raises(ConfigError, match="a complete checkpoint"):
+    with pytest.raises(ConfigError, match="must be a complete checkpoint"):
         load_state(checkpoint)
     (checkpoint / name).unlink()
     with pytest.raises(ConfigError, match=name):

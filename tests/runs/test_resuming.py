@@ -14,7 +14,7 @@ from torch.optim import AdamW
 from lens import __version__
 from lens.errors import ConfigError
 from lens.files import write_json
-from lens.runs.checkpoints import save_checkpoint
+from lens.runs.checkpoints import REPLACED, restore_replaced_name, save_checkpoint
 from lens.runs.resuming import check_config, find_state, read_finished_summary
 from lens.runs.run import PROVENANCE, SUMMARY
 from tests.support.command_line import (
@@ -119,8 +119,17 @@ def test_the_state_of_another_program_is_refused(tiny, tmp_path):
 
 
 def test_a_run_cannot_go_on_to_where_it_has_been(folder):
-    with pytest.raises(ConfigError, match=r"trainer\.max_steps=3: at least 4"):
+    with pytest.raises(ConfigError, match=r"trainer\.max_steps=3: must be at least 4"):
         find_state(folder, changed(trainer__max_steps=3))
+
+
+def test_to_find_a_checkpoint_changes_nothing(folder):
+    replaced = folder / "checkpoints" / f"step_000004{REPLACED}"
+    (folder / "checkpoints" / "step_000004").rename(replaced)
+    assert find_state(folder, changed())[1]["step"] == 2
+    assert replaced.exists()
+    restore_replaced_name(folder / "checkpoints")  # as training does first
+    assert find_state(folder, changed())[1]["step"] == 4
 
 
 # --- which version ---------------------------------------------------------------------------------------------------
@@ -140,7 +149,7 @@ def test_a_finished_run_of_lens_0_1_is_refused(tmp_path):
     write_json(tmp_path / SUMMARY, {"step": 4, "metrics": {}})
     write_json(tmp_path / PROVENANCE, {"config": {"seed": 0, "trainer": {"max_steps": 4, "learning_rate": 0.1}}})
     with pytest.raises(
-        ConfigError, match=r"^resume='auto': never, or another folder: lens 0\.1 wrote the run in "
+        ConfigError, match=r"^resume='auto': must be never, or take another run folder: lens 0\.1 wrote the run in "
     ) as e:
         read_finished_summary(tmp_path, changed())
     assert str(tmp_path) in str(e.value) and "\n" not in str(e.value)

@@ -39,7 +39,7 @@ def test_the_config_of_a_run_of_lens_0_1_is_refused_by_name(old_run):
 
 
 def refusal(result: Result, key: str, folder: Path) -> None:
-    line = f"error: {key}='{folder}': a run folder of lens 0.2; lens 0.1 wrote it, and can read it"
+    line = f"error: {key}='{folder}': must be a run folder of lens 0.2; lens 0.1 wrote it, and can read it"
     assert (result.code, result.one_line()) == (2, line)
 
 

@@ -53,5 +53,5 @@ def test_the_mode_follows_the_key(home):
     assert error.value.key == "tracking.wandb.mode"
     log_in(home)
     assert [resolve_wandb_mode(mode) for mode in ("auto", "online", "offline")] == ["online", "online", "offline"]
-    with pytest.raises(ConfigError, match="one of auto, online, offline, disabled"):
+    with pytest.raises(ConfigError, match="must be one of auto, online, offline, disabled"):
         resolve_wandb_mode("sometimes")

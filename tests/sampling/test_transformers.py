@@ -320,5 +320,5 @@ def test_seeds_depend_on_every_part():
 def test_a_model_that_cannot_end_is_refused(tiny):
     model, tokenizer = tiny
     model.generation_config.eos_token_id = tokenizer.eos_token = None
-    with pytest.raises(ConfigError, match="a tokenizer with an end-of-sequence token"):
+    with pytest.raises(ConfigError, match="must have a tokenizer with an end-of-sequence token"):
         TransformersSampler(model, tokenizer, max_num_seqs=4)

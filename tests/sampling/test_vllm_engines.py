@@ -71,10 +71,10 @@ def test_an_engine_in_bfloat16_takes_float32_weights_and_is_near(policy, prompts
     ("changes", "line"),
     [
         ({"sleep": True}, "sampler.sleep=True: false on a CPU"),
-        ({"kv_cache_space": None}, "sampler.kv_cache_space=None: a number of GiB"),
+        ({"kv_cache_space": None}, "sampler.kv_cache_space=None: must be a number of GiB"),
         ({"kv_cache_space": 4000}, "sampler.kv_cache_space=4000: "),
         ({"kv_cache_space": 1e-5}, "sampler.kv_cache_space=1e-05: "),
-        ({"tensor_parallel_size": 2}, "sampler.tensor_parallel_size=2: a divisor of the 1 processes"),
+        ({"tensor_parallel_size": 2}, "sampler.tensor_parallel_size=2: must be a divisor of the 1 processes"),
     ],
 )
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what a CPU cannot do")
@@ -90,7 +90,7 @@ def test_a_model_that_vllm_does_not_support_is_refused(tmp_path, policy):
 
     OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=200, n_embd=64, n_layer=1, n_head=2)).save_pretrained(tmp_path)
     model = OpenAIGPTLMHeadModel.from_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=r"^model.name_or_path=.*: a model that vLLM supports"):
+    with pytest.raises(ConfigError, match=r"^model.name_or_path=.*: must be a model that vLLM supports"):
         make_engine(model, policy[1])
 
 
@@ -193,7 +193,7 @@ def test_without_vllm_the_error_says_what_installs_it(pupil, logs, tmp_path):
 def test_an_answer_beyond_the_models_positions_is_refused_by_the_longest_prompt(pupil, logs, tmp_path):
     result = run(*commands(pupil, tmp_path, max_completion_length=250, max_tokens_per_microbatch=400), folder=logs)
     assert result.code == 2
-    assert "max_completion_length=250: at most " in result.one_line()
+    assert "max_completion_length=250: must be at most " in result.one_line()
     assert "the longest prompt, arithmetic/" in result.one_line()
 
 
@@ -204,6 +204,6 @@ def test_a_sweep_of_processes_survives_a_failing_job_and_names_it(pupil, logs, t
     result = run(*command, "loss.beta=0,-1", folder=logs, real=True)
     assert result.code == 2, result.stderr
     failed = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(failed) == 2 and all("loss.beta=-1: a number >= 0" in line for line in failed)
+    assert len(failed) == 2 and all("loss.beta=-1: must be a number >= 0" in line for line in failed)
     assert len(list((tmp_path / "sweep").glob("*/summary.json"))) == 2
     assert subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, check=False).stdout == b""

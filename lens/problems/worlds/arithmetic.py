@@ -155,13 +155,13 @@ def load_arithmetic(
             beyond the supply.
     """
     if split not in SPLIT_SHARES:
-        raise ConfigError(f"{key}.split", split, f"one of {', '.join(SPLIT_SHARES)}")
+        raise ConfigError(f"{key}.split", split, f"must be one of {', '.join(SPLIT_SHARES)}")
     if not levels or not set(levels) <= set(LEVELS) or len(set(levels)) != len(levels):
-        raise ConfigError(f"{key}.levels", list(levels), "different levels out of 1..5")
+        raise ConfigError(f"{key}.levels", list(levels), "must be different levels out of 1..5")
     supply = min(len(level_pool(level, split)) for level in levels)
     per_level = supply if size is None else size // len(levels)
     if size is not None and (size < len(levels) or size % len(levels) or per_level > supply):
-        valid = f"a multiple of {len(levels)} from {len(levels)} to {supply * len(levels)} for split {split}"
+        valid = f"must be a multiple of {len(levels)} from {len(levels)} to {supply * len(levels)} for split {split}"
         raise ConfigError(f"{key}.size", size, valid)
     rng = random.Random(f"problems {seed}")
     drawn = [pick for level in levels for pick in rng.sample(level_pool(level, split), per_level)]

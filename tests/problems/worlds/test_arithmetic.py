@@ -165,7 +165,9 @@ def test_levels_are_mixed_in_the_order():
 
 @pytest.mark.parametrize("size", [0, 3, 7, -5, 10_000_000])
 def test_a_size_that_levels_cannot_share_is_refused(size):
-    with pytest.raises(ConfigError, match=rf"arithmetic\.size={size}: a multiple of 5 from 5 to \d+ for split test"):
+    with pytest.raises(
+        ConfigError, match=rf"arithmetic\.size={size}: must be a multiple of 5 from 5 to \d+ for split test"
+    ):
         load_arithmetic("test", size=size)
 
 
@@ -186,7 +188,7 @@ def test_levels_that_there_are_not_are_refused(levels):
 
 
 def test_an_unknown_split_is_refused_with_the_known_ones():
-    with pytest.raises(ConfigError, match=r"arithmetic\.split='dev': one of train, validation, test"):
+    with pytest.raises(ConfigError, match=r"arithmetic\.split='dev': must be one of train, validation, test"):
         load_arithmetic("dev")
 
 

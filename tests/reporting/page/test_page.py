@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from lens.reporting.loading import load_arms
+from lens.reporting.finding_runs import load_arms
 from lens.reporting.page.browser import FIELDS, choose_runs
 from lens.reporting.report import report
 from tests.support.run_folders import SEEDS, SKILL, TEXTS, G, add_rollouts, make_run

@@ -82,13 +82,14 @@ def check_arm(arm: Arm) -> None:
     if len(set(arm.seeds)) < len(arm.seeds):
         twice = sorted({seed for seed in arm.seeds if arm.seeds.count(seed) > 1})
         folders = ", ".join(str(run.folder) for run in arm.runs if run.seed in twice)
-        raise ConfigError("runs", arm.label, f"one run per seed; seeds {twice} occur more than once, in {folders}")
+        valid = f"must have one run per seed; seeds {twice} occur more than once, in {folders}"
+        raise ConfigError("runs", arm.label, valid)
 
 
 def raise_if_any(value: str, valid: str, found: Sequence[str]) -> None:
     """Raise ConfigError with the findings, if there are any."""
     if found:
-        raise ConfigError("runs", value, f"{valid}; {shorten(found, '; ')}")
+        raise ConfigError("runs", value, f"must be {valid}; {shorten(found, '; ')}")
 
 
 def shorten(names: Iterable[str], between: str = ", ") -> str:
@@ -112,7 +113,7 @@ def check_baseline(settings: Sequence[Sequence[Arm]], baseline: str | None) -> l
         return []
     if several and not any(has):
         labels = dict.fromkeys(arm.label for arms in settings for arm in arms)
-        raise ConfigError("baseline", baseline, f"one of {', '.join(labels)}; null: no differences")
+        raise ConfigError("baseline", baseline, f"must be one of {', '.join(labels)}; null: no differences")
     notes = [
         f"{make_setting_title(arms)}: no arm {baseline} to compare with"
         for arms, found in zip(several, has, strict=True)

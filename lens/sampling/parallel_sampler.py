@@ -17,7 +17,7 @@ from lens.sampling.rollouts import Rollouts, Sampler
 T = TypeVar("T")
 
 
-class SharedSampler:
+class ParallelSampler:
     """Makes the engines of all processes act as one `Sampler`.
 
     Args:

@@ -53,7 +53,7 @@ def num_problems(sources: DictConfig) -> int:
             rows = ROWS.get(f"{node.source}/{node.split}")
             if rows is None:
                 known = ", ".join(sorted(key.replace("/", " ") for key in ROWS))
-                raise ConfigError("dataset", f"{node.source} {node.split}", f"one of {known}, arithmetic")
+                raise ConfigError("dataset", f"{node.source} {node.split}", f"must be one of {known}, arithmetic")
             total += rows if node.size is None else min(node.size, rows)
     return total
 
@@ -199,10 +199,10 @@ class Plan:
         """
         config = self.config
         if config.trainer.num_prompts_per_step % config.num_gpus:
-            valid = f"a divisor of trainer.num_prompts_per_step={config.trainer.num_prompts_per_step}"
+            valid = f"must be a divisor of trainer.num_prompts_per_step={config.trainer.num_prompts_per_step}"
             raise ConfigError("num_gpus", config.num_gpus, f"{valid}, so that each has whole groups")
         if self.problems < config.trainer.rollouts.num_prompts_per_rollout:
-            valid = f"at most {self.problems}, the training problems there are"
+            valid = f"must be at most {self.problems}, the training problems there are"
             raise ConfigError(
                 "trainer.rollouts.num_prompts_per_rollout", config.trainer.rollouts.num_prompts_per_rollout, valid
             )
@@ -227,8 +227,8 @@ class Plan:
             raise ConfigError("num_gpus", config.num_gpus, valid + have)
         fit = int(self.room_for_cache // self.cache_a_sequence)
         if not self.separate_engine and fit < self.sequences_wanted:
-            valid = f"at most {fit}: each of {self.sequences_wanted} sequences takes {cache:.2f} GiB of cache at its "
-            valid += f"longest, and {self.room_for_cache / GIB:.1f} are left"
+            valid = f"must be at most {fit}: each of {self.sequences_wanted} sequences takes {cache:.2f} GiB of cache "
+            valid += f"at its longest, and {self.room_for_cache / GIB:.1f} are left"
             raise ConfigError("sampler.max_num_seqs", config.sampler.max_num_seqs, valid)
 
     # --- tokens and hours ----------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from yaml import YAMLError
 
 from lens.errors import ConfigError
 from lens.reporting.arms import Arm, group_into_arms
-from lens.reporting.checks import (
+from lens.reporting.comparability import (
     check_arm,
     check_evaluations,
     check_problems,
@@ -73,7 +73,7 @@ def load_arms(folders: Sequence[Path]) -> tuple[list[Arm], list[str]]:
                     oddities.append(f"{found}: cannot be read ({type(error).__name__}: {told}), left out")
     if not runs:
         seen = f"; found: {'; '.join(oddities)}" if oddities else ""
-        raise ConfigError("runs", where, f"a folder with finished runs (each has a summary.json){seen}")
+        raise ConfigError("runs", where, f"must be a folder with finished runs (each has a summary.json){seen}")
     check_evaluations(runs, where)
     settings = Counter(run.setting for run in runs)
     arms = [

@@ -9,7 +9,7 @@ from lens.distributed.collectives import Interruptible, gather_from_each, rank, 
 from lens.grading.pool import Grade, Grader
 
 
-class SharedGrader:
+class ParallelGrader:
     """Makes the graders of all processes act as one.
 
     Args:

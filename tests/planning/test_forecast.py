@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from lens.errors import ConfigError
 from lens.files import CONFIGS
 from lens.planning.architecture import architecture_of
-from lens.planning.plan import GIB, RULES, make_plan
+from lens.planning.forecast import GIB, RULES, make_plan
 from tests.support.command_line import run
 
 PAPER = ["table1_llama", "table1_qwen", "table2_ablation", "table3_llama", "table3_qwen"]
@@ -140,7 +140,7 @@ def test_plans_that_cannot_work_are_refused_with_the_numbers(overrides, key, say
 
 def test_the_embedded_engine_needs_room_for_all_that_it_decodes_at_once():
     overrides = ["experiment=paper/table1_qwen", "sampler=transformers", "num_gpus=1", "sampler.max_num_seqs=512"]
-    with pytest.raises(ConfigError, match=r"at most \d+: each of 512 sequences takes 0\.\d\d GiB") as error:
+    with pytest.raises(ConfigError, match=r"must be at most \d+: each of 512 sequences takes 0\.\d\d GiB") as error:
         make_plan(composed(*overrides))
     assert error.value.key == "sampler.max_num_seqs"
 
@@ -160,4 +160,4 @@ def test_the_script_prints_the_plan(tmp_path):
     for part in ("8,030,261,248 parameters on 8 GPU(s)", "128 x 16 = 2,048", "2.05 epochs", "GPU-hours", "Assumed:"):
         assert part in result.stdout
     refused = run("scripts/plan.py", "experiment=paper/table1_llama", "num_gpus=3", folder=tmp_path)
-    assert refused.code == 2 and refused.one_line().startswith("error: num_gpus=3: a divisor of")
+    assert refused.code == 2 and refused.one_line().startswith("error: num_gpus=3: must be a divisor of")
