@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from lens.benchmarking.measuring import Meter, Row, rotate_names, sort_rows
 from lens.benchmarking.workload import Workload
 from lens.objectives.groups import group_kinds
-from lens.training.experience import weigh_rollouts
+from lens.training.experience import make_experience
 
 ADVANTAGE_CALLS = 20  # a call takes a millisecond or less
 
@@ -36,7 +36,7 @@ def measure_objective(config: DictConfig) -> list[Row]:
             shared = meter.row() | {"shared_s": sum(meter.seconds.values())}
             for name in rotate_names(list(objectives), number):
                 own = Meter()
-                experience = weigh_rollouts(
+                experience = make_experience(
                     rollouts,
                     [None] * len(batch.prompts),
                     verdicts,

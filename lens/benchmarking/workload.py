@@ -23,7 +23,7 @@ from lens.objectives import grpo_advantages
 from lens.problems.prompts import Prompt, PromptFormat, encode_problems
 from lens.sampling.rollouts import Rollouts, Sampler
 from lens.seeding import derive_seed
-from lens.training.experience import Experience, weigh_rollouts
+from lens.training.experience import Experience, make_experience
 from lens.training.policy import make_optimizer
 from lens.training.update import Loss, compute_gradient
 
@@ -173,7 +173,7 @@ def make_every_answer_teach(
 ) -> Experience:
     """Weigh rollouts with GRPO and `make_alternating_rewards`."""
     verdicts = ["correct" if reward else "incorrect" for reward in make_alternating_rewards(len(rollouts.lengths))]
-    return weigh_rollouts(
+    return make_experience(
         rollouts,
         [None] * len(rollouts.prompts),
         verdicts,

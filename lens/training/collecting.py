@@ -13,7 +13,7 @@ from lens.distributed.stop_signals import StopSignals
 from lens.grading.pool import Grader, grade_groups
 from lens.problems.prompts import Prompt
 from lens.seeding import derive_seed
-from lens.training.experience import Experience, weigh_rollouts
+from lens.training.experience import Experience, make_experience
 from lens.training.policy import Policy
 from lens.training.stopwatch import Stopwatch
 from lens.training.train_state import choose_questions
@@ -82,7 +82,7 @@ class Collector:
             recomputed = "trainer" in (s.old_logprobs, s.confidence)
             logprobs, entropies = policy.loss.recompute(policy.model, rollouts) if recomputed else (None, None)
             reference = None if policy.reference is None else policy.loss.recompute(policy.reference, rollouts)[0]
-        return weigh_rollouts(
+        return make_experience(
             rollouts,
             list(problems["level"]),
             verdicts,

@@ -1,4 +1,7 @@
-"""Holds what an update learns from: rollouts with verdicts, rewards and advantages, and the metrics of their groups."""
+"""Holds what an update learns from, and decides which answers may teach.
+
+An `Experience` is rollouts with verdicts, rewards and advantages. It also computes the metrics of its groups.
+"""
 
 from __future__ import annotations
 
@@ -171,7 +174,7 @@ def measure_logp_difference(trainer_logprobs: Tensor, sampler_logprobs: Tensor, 
     }
 
 
-def weigh_rollouts(
+def make_experience(
     rollouts: Rollouts,
     levels: Sequence[int | None],
     verdicts: Sequence[str],
@@ -186,7 +189,9 @@ def weigh_rollouts(
     importance_sampling: ImportanceSampling = "none",
     importance_cap: float = 2.0,
 ) -> Experience:
-    """Turn verdicts and confidences into advantages. This is the one place where objectives differ.
+    """Decide which answers may teach, and compute their advantages.
+
+    An answer may teach if the grader could judge it and, with ``mask_truncated``, the token limit did not cut it.
 
     Args:
         rollouts, levels, verdicts: Q questions x G completions, judged.

@@ -20,7 +20,7 @@ from lens.problems.prompts import Prompt
 from lens.runs.checkpoints import ADAPTER_FOLDER
 from lens.sampling.parallel_sampler import merge_rollouts
 from lens.sampling.rollouts import Rollouts
-from lens.training.experience import Experience, weigh_rollouts
+from lens.training.experience import Experience, make_experience
 from tests.support.command_line import ROOT, Command, Result, environment, metrics_of, run, steps_in, training
 from tests.support.gradients import LOSS, TOLERANCE, error
 from tests.support.vllm_engine import VLLM
@@ -305,7 +305,7 @@ def stored_experience(rows: pd.DataFrame) -> Experience:
         texts=list(rows["text"]),
     )
     verdicts = list(rows["verdict"])
-    return weigh_rollouts(rollouts, [None] * (len(rows) // 4), verdicts, lens_advantages, old_from="sampler")
+    return make_experience(rollouts, [None] * (len(rows) // 4), verdicts, lens_advantages, old_from="sampler")
 
 
 def test_a_number_of_processes_that_does_not_divide_the_questions_is_refused(command, logs, tmp_path):

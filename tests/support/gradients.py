@@ -16,7 +16,7 @@ from lens.objectives import lens_advantages
 from lens.problems import load_problems
 from lens.problems.prompts import PromptFormat, encode_problems
 from lens.sampling.transformers import TransformersSampler
-from lens.training.experience import Experience, weigh_rollouts
+from lens.training.experience import Experience, make_experience
 from lens.training.update import Loss, compute_gradient
 from tests.support.losses import plain_loss
 
@@ -34,7 +34,7 @@ SIZES = {"max_completion_length": MAX_LENGTH, "max_tokens_per_microbatch": 10_00
 LOSS = plain_loss(epsilon_high=0.3, temperature=0.8, **SIZES)
 
 
-def make_experience(model_folder: Path) -> Experience:
+def sample_experience(model_folder: Path) -> Experience:
     """Four questions with four answers each, prompts and answers of different lengths."""
     model, tokenizer = load_model(str(model_folder))
     problems = load_problems("arithmetic", split="test", size=10).select([0, 1, 2, 3])
@@ -45,7 +45,7 @@ def make_experience(model_folder: Path) -> Experience:
 
     generator = torch.Generator().manual_seed(0)
     noise = [0.5 * torch.randn(rollouts.logprobs.shape, generator=generator) * rollouts.mask for _ in range(2)]
-    weighed = weigh_rollouts(
+    weighed = make_experience(
         rollouts,
         list(problems["level"]),
         VERDICTS,
