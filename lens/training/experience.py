@@ -6,7 +6,7 @@ An `Experience` is rollouts with verdicts, rewards and advantages. It also compu
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import pandas as pd
@@ -17,7 +17,6 @@ from lens.grading.judge import JUDGED
 from lens.losses.importance import ImportanceSampling, importance_weights
 from lens.objectives import calibrated_rewards
 from lens.objectives.groups import group_kinds
-from lens.problems.prompts import Prompt
 from lens.sampling.rollouts import Rollouts, geometric_mean_probability
 
 
@@ -61,36 +60,18 @@ class Experience:
         return [self._questions(slice(start, start + num_prompts)) for start in range(0, len(self.levels), num_prompts)]
 
     def _questions(self, part: slice) -> Experience:
-        generations = self.rollouts.num_generations
-        rows = slice(part.start * generations, part.stop * generations)
-        by_question = {"levels", "correct", "valid", "confidence", "calibrated", "advantages"}
-        pieces = {
-            f.name: value[part if f.name in by_question else rows]
-            for f in fields(self)
-            if f.name != "rollouts" and (value := getattr(self, f.name)) is not None
-        }
-        rollouts = replace(
-            self.rollouts,
-            prompts=self.rollouts.prompts[part],
-            **{
-                name: getattr(self.rollouts, name)[rows]
-                for name in ("completion_ids", "logprobs", "lengths", "finish_reasons", "texts")
-            },
-        )
-        return replace(self, rollouts=rollouts, **pieces)
+        values = {name: value for name, value in vars(self).items() if name != "rollouts" and value is not None}
+        cut = {name: self.rollouts.cut_values(value, part) for name, value in values.items()}
+        return replace(self, rollouts=self.rollouts.take_questions(part), **cut)
 
     def state(self) -> dict[str, Any]:
         """Return plain lists, numbers and tensors, so that torch can load them with weights_only."""
-        flat = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "rollouts"}
-        rollouts = {f.name: getattr(self.rollouts, f.name) for f in fields(self.rollouts) if f.name != "prompts"}
-        prompts = [[prompt.problem_id, list(prompt.token_ids)] for prompt in self.rollouts.prompts]
-        return {**flat, "rollouts": {**rollouts, "prompts": prompts}}
+        return {**vars(self), "rollouts": self.rollouts.state()}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Experience:
         """Make an experience from what `state` returned."""
-        prompts = [Prompt(problem_id, tuple(ids)) for problem_id, ids in state["rollouts"]["prompts"]]
-        return cls(**{**state, "rollouts": Rollouts(**{**state["rollouts"], "prompts": prompts})})
+        return cls(**{**state, "rollouts": Rollouts.from_state(state["rollouts"])})
 
     def to_frame(self) -> pd.DataFrame:
         """Return a row per completion, as stored in a run folder's rollouts/step_*.parquet."""
