@@ -17,7 +17,7 @@ from lens.training.experience import Experience, make_experience
 from lens.training.policy import Policy
 from lens.training.stopwatch import Stopwatch
 from lens.training.train_state import choose_questions
-from lens.training.weight_sync import SyncedSampler
+from lens.training.weight_sync import WeightSync
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Collector:
     Attributes:
         settings: the config's trainer.rollouts section; configs/trainer/default.yaml explains each key.
         problems, prompts: the training problems, and their prompts in the same order.
-        engine: hands out the rollout engine with the policy's current weights.
+        weight_sync: hands out the rollout engine with the policy's current weights.
         grader: judges the answers.
         objective: turns verdicts and confidences into advantages.
         policy: recomputes log-probabilities if the settings ask for it.
@@ -37,7 +37,7 @@ class Collector:
     settings: DictConfig
     problems: Dataset
     prompts: Sequence[Prompt]
-    engine: SyncedSampler
+    weight_sync: WeightSync
     grader: Grader
     objective: Callable[..., Tensor]
     policy: Policy
@@ -66,7 +66,7 @@ class Collector:
         questions = choose_questions(len(self.problems), s.num_prompts_per_rollout, self.seed, number)
         problems = self.problems.select(questions)
         with stopwatch.measure("sync"):
-            sampler = self.engine.at(step)
+            sampler = self.weight_sync.sampler_at(step)
         with stopwatch.measure("sample"), stop.abandonable():
             rollouts = sampler.sample(
                 [self.prompts[index] for index in questions],

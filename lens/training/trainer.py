@@ -164,7 +164,7 @@ class Trainer:
         """
         at, keep_best = self.state, self.settings.checkpoints.keep_best
         with self.stopwatch.measure("evaluate"), self.stop.abandonable():
-            sampler = self.collector.engine.at(at.step)
+            sampler = self.collector.weight_sync.sampler_at(at.step)
             seed = derive_seed(self.collector.seed, "evaluation", at.step)
             per_problem, answers = self.evaluator.evaluate(
                 sampler, self.collector.grader, seed, show_progress=self.show_progress
@@ -183,7 +183,7 @@ class Trainer:
         times = self.stopwatch.read() | {"time/step_s": seconds}
         speed = {"tokens_per_second": int(batch.rollouts.lengths.sum()) / seconds}
         epoch = {"epoch": self.collector.epochs(at.round)}
-        self.tracker.log(at.step, {**epoch, **self.collector.engine.parity, **metrics, **totals, **times, **speed})
+        self.tracker.log(at.step, {**epoch, **self.collector.weight_sync.parity, **metrics, **totals, **times, **speed})
 
     def _save(self) -> None:
         """Write a checkpoint unless this state has one. Then send W&B the metrics up to here.

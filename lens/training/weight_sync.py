@@ -18,7 +18,7 @@ PROBE_PROMPTS, PROBE_TOKENS = 32, 32  # at most 1,024 tokens
 
 
 @dataclass
-class SyncedSampler:
+class WeightSync:
     """Hands out the engine, and syncs its weights first if the policy has changed.
 
     After the first sync, and then after every ``sampler.parity_every`` syncs, a probe compares the log-probabilities
@@ -39,7 +39,7 @@ class SyncedSampler:
     _synced_at: int | None = None
     _syncs: int = 0
 
-    def at(self, step: int) -> Sampler:
+    def sampler_at(self, step: int) -> Sampler:
         """Return the engine with the policy's weights after ``step`` updates.
 
         Raises:

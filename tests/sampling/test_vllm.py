@@ -23,7 +23,7 @@ from lens.problems import load_problems
 from lens.problems.prompts import Prompt, PromptFormat, encode_problems
 from lens.sampling.rollouts import Rollouts, Sampler
 from lens.sampling.transformers import TransformersSampler
-from lens.training.weight_sync import SyncedSampler, probe_engine
+from lens.training.weight_sync import WeightSync, probe_engine
 from tests.support.losses import plain_loss
 from tests.support.rollouts import by_question
 from tests.support.vllm_engine import (
@@ -183,13 +183,13 @@ class Recorder:
 def test_an_engine_is_synced_when_the_policy_has_changed_and_probed_now_and_then(policy, engine, prompts):
     model = load_model(policy[0].name_or_path)[0]
     often, parities = Recorder(engine, parity_every=3), []
-    synced = SyncedSampler(often, model, prompts, LOSS)
+    weight_sync = WeightSync(often, model, prompts, LOSS)
     try:
         for step in (0, 0, 1, 4, 4, 5):
             with torch.no_grad():
                 model.lm_head.weight.copy_((1 + step / 10) * policy[0].lm_head.weight)
-            assert synced.at(step) is often
-            parities.append(synced.parity)
+            assert weight_sync.sampler_at(step) is often
+            parities.append(weight_sync.parity)
     finally:
         engine.sync(weights(policy[0]))
     assert often.calls == ["sync", "sample", "sync", "sync", "sample", "sync"]
@@ -199,9 +199,9 @@ def test_an_engine_is_synced_when_the_policy_has_changed_and_probed_now_and_then
         assert 0 < found["sampling/logp_difference_mean"] <= found["sampling/logp_difference_max"] < 1e-3
     assert first != second
     seldom = Recorder(engine, parity_every=0)
-    synced = SyncedSampler(seldom, policy[0], prompts, LOSS)
+    weight_sync = WeightSync(seldom, policy[0], prompts, LOSS)
     for step in range(5):
-        synced.at(step)
+        weight_sync.sampler_at(step)
     assert seldom.calls == ["sync", "sample", *["sync"] * 4]
 
 
