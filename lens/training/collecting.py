@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from lens.distributed.stop_signals import StopSignals
-from lens.grading.pool import Grader, grade_groups
+from lens.grading.pool import AnyGrader, grade_groups
 from lens.problems.prompts import Prompt
 from lens.seeding import derive_seed
 from lens.training.experience import Experience, make_experience
@@ -38,7 +38,7 @@ class Collector:
     problems: Dataset
     prompts: Sequence[Prompt]
     weight_sync: WeightSync
-    grader: Grader
+    grader: AnyGrader
     objective: Callable[..., Tensor]
     policy: Policy
     seed: int
