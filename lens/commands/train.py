@@ -125,7 +125,7 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
             write_json(folder / "contamination.json", contamination)
             write_json(folder / "failing_golds.json", failing)
         policy = Policy.build(config, model, tokenizer, reference)
-        weight_sync = WeightSync(sampler, model, training_set.prompts, policy.loss)
+        weight_sync = WeightSync(sampler, model, training_set.prompts, policy.forward_pass)
         graders = ParallelGrader(grader, stop.interruptible)
         asked = training_set.problems, training_set.prompts
         collector = Collector(config.trainer.rollouts, *asked, weight_sync, graders, objective, policy, config.seed)

@@ -80,8 +80,9 @@ class Collector:
             verdicts = grade_groups(self.grader, rollouts.texts, problems["answer"], s.num_generations)
         with stopwatch.measure("logprobs"), stop.abandonable():
             recomputed = "trainer" in (s.old_logprobs, s.confidence)
-            logprobs, entropies = policy.loss.recompute(policy.model, rollouts) if recomputed else (None, None)
-            reference = None if policy.reference is None else policy.loss.recompute(policy.reference, rollouts)[0]
+            rate = policy.forward_pass.rate_rollouts
+            logprobs, entropies = rate(policy.model, rollouts) if recomputed else (None, None)
+            reference = None if policy.reference is None else rate(policy.reference, rollouts)[0]
         return make_experience(
             rollouts,
             list(problems["level"]),

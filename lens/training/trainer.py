@@ -39,7 +39,7 @@ class Trainer:
 
     Attributes:
         settings: the config's trainer section; configs/trainer/default.yaml explains each key.
-        policy: the model with its loss, optimizer and schedule.
+        policy: the model with its loss, forward pass, optimizer and schedule.
         collector: collects the experience of a round.
         evaluator: measures accuracy, every ``evaluator.every`` steps.
         tracker: writes metrics, evaluations and rollouts.
@@ -115,7 +115,7 @@ class Trainer:
         with self.stopwatch.measure("update"):
             due = every > 0 and (step == 1 or step % every == 0)
             with self.stop.abandonable():
-                metrics = compute_gradient(policy.model, batch, policy.loss, compare_groups=due)
+                metrics = compute_gradient(policy.model, batch, policy.loss, policy.forward_pass, compare_groups=due)
                 metrics["grad_norm"] = policy.clip_gradient()
             metrics["learning_rate"] = policy.learning_rate
             finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
@@ -134,13 +134,14 @@ class Trainer:
         Raises:
             RunFailed: trainer.non_finite is "stop".
         """
-        s, step, waiting = self.settings, self.state.step + 1, self.state.pending
+        s, p, step, waiting = self.settings, self.policy, self.state.step + 1, self.state.pending
         done = s.rollouts.num_prompts_per_rollout // s.num_prompts_per_step - len(waiting)  # updates of this round
         file = self.tracker.find_rollouts(range(step - done, step + 1))
         if file is None:
             frames = [part.to_frame() for part in waiting]
             file = self.tracker.write_rollouts(step, frames, self.collector.golds)
-        message = f"step {step}: {find_non_finite(self.policy.model, batch, self.policy.loss)}; its rollouts: {file}"
+        cause = find_non_finite(p.model, batch, p.loss, p.forward_pass)
+        message = f"step {step}: {cause}; its rollouts: {file}"
         if s.non_finite == "stop":
             raise RunFailed(message)
         log.warning("%s; this update is skipped", message)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -22,7 +22,7 @@ from lens.sampling.parallel_sampler import merge_rollouts
 from lens.sampling.rollouts import Rollouts
 from lens.training.experience import Experience, make_experience
 from tests.support.command_line import ROOT, Command, Result, environment, metrics_of, run, steps_in, training
-from tests.support.gradients import LOSS, TOLERANCE, error
+from tests.support.gradients import TOLERANCE, changed, error
 from tests.support.vllm_engine import VLLM
 
 STEPS = 6
@@ -34,7 +34,7 @@ PATHS = environment(PYTHONPATH=str(ROOT))
 # --- gradients on the same rollouts ----------------------------------------------------------------------------------
 
 CASES = {
-    f"{name}, {dtype}": (dtype, asdict(replace(LOSS, **choices)))
+    f"{name}, {dtype}": (dtype, *map(asdict, changed(**choices)))
     for dtype in TOLERANCE
     for name, choices in {
         "one micro-batch": {},
@@ -44,7 +44,7 @@ CASES = {
         "with layers computed again": {"gradient_checkpointing": True},
         "with compiled layers": {"torch_compile": True},
     }.items()
-} | {"in mixed precision": ("float32", asdict(replace(LOSS, autocast="bfloat16")))}
+} | {"in mixed precision": ("float32", *map(asdict, changed(autocast="bfloat16")))}
 IN_BFLOAT16 = 0.01  # other micro-batches round otherwise
 
 
@@ -280,7 +280,7 @@ def test_two_processes_with_an_engine_each_are_killed_and_one_goes_on(command, l
 
     rows = pd.read_parquet(sorted((folder / "rollouts").iterdir())[-1])
     checkpoint = folder / "checkpoints" / f"step_{STEPS:06d}"
-    cases = {dtype: (dtype, asdict(replace(LOSS, temperature=1.0))) for dtype in TOLERANCE}
+    cases = {dtype: (dtype, *map(asdict, changed(temperature=1.0))) for dtype in TOLERANCE}
     one, two = found_by(stored_experience(rows), checkpoint, cases, logs, tmp_path)
     for dtype, tolerance in TOLERANCE.items():
         assert one[dtype]["gradient"].norm() > 0
