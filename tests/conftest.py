@@ -20,7 +20,7 @@ from lens.models.loading import load_model
 from lens.models.tiny import TinyRecipe, make_tiny
 from lens.training.experience import Experience
 from tests.support.command_line import make_pupil
-from tests.support.gradients import make_experience
+from tests.support.gradients import sample_experience
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs with Ctrl-C ignored
 settings.register_profile("lens", deadline=None)  # how long an example takes says more of the machine than of the code
@@ -94,4 +94,4 @@ def tiny(tiny_folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 @pytest.fixture(scope="module")
 def experience(tiny_folder: Path) -> Experience:
     """Answers of that model, graded and weighed, to take gradients of."""
-    return make_experience(tiny_folder)
+    return sample_experience(tiny_folder)

@@ -11,11 +11,14 @@ from transformers import PreTrainedModel
 
 from lens.losses.ppo_clip import clipped_surrogate
 from lens.models.loading import DTYPES
+from lens.models.logprobs import ForwardPass
 from lens.training.experience import Experience
 from lens.training.update import Loss
 
 
-def naive_gradient(model: PreTrainedModel, experience: Experience, loss: Loss, *, sequences: int) -> None:
+def naive_gradient(
+    model: PreTrainedModel, experience: Experience, loss: Loss, forward_pass: ForwardPass, *, sequences: int
+) -> None:
     """Write the gradient of the batch's loss to the parameters' ``.grad``.
 
     It is the gradient of `compute_gradient`, but without a KL term and without importance weights.
@@ -24,9 +27,10 @@ def naive_gradient(model: PreTrainedModel, experience: Experience, loss: Loss, *
         model: the policy.
         experience: the whole optimizer batch.
         loss: the surrogate.
+        forward_pass: the temperature and the data type of matrix products; the rest of it is not used.
         sequences: how many sequences make a micro-batch, padded to its longest.
     """
-    r = experience.rollouts
+    r, autocast = experience.rollouts, forward_pass.autocast
     weights, advantages = loss.weights(experience), experience.advantages.flatten()
     model.zero_grad()
     for rows in torch.arange(len(r.lengths)).split(sequences):
@@ -38,9 +42,9 @@ def naive_gradient(model: PreTrainedModel, experience: Experience, loss: Loss, *
         places = torch.arange(ids.shape[1])
         starts = torch.tensor([len(prompt) for prompt in prompts])
         sampled = (places >= starts[:, None]) & (real == 1)  # [B, L]
-        with torch.autocast(ids.device.type, DTYPES[loss.autocast or "bfloat16"], enabled=loss.autocast is not None):
+        with torch.autocast(ids.device.type, DTYPES[autocast or "bfloat16"], enabled=autocast is not None):
             logits = model(input_ids=ids, attention_mask=real, use_cache=False).logits[:, :-1]  # [B, L-1, V]
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / loss.temperature
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / forward_pass.temperature
         logprobs = logits.log_softmax(dim=-1).gather(2, ids[:, 1:, None]).squeeze(2)  # [B, L-1]
         logprobs = logprobs[sampled[:, 1:]]  # [n]
         losses = clipped_surrogate(

@@ -13,7 +13,7 @@ from lens.benchmarking.measuring import rotate_names, sort_rows
 from lens.benchmarking.meter import Meter, Row
 from lens.benchmarking.workload import Workload
 from lens.objectives.groups import group_kinds
-from lens.training.experience import weigh_rollouts
+from lens.training.experience import make_experience
 
 ADVANTAGE_CALLS = 20  # a call takes a millisecond or less
 
@@ -37,7 +37,7 @@ def measure_objective(config: DictConfig) -> list[Row]:
             shared = meter.row() | {"shared_s": sum(meter.seconds.values())}
             for name in rotate_names(list(objectives), number):
                 own = Meter()
-                experience = weigh_rollouts(
+                experience = make_experience(
                     rollouts,
                     [None] * len(batch.prompts),
                     verdicts,

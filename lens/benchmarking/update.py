@@ -31,7 +31,7 @@ def measure_update(config: DictConfig) -> list[Row]:
     batch = make_every_answer_teach(make_up_rollouts(work, shortest_share=config.made_up.shortest_share))
     silent = round(config.made_up.silent_share * len(batch.advantages))
     quiet = replace(batch, advantages=batch.advantages * (torch.arange(len(batch.advantages)) >= silent)[:, None])
-    naive = partial(naive_gradient, work.model, batch, work.loss, sequences=config.naive.sequences)
+    naive = partial(naive_gradient, work.model, batch, work.loss, work.forward_pass, sequences=config.naive.sequences)
     r = batch.rollouts
     each = [len(r.prompts[row // r.num_generations].token_ids) for row in range(len(r.lengths))]
     alone = [(prompt, [length]) for prompt, length in zip(each, r.lengths.tolist(), strict=True)]

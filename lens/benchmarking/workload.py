@@ -18,13 +18,14 @@ from lens.commands.assembly import longest_sequence, make_sampler, use_threads
 from lens.grading.pool import Grader, grade_groups
 from lens.models.layers import check_layers
 from lens.models.loading import load_model
+from lens.models.logprobs import ForwardPass
 from lens.models.packing import split_into_microbatches
 from lens.models.sharding import gather_named_weights
 from lens.objectives import grpo_advantages
 from lens.problems.prompts import Prompt, PromptFormat, encode_problems
 from lens.sampling.rollouts import Rollouts, Sampler
 from lens.seeding import derive_seed
-from lens.training.experience import Experience, weigh_rollouts
+from lens.training.experience import Experience, make_experience
 from lens.training.policy import make_optimizer
 from lens.training.update import Loss, compute_gradient
 
@@ -48,7 +49,8 @@ class Workload:
     questions: Batch
 
     def __post_init__(self):
-        self.loss, self.optimizer = Loss.build(self.config), make_optimizer(self.model, self.config.optimizer)
+        self.loss, self.forward_pass = Loss.build(self.config), ForwardPass.build(self.config.trainer)
+        self.optimizer = make_optimizer(self.model, self.config.optimizer)
 
     @property
     def rollouts(self) -> DictConfig:
@@ -108,7 +110,7 @@ class Workload:
 
     def logprobs(self, rollouts: Rollouts) -> Tensor:
         """Return the policy's own log-probabilities [Q*G, T]."""
-        return self.loss.recompute(self.model, rollouts)[0]
+        return self.forward_pass.rate_rollouts(self.model, rollouts)[0]
 
     def old_logprobs(self, rollouts: Rollouts) -> Tensor | None:
         """Return the policy's log-probabilities if trainer.rollouts.old_logprobs is trainer, else None."""
@@ -126,14 +128,15 @@ class Workload:
         return metrics or {}
 
     def learn(self, experience: Experience, **choices: bool) -> dict[str, float]:
-        """Take one optimizer step of lens; ``choices`` replace fields of its loss."""
-        return self.update(lambda: compute_gradient(self.model, experience, replace(self.loss, **choices)))
+        """Take one optimizer step of lens; ``choices`` replace fields of its forward pass."""
+        forward_pass = replace(self.forward_pass, **choices)
+        return self.update(lambda: compute_gradient(self.model, experience, self.loss, forward_pass))
 
     def sequences(self, experience: Experience) -> Iterator[tuple[int, list[int]]]:
         """Yield what an update of lens passes through the model: tokens of a prompt and of each completion with it."""
         r = experience.rollouts
         rows = (experience.advantages.flatten() != 0).nonzero().squeeze(1).tolist()
-        for packs in split_into_microbatches(self.model, r, rows, self.loss.max_tokens_per_microbatch):
+        for packs in split_into_microbatches(self.model, r, rows, self.forward_pass.max_tokens_per_microbatch):
             for pack in packs:
                 yield len(r.prompts[pack[0] // r.num_generations].token_ids), r.lengths[pack].tolist()
 
@@ -174,7 +177,7 @@ def make_every_answer_teach(
 ) -> Experience:
     """Weigh rollouts with GRPO and `make_alternating_rewards`."""
     verdicts = ["correct" if reward else "incorrect" for reward in make_alternating_rewards(len(rollouts.lengths))]
-    return weigh_rollouts(
+    return make_experience(
         rollouts,
         [None] * len(rollouts.prompts),
         verdicts,

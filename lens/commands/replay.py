@@ -22,7 +22,7 @@ def replay(run: Path, objective: Callable[..., Tensor], *, name: str, step: int 
     """Weigh a run's stored rollouts under an objective, print what changes, and write step_*.parquet.
 
     Each file has a row per answer. It holds the stored columns, with the run's own advantage as ``advantage_trained``,
-    and the objective's ``calibrated_reward`` and ``advantage``.
+    and the objective's ``recalibrated_reward`` and ``advantage`` (see `weigh_again`).
 
     Args:
         run: a run folder.
@@ -48,7 +48,7 @@ def replay(run: Path, objective: Callable[..., Tensor], *, name: str, step: int 
     for at, file in files.items():
         stored = read_answers(file, STORED)
         again = weigh_again(stored, objective)
-        before = stored.rename(columns={"advantage": "advantage_trained"}).drop(columns="calibrated_reward")
+        before = stored.rename(columns={"advantage": "advantage_trained"})
         write_parquet(target / file.name, before.join(again))
         weights = token_weights(torch.tensor(stored["length"] * stored["valid"]), mode, max_completion_length=longest)
         rows.append(

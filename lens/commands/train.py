@@ -50,7 +50,7 @@ from lens.training.collecting import Collector
 from lens.training.policy import Policy
 from lens.training.profiling import profile_run
 from lens.training.trainer import Trainer
-from lens.training.weight_sync import SyncedSampler
+from lens.training.weight_sync import WeightSync
 
 log = logging.getLogger(__name__)
 disable_progress_bars()  # those of datasets would break the run's own bars
@@ -128,10 +128,10 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
             write_json(folder / "contamination.json", contamination)
             write_json(folder / "failing_golds.json", failing)
         policy = Policy.build(config, model, tokenizer, reference)
-        engine = SyncedSampler(sampler, model, training_set.prompts, policy.loss)
+        weight_sync = WeightSync(sampler, model, training_set.prompts, policy.forward_pass)
         graders = ParallelGrader(grader, stop.interruptible)
         asked = training_set.problems, training_set.prompts
-        collector = Collector(config.trainer.rollouts, *asked, engine, graders, objective, policy, config.seed)
+        collector = Collector(config.trainer.rollouts, *asked, weight_sync, graders, objective, policy, config.seed)
         identity = {"config": plain, "wandb_run_id": tracker.run_id}
         checkpoints = CheckpointFolder(folder / "checkpoints", identity)
         parts = config.trainer, policy, collector, evaluator, tracker, checkpoints, stop, show_progress

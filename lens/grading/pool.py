@@ -27,6 +27,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Protocol
 
 from lens.errors import ConfigError
 from lens.grading.judge import REWARD_SETTINGS, VERDICTS, Settings, Verdict, last_boxed
@@ -52,7 +53,14 @@ class Grade:
         return self.verdict == "correct"
 
 
-def grade_groups(grader: Grader, texts: Sequence[str], golds: Sequence[str], num_generations: int) -> list[Verdict]:
+class AnyGrader(Protocol):
+    """What grades answers: a `Grader`, or those of all processes as one (lens/grading/parallel_grader.py)."""
+
+    def grade(self, completions: Sequence[str], answers: Sequence[str]) -> list[Grade]:
+        """Grade each completion against the gold answer at the same place."""
+
+
+def grade_groups(grader: AnyGrader, texts: Sequence[str], golds: Sequence[str], num_generations: int) -> list[Verdict]:
     """Grade whole groups: return the verdict on each answer, in order.
 
     Args:

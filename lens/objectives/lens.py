@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from lens.objectives.groups import all_valid, centre, group_kinds, normalise
-from lens.objectives.theory import Preference, confidence_under
+from lens.objectives.preference import Preference, confidence_under
 
 
 def estimate_difficulty(

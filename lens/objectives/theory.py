@@ -11,17 +11,14 @@ multiplies grad log pi of a wrong answer by -z / (1 - z), with z = pi / (D rho).
   near gamma that is about (1/|o|) pibar / (gamma - pibar). It motivates the length-normalised LENS of
   lens/objectives/lens.py.
 
-Every function here is exact. Tests compare it with autograd on answer spaces small enough to sum over.
+Every function here is exact, and training runs none of them. Tests compare them with autograd on answer spaces small
+enough to sum over. What training uses of rho is in lens/objectives/preference.py.
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
-
-Preference = float | Literal["policy"] | None
 
 
 def w(z: Tensor | float) -> Tensor:
@@ -75,30 +72,3 @@ def j_mle(pi: Tensor, reward: Tensor, difficulty: Tensor | float, rho: Tensor | 
     """
     z = torch.where(reward < 1, pi / (difficulty * rho), 0.0)
     return (pi * (reward - w(z) * (1 - reward))).sum(dim=-1)
-
-
-def confidence_under(rho: Preference, confidence: Tensor, lengths: Tensor | None, valid: Tensor) -> Tensor:
-    """Return pi / rho of each answer, for LENS to use in place of the length-normalised confidence.
-
-    D and the penalty keep their formulas. A factor that a group shares cancels: D = max(D_imp, 2 max) scales with it,
-    and the penalty is a ratio. So the largest value of a group is made 1, since the probabilities of long answers
-    underflow.
-
-    Args:
-        rho: a number gamma means gamma^length (1 is the plain framework). "policy" means the policy itself. None
-            returns the confidence unchanged, which is the paper's practice.
-        confidence: [Q, G], geometric-mean token probability.
-        lengths: [Q, G], numbers of tokens; needed if rho is a number.
-        valid: bool [Q, G].
-
-    Returns:
-        float64 [Q, G].
-    """
-    confidence = confidence.double().clamp(min=torch.finfo(torch.float64).tiny)  # it may have underflowed to 0
-    if rho is None:
-        return confidence
-    if rho == "policy":
-        return torch.ones_like(confidence)
-    log_ratio = lengths * (confidence / rho).log()  # log(pi / gamma^|o|)
-    highest = log_ratio.where(valid, -torch.inf).amax(dim=1, keepdim=True)
-    return (log_ratio - highest).clamp(min=-700.0, max=0.0).exp()  # exp(-700) is still above 0 in float64

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lens.errors import ConfigError
 from lens.problems.prompts import Prompt
+
+V = TypeVar("V", Sequence[Any], Tensor)
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,36 @@ class Rollouts:
     def confidence(self) -> Tensor:
         """float32 [Q*G], geometric-mean probability of the sampled tokens under the engine."""
         return geometric_mean_probability(self.logprobs, self.mask)
+
+    def take_questions(self, part: slice) -> Rollouts:
+        """Return the rollouts of some questions, given as a slice with both ends."""
+        values = {name: value for name, value in vars(self).items() if name != "num_generations"}
+        return replace(self, **{name: self.cut_values(value, part) for name, value in values.items()})
+
+    def cut_values(self, values: V, part: slice) -> V:
+        """Return the values of some questions, given as a slice with both ends.
+
+        Args:
+            values: Q or Q*G values, which tells whether they belong to questions or to completions.
+            part: the questions.
+
+        Raises:
+            ValueError: there are other than Q or Q*G values.
+        """
+        if len(values) == len(self.prompts):
+            return values[part]
+        if len(values) == len(self.lengths):
+            return values[part.start * self.num_generations : part.stop * self.num_generations]
+        raise ValueError(f"{len(values)} values, but {len(self.prompts)} questions and {len(self.lengths)} completions")
+
+    def state(self) -> dict[str, Any]:
+        """Return plain lists, numbers and tensors, so that torch can load them with weights_only."""
+        return {**vars(self), "prompts": [[prompt.problem_id, list(prompt.token_ids)] for prompt in self.prompts]}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Rollouts:
+        """Make rollouts from what `state` returned."""
+        return cls(**{**state, "prompts": [Prompt(problem_id, tuple(ids)) for problem_id, ids in state["prompts"]]})
 
 
 def geometric_mean_probability(logprobs: Tensor, mask: Tensor) -> Tensor:

@@ -10,14 +10,14 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from lens.distributed.stop_signals import StopSignals
-from lens.grading.pool import Grader, grade_groups
+from lens.grading.pool import AnyGrader, grade_groups
 from lens.problems.prompts import Prompt
 from lens.seeding import derive_seed
-from lens.training.experience import Experience, weigh_rollouts
+from lens.training.experience import Experience, make_experience
 from lens.training.policy import Policy
 from lens.training.stopwatch import Stopwatch
 from lens.training.train_state import choose_questions
-from lens.training.weight_sync import SyncedSampler
+from lens.training.weight_sync import WeightSync
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Collector:
     Attributes:
         settings: the config's trainer.rollouts section; configs/trainer/default.yaml explains each key.
         problems, prompts: the training problems, and their prompts in the same order.
-        engine: hands out the rollout engine with the policy's current weights.
+        weight_sync: hands out the rollout engine with the policy's current weights.
         grader: judges the answers.
         objective: turns verdicts and confidences into advantages.
         policy: recomputes log-probabilities if the settings ask for it.
@@ -37,8 +37,8 @@ class Collector:
     settings: DictConfig
     problems: Dataset
     prompts: Sequence[Prompt]
-    engine: SyncedSampler
-    grader: Grader
+    weight_sync: WeightSync
+    grader: AnyGrader
     objective: Callable[..., Tensor]
     policy: Policy
     seed: int
@@ -66,7 +66,7 @@ class Collector:
         questions = choose_questions(len(self.problems), s.num_prompts_per_rollout, self.seed, number)
         problems = self.problems.select(questions)
         with stopwatch.measure("sync"):
-            sampler = self.engine.at(step)
+            sampler = self.weight_sync.sampler_at(step)
         with stopwatch.measure("sample"), stop.abandonable():
             rollouts = sampler.sample(
                 [self.prompts[index] for index in questions],
@@ -80,9 +80,10 @@ class Collector:
             verdicts = grade_groups(self.grader, rollouts.texts, problems["answer"], s.num_generations)
         with stopwatch.measure("logprobs"), stop.abandonable():
             recomputed = "trainer" in (s.old_logprobs, s.confidence)
-            logprobs, entropies = policy.loss.recompute(policy.model, rollouts) if recomputed else (None, None)
-            reference = None if policy.reference is None else policy.loss.recompute(policy.reference, rollouts)[0]
-        return weigh_rollouts(
+            rate = policy.forward_pass.rate_rollouts
+            logprobs, entropies = rate(policy.model, rollouts) if recomputed else (None, None)
+            reference = None if policy.reference is None else rate(policy.reference, rollouts)[0]
+        return make_experience(
             rollouts,
             list(problems["level"]),
             verdicts,

@@ -1,9 +1,12 @@
-"""Holds what an update learns from: rollouts with verdicts, rewards and advantages, and the metrics of their groups."""
+"""Holds what an update learns from, and decides which answers may teach.
+
+An `Experience` is rollouts with verdicts, rewards and advantages. It also computes the metrics of its groups.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import pandas as pd
@@ -14,7 +17,6 @@ from lens.grading.judge import JUDGED
 from lens.losses.importance import ImportanceSampling, importance_weights
 from lens.objectives import calibrated_rewards
 from lens.objectives.groups import group_kinds
-from lens.problems.prompts import Prompt
 from lens.sampling.rollouts import Rollouts, geometric_mean_probability
 
 
@@ -58,36 +60,18 @@ class Experience:
         return [self._questions(slice(start, start + num_prompts)) for start in range(0, len(self.levels), num_prompts)]
 
     def _questions(self, part: slice) -> Experience:
-        generations = self.rollouts.num_generations
-        rows = slice(part.start * generations, part.stop * generations)
-        by_question = {"levels", "correct", "valid", "confidence", "calibrated", "advantages"}
-        pieces = {
-            f.name: value[part if f.name in by_question else rows]
-            for f in fields(self)
-            if f.name != "rollouts" and (value := getattr(self, f.name)) is not None
-        }
-        rollouts = replace(
-            self.rollouts,
-            prompts=self.rollouts.prompts[part],
-            **{
-                name: getattr(self.rollouts, name)[rows]
-                for name in ("completion_ids", "logprobs", "lengths", "finish_reasons", "texts")
-            },
-        )
-        return replace(self, rollouts=rollouts, **pieces)
+        values = {name: value for name, value in vars(self).items() if name != "rollouts" and value is not None}
+        cut = {name: self.rollouts.cut_values(value, part) for name, value in values.items()}
+        return replace(self, rollouts=self.rollouts.take_questions(part), **cut)
 
     def state(self) -> dict[str, Any]:
         """Return plain lists, numbers and tensors, so that torch can load them with weights_only."""
-        flat = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "rollouts"}
-        rollouts = {f.name: getattr(self.rollouts, f.name) for f in fields(self.rollouts) if f.name != "prompts"}
-        prompts = [[prompt.problem_id, list(prompt.token_ids)] for prompt in self.rollouts.prompts]
-        return {**flat, "rollouts": {**rollouts, "prompts": prompts}}
+        return {**vars(self), "rollouts": self.rollouts.state()}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Experience:
         """Make an experience from what `state` returned."""
-        prompts = [Prompt(problem_id, tuple(ids)) for problem_id, ids in state["rollouts"]["prompts"]]
-        return cls(**{**state, "rollouts": Rollouts(**{**state["rollouts"], "prompts": prompts})})
+        return cls(**{**state, "rollouts": Rollouts.from_state(state["rollouts"])})
 
     def to_frame(self) -> pd.DataFrame:
         """Return a row per completion, as stored in a run folder's rollouts/step_*.parquet."""
@@ -171,7 +155,7 @@ def measure_logp_difference(trainer_logprobs: Tensor, sampler_logprobs: Tensor, 
     }
 
 
-def weigh_rollouts(
+def make_experience(
     rollouts: Rollouts,
     levels: Sequence[int | None],
     verdicts: Sequence[str],
@@ -186,7 +170,9 @@ def weigh_rollouts(
     importance_sampling: ImportanceSampling = "none",
     importance_cap: float = 2.0,
 ) -> Experience:
-    """Turn verdicts and confidences into advantages. This is the one place where objectives differ.
+    """Decide which answers may teach, and compute their advantages.
+
+    An answer may teach if the grader could judge it and, with ``mask_truncated``, the token limit did not cut it.
 
     Args:
         rollouts, levels, verdicts: Q questions x G completions, judged.

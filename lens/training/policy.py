@@ -1,4 +1,4 @@
-"""Holds the trained model with its loss, optimizer and learning-rate schedule."""
+"""Holds the trained model with its loss, forward pass, optimizer and learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 
 from lens.distributed.collectives import gather_tensor
+from lens.models.logprobs import ForwardPass
 from lens.training.update import Loss
 
 
@@ -32,7 +33,8 @@ class Policy:
     Attributes:
         model, tokenizer: the model that is trained, sharded or not, and its tokenizer.
         reference: the model that training started with, for the KL term; None while loss.beta is 0.
-        loss: the surrogate; it also says how log-probabilities are computed.
+        loss: the surrogate.
+        forward_pass: how log-probabilities are computed.
         optimizer, scheduler: AdamW, and the schedule of its learning rate.
         max_grad_norm: a gradient with a larger norm is scaled down to this norm.
     """
@@ -41,6 +43,7 @@ class Policy:
     tokenizer: PreTrainedTokenizerBase
     reference: PreTrainedModel | None
     loss: Loss
+    forward_pass: ForwardPass
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     max_grad_norm: float
@@ -53,11 +56,12 @@ class Policy:
         tokenizer: PreTrainedTokenizerBase,
         reference: PreTrainedModel | None = None,
     ) -> Policy:
-        """Make loss, optimizer and schedule for a model from a composed config."""
+        """Make loss, forward pass, optimizer and schedule for a model from a composed config."""
+        loss, forward_pass = Loss.build(config), ForwardPass.build(config.trainer)
         settings, steps = config.optimizer, config.trainer.max_steps
         optimizer = make_optimizer(model, settings)
         scheduler = get_scheduler(settings.lr_scheduler, optimizer, settings.warmup_steps, steps)
-        return cls(model, tokenizer, reference, Loss.build(config), optimizer, scheduler, settings.max_grad_norm)
+        return cls(model, tokenizer, reference, loss, forward_pass, optimizer, scheduler, settings.max_grad_norm)
 
     @property
     def learning_rate(self) -> float:

@@ -18,17 +18,18 @@ STORED = [*GRADED, "calibrated_reward", "advantage"]
 
 
 def weigh_again(answers: pd.DataFrame, objective: Callable[..., Tensor]) -> pd.DataFrame:
-    """Return calibrated rewards and advantages of stored answers, in their order.
+    """Return rewards and advantages of stored answers under an objective, in their order.
 
-    The calibrated reward uses the objective's own ``scale_mixed``, ``scale_negative``, ``difficulty`` and ``rho`` if it
-    has them, and the paper's values otherwise. An objective that draws random numbers draws them from seed 0.
+    The recalibrated reward uses the objective's own ``scale_mixed``, ``scale_negative``, ``difficulty`` and ``rho`` if
+    it has them, and the paper's values otherwise. The stored calibrated reward always uses the paper's. An objective
+    that draws random numbers draws them from seed 0.
 
     Args:
         answers: whole groups, one after the other, with the columns GRADED.
         objective: ``objective(correct, confidence, lengths=, valid=) -> advantages``, all [Q, G].
 
     Returns:
-        A frame with the columns calibrated_reward and advantage, float32.
+        A frame with the columns recalibrated_reward and advantage, float32.
     """
     size = find_group_size(answers)
     correct, valid, confidence, lengths = (
@@ -41,7 +42,7 @@ def weigh_again(answers: pd.DataFrame, objective: Callable[..., Tensor]) -> pd.D
         torch.manual_seed(0)
         advantages = objective(correct, confidence, lengths=lengths, valid=valid)
     rewards = calibrated_rewards(correct, confidence, lengths=lengths, valid=valid, **options)
-    weighed = {"calibrated_reward": rewards.flatten().numpy(), "advantage": advantages.float().flatten().numpy()}
+    weighed = {"recalibrated_reward": rewards.flatten().numpy(), "advantage": advantages.float().flatten().numpy()}
     return pd.DataFrame(weighed, index=answers.index)
 
 

@@ -39,7 +39,7 @@ class Trainer:
 
     Attributes:
         settings: the config's trainer section; configs/trainer/default.yaml explains each key.
-        policy: the model with its loss, optimizer and schedule.
+        policy: the model with its loss, forward pass, optimizer and schedule.
         collector: collects the experience of a round.
         evaluator: measures accuracy, every ``evaluator.every`` steps.
         tracker: writes metrics, evaluations and rollouts.
@@ -115,7 +115,7 @@ class Trainer:
         with self.stopwatch.measure("update"):
             due = every > 0 and (step == 1 or step % every == 0)
             with self.stop.abandonable():
-                metrics = compute_gradient(policy.model, batch, policy.loss, compare_groups=due)
+                metrics = compute_gradient(policy.model, batch, policy.loss, policy.forward_pass, compare_groups=due)
                 metrics["grad_norm"] = policy.clip_gradient()
             metrics["learning_rate"] = policy.learning_rate
             finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
@@ -134,13 +134,14 @@ class Trainer:
         Raises:
             RunFailed: trainer.non_finite is "stop".
         """
-        s, step, waiting = self.settings, self.state.step + 1, self.state.pending
+        s, p, step, waiting = self.settings, self.policy, self.state.step + 1, self.state.pending
         done = s.rollouts.num_prompts_per_rollout // s.num_prompts_per_step - len(waiting)  # updates of this round
         file = self.tracker.find_rollouts(range(step - done, step + 1))
         if file is None:
             frames = [part.to_frame() for part in waiting]
             file = self.tracker.write_rollouts(step, frames, self.collector.golds)
-        message = f"step {step}: {find_non_finite(self.policy.model, batch, self.policy.loss)}; its rollouts: {file}"
+        cause = find_non_finite(p.model, batch, p.loss, p.forward_pass)
+        message = f"step {step}: {cause}; its rollouts: {file}"
         if s.non_finite == "stop":
             raise RunFailed(message)
         log.warning("%s; this update is skipped", message)
@@ -164,7 +165,7 @@ class Trainer:
         """
         at, keep_best = self.state, self.settings.checkpoints.keep_best
         with self.stopwatch.measure("evaluate"), self.stop.abandonable():
-            sampler = self.collector.engine.at(at.step)
+            sampler = self.collector.weight_sync.sampler_at(at.step)
             seed = derive_seed(self.collector.seed, "evaluation", at.step)
             per_problem, answers = self.evaluator.evaluate(
                 sampler, self.collector.grader, seed, show_progress=self.show_progress
@@ -183,7 +184,7 @@ class Trainer:
         times = self.stopwatch.read() | {"time/step_s": seconds}
         speed = {"tokens_per_second": int(batch.rollouts.lengths.sum()) / seconds}
         epoch = {"epoch": self.collector.epochs(at.round)}
-        self.tracker.log(at.step, {**epoch, **self.collector.engine.parity, **metrics, **totals, **times, **speed})
+        self.tracker.log(at.step, {**epoch, **self.collector.weight_sync.parity, **metrics, **totals, **times, **speed})
 
     def _save(self) -> None:
         """Write a checkpoint unless this state has one. Then send W&B the metrics up to here.

@@ -10,19 +10,18 @@ from omegaconf import DictConfig
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lens.distributed.collectives import gather_tensor, local_part, sum_over_processes, take_turns
+from lens.distributed.collectives import gather_tensor, local_part, sum_over_processes
 from lens.losses.aggregation import LossAggMode, token_weights
 from lens.losses.ppo_clip import clipped_surrogate, kl_to_reference
-from lens.models.logprobs import TokenValues, rate_completions, rate_rollouts
+from lens.models.logprobs import ForwardPass
 from lens.models.packing import split_into_microbatches
 from lens.objectives.groups import group_kinds
-from lens.sampling.rollouts import Rollouts
 from lens.training.experience import Experience
 
 
 @dataclass(frozen=True)
 class Loss:
-    """The settings of the surrogate loss (configs/loss explains each), and how much is computed at once."""
+    """The surrogate loss: its settings, which configs/loss explains, and its gradient."""
 
     epsilon_low: float
     epsilon_high: float
@@ -30,18 +29,12 @@ class Loss:
     loss_agg_mode: LossAggMode
     beta: float
     entropy_coef: float
-    temperature: float
     max_completion_length: int
-    max_tokens_per_microbatch: int
-    logits_chunk_size: int
-    autocast: str | None = None
-    gradient_checkpointing: bool = False
-    torch_compile: bool = False
 
     @classmethod
     def build(cls, config: DictConfig) -> Loss:
-        """Make it from the sections loss, trainer.rollouts and trainer.memory of a composed config."""
-        known = {**config.loss, **config.trainer.rollouts, **config.trainer.memory}
+        """Make it from the sections loss and trainer.rollouts of a composed config."""
+        known = {**config.loss, **config.trainer.rollouts}
         return cls(**{f.name: known[f.name] for f in fields(cls)})
 
     def weights(self, experience: Experience) -> Tensor:
@@ -57,24 +50,15 @@ class Loss:
         every = self.beta > 0 or self.entropy_coef > 0
         return (self.weights(experience) > 0) & ((experience.advantages.flatten() != 0) | every)
 
-    def recompute(self, model: PreTrainedModel, rollouts: Rollouts) -> TokenValues:
-        """Return the log-probability and entropy of every sampled token, [Q*G, T] each, without gradients."""
-        return rate_rollouts(
-            model,
-            rollouts,
-            temperature=self.temperature,
-            logits_chunk_size=self.logits_chunk_size,
-            max_tokens=self.max_tokens_per_microbatch,
-            autocast=self.autocast,
-            torch_compile=self.torch_compile,
-        )
-
-    def accumulate(self, model: PreTrainedModel, experience: Experience, rows: Tensor, weights: Tensor) -> Tally:
+    def accumulate(
+        self, model: PreTrainedModel, experience: Experience, forward_pass: ForwardPass, rows: Tensor, weights: Tensor
+    ) -> Tally:
         """Add the gradient of some completions' part of the loss to the parameters' .grad.
 
         Args:
             model: the policy.
             experience: the whole optimizer batch.
+            forward_pass: how the policy's log-probabilities are computed.
             rows: int64, the rows of the completions to take.
             weights: float64 [Q*G], from `weights`.
 
@@ -83,20 +67,8 @@ class Loss:
         """
         advantages = experience.advantages.flatten()
         r, tally = experience.rollouts, Tally()
-        batches = list(split_into_microbatches(model, r, rows.tolist(), self.max_tokens_per_microbatch))
-        for packs, counts in take_turns(batches):
-            part = [row for pack in packs for row in pack]  # n below is the number of their tokens
-            logprobs, entropies = rate_completions(
-                model,
-                r,
-                packs,
-                temperature=self.temperature,
-                logits_chunk_size=self.logits_chunk_size,
-                autocast=self.autocast,
-                entropies=self.entropy_coef > 0,
-                gradient_checkpointing=self.gradient_checkpointing,
-                torch_compile=self.torch_compile,
-            )  # [n] each
+        rated = forward_pass.rate_in_turns(model, r, rows.tolist(), entropies=self.entropy_coef > 0)
+        for part, (logprobs, entropies), counts in rated:  # [n] each, for the part's n tokens
             per_token = r.lengths[part]  # [completions]
             advantage = advantages[part].repeat_interleave(per_token).to(logprobs)  # [n]
             weight = weights[part].repeat_interleave(per_token).to(logprobs)  # [n]
@@ -161,7 +133,12 @@ class Tally:
 
 
 def compute_gradient(
-    model: PreTrainedModel, experience: Experience, loss: Loss, *, compare_groups: bool = False
+    model: PreTrainedModel,
+    experience: Experience,
+    loss: Loss,
+    forward_pass: ForwardPass,
+    *,
+    compare_groups: bool = False,
 ) -> dict[str, float]:
     """Write the gradient of the batch's loss into the parameters' .grad, and return metrics.
 
@@ -170,7 +147,8 @@ def compute_gradient(
     Args:
         model: the policy. Its gradients are overwritten, and are zero (not None) if nothing teaches.
         experience: the whole optimizer batch.
-        loss: the settings of the surrogate.
+        loss: the surrogate.
+        forward_pass: how the policy's log-probabilities are computed.
         compare_groups: compute the gradients of negative groups and of all others separately, and also return
             groups/grad_norm_share_negative and groups/grad_cosine.
     """
@@ -180,33 +158,37 @@ def compute_gradient(
     weights, teaches = loss.weights(experience), loss.teaches(experience)
     generations = experience.rollouts.num_generations
     negative = group_kinds(experience.correct, experience.valid).negative.flatten().repeat_interleave(generations)
+
+    def accumulate(which: Tensor) -> Tally:
+        return loss.accumulate(model, experience, forward_pass, which.nonzero().squeeze(1), weights)
+
     metrics = {}
     if compare_groups:
-        tally = loss.accumulate(model, experience, (teaches & negative).nonzero().squeeze(1), weights)
+        tally = accumulate(teaches & negative)
         of_negative = [p.grad.clone() for p in model.parameters() if p.grad is not None]
-        tally += loss.accumulate(model, experience, (teaches & ~negative).nonzero().squeeze(1), weights)
+        tally += accumulate(teaches & ~negative)
         of_others = [p.grad - g for p, g in zip(_parameters_with_gradient(model), of_negative, strict=True)]
         metrics = compare_gradients(of_negative, of_others)
     else:
-        tally = loss.accumulate(model, experience, teaches.nonzero().squeeze(1), weights)
+        tally = accumulate(teaches)
     return {**tally.metrics(), **metrics, "empty_step": float(tally.completions == 0)}
 
 
-def find_non_finite(model: PreTrainedModel, experience: Experience, loss: Loss) -> str:
+def find_non_finite(model: PreTrainedModel, experience: Experience, loss: Loss, forward_pass: ForwardPass) -> str:
     """Return a sentence that names the first micro-batch whose loss or gradient is not finite.
 
     Computes each micro-batch again by itself.
 
     Args:
         model: the policy; its gradients are overwritten.
-        experience, loss: what `compute_gradient` was given.
+        experience, loss, forward_pass: what `compute_gradient` was given.
     """
     rows, weights = loss.teaches(experience).nonzero().squeeze(1), loss.weights(experience)
-    batches = split_into_microbatches(model, experience.rollouts, rows.tolist(), loss.max_tokens_per_microbatch)
+    batches = split_into_microbatches(model, experience.rollouts, rows.tolist(), forward_pass.max_tokens_per_microbatch)
     parts = [[row for pack in packs for row in pack] for packs in batches]
     for number, part in enumerate(parts, start=1):
         model.zero_grad()
-        value = loss.accumulate(model, experience, torch.as_tensor(part), weights).loss
+        value = loss.accumulate(model, experience, forward_pass, torch.as_tensor(part), weights).loss
         norm = gather_tensor(torch.nn.utils.get_total_norm([p.grad for p in _parameters_with_gradient(model)])).item()
         if not (math.isfinite(value) and math.isfinite(norm)):
             generations = experience.rollouts.num_generations

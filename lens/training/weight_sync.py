@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedModel
 
 from lens.errors import ConfigError
+from lens.models.logprobs import ForwardPass
 from lens.models.sharding import gather_named_weights
 from lens.problems.prompts import Prompt
 from lens.sampling.rollouts import Sampler
 from lens.training.experience import measure_logp_difference
-from lens.training.update import Loss
 
 PROBE_PROMPTS, PROBE_TOKENS = 32, 32  # at most 1,024 tokens
 
 
 @dataclass
-class SyncedSampler:
+class WeightSync:
     """Hands out the engine, and syncs its weights first if the policy has changed.
 
     After the first sync, and then after every ``sampler.parity_every`` syncs, a probe compares the log-probabilities
@@ -26,7 +26,7 @@ class SyncedSampler:
 
     Attributes:
         sampler: the engine. If its parity_every is None, it is the policy itself and there is nothing to compare.
-        model, loss: the policy, and how its log-probabilities are computed.
+        model, forward_pass: the policy, and how its log-probabilities are computed.
         prompts: the training prompts; probes use the first few.
         parity: metrics of the last probe: sampling/logp_difference_mean and sampling/logp_difference_max.
     """
@@ -34,12 +34,12 @@ class SyncedSampler:
     sampler: Sampler
     model: PreTrainedModel
     prompts: Sequence[Prompt]
-    loss: Loss
+    forward_pass: ForwardPass
     parity: dict[str, float] = field(default_factory=dict)
     _synced_at: int | None = None
     _syncs: int = 0
 
-    def at(self, step: int) -> Sampler:
+    def sampler_at(self, step: int) -> Sampler:
         """Return the engine with the policy's weights after ``step`` updates.
 
         Raises:
@@ -50,11 +50,13 @@ class SyncedSampler:
             self._synced_at, self._syncs = step, self._syncs + 1
             every = self.sampler.parity_every
             if every is not None and (self._syncs == 1 or (every > 0 and self._syncs % every == 0)):
-                self.parity = probe_engine(self.sampler, self.model, self.prompts, self.loss)
+                self.parity = probe_engine(self.sampler, self.model, self.prompts, self.forward_pass)
         return self.sampler
 
 
-def probe_engine(sampler: Sampler, model: PreTrainedModel, prompts: Sequence[Prompt], loss: Loss) -> dict[str, float]:
+def probe_engine(
+    sampler: Sampler, model: PreTrainedModel, prompts: Sequence[Prompt], forward_pass: ForwardPass
+) -> dict[str, float]:
     """Sample a few tokens, and compare the engine's log-probabilities with the trainer's.
 
     Returns:
@@ -64,9 +66,10 @@ def probe_engine(sampler: Sampler, model: PreTrainedModel, prompts: Sequence[Pro
         ConfigError: the largest difference is above sampler.max_logp_difference.
     """
     rollouts = sampler.sample(
-        prompts[:PROBE_PROMPTS], 1, 0, max_completion_length=PROBE_TOKENS, temperature=loss.temperature
+        prompts[:PROBE_PROMPTS], 1, 0, max_completion_length=PROBE_TOKENS, temperature=forward_pass.temperature
     )
-    found = measure_logp_difference(loss.recompute(model, rollouts)[0], rollouts.logprobs, rollouts.mask)
+    logprobs, _ = forward_pass.rate_rollouts(model, rollouts)
+    found = measure_logp_difference(logprobs, rollouts.logprobs, rollouts.mask)
     largest = found["sampling/logp_difference_max"]
     if not largest <= sampler.max_logp_difference:
         valid = (

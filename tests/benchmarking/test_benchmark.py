@@ -213,18 +213,18 @@ def test_the_naive_update_and_ours_have_the_same_gradient(work):
     experience = make_every_answer_teach(rollouts)
     noise = 0.3 * torch.randn(rollouts.logprobs.shape, generator=torch.Generator().manual_seed(0))
     experience = replace(experience, old_logprobs=experience.old_logprobs + noise * rollouts.mask)
-    clipped = compute_gradient(work.model, experience, work.loss)
+    clipped = compute_gradient(work.model, experience, work.loss, work.forward_pass)
     assert clipped["clip_ratio/low_mean"] > 0 and clipped["clip_ratio/high_mean"] > 0
     ours = flat_gradient(work.model)
     for sequences in (3, 8):
-        naive_gradient(work.model, experience, work.loss, sequences=sequences)
+        naive_gradient(work.model, experience, work.loss, work.forward_pass, sequences=sequences)
         assert (flat_gradient(work.model) - ours).norm() < 1e-5 * ours.norm()
 
 
 def test_every_answer_teaches(work):
     experience = make_every_answer_teach(make_up_rollouts(work))
     assert (experience.advantages != 0).all()
-    assert compute_gradient(work.model, experience, work.loss)["completions/trained"] == 8
+    assert compute_gradient(work.model, experience, work.loss, work.forward_pass)["completions/trained"] == 8
 
 
 def test_made_up_logprobs_are_the_policys_and_lengths_are_spread(work):

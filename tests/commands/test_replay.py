@@ -40,7 +40,7 @@ def test_a_runs_own_objective_gives_what_was_stored(trained):
             stored = pd.read_parquet(file)
             again = weigh_again(stored, objective)
             assert (again["advantage"] == stored["advantage"]).all()
-            assert (again["calibrated_reward"] == stored["calibrated_reward"]).all()
+            assert (again["recalibrated_reward"] == stored["calibrated_reward"]).all()
 
 
 def test_what_lens_would_have_done_with_the_samples_of_grpo(trained, tmp_path, capsys):
@@ -66,7 +66,7 @@ def test_what_lens_would_have_done_with_the_samples_of_grpo(trained, tmp_path, c
                 expected = (rewards - rewards.mean()) / (rewards.std() + 1e-6)
             else:
                 rewards, expected = right.astype(float), 0 * confidence
-            assert group["calibrated_reward"].to_numpy() == pytest.approx(rewards.to_numpy(), abs=1e-6)
+            assert group["recalibrated_reward"].to_numpy() == pytest.approx(rewards.to_numpy(), abs=1e-6)
             assert group["advantage"].to_numpy() == pytest.approx(expected.to_numpy(), abs=1e-6)
     assert {"negative", "mixed"} <= seen
 
@@ -92,7 +92,8 @@ def test_the_command_takes_any_objective_and_needs_no_model(trained, tmp_path):
         pd.read_parquet(trained["lens"] / "rollouts" / file.name), functools.partial(lens_advantages, **options)
     )
     assert (replayed["advantage"] == again["advantage"]).all()
-    negative = replayed[replayed["calibrated_reward"] < -0.5]  # without the 1/G the surest wrong answer gets -1
+    assert replayed["calibrated_reward"].min() >= -0.5  # the paper's, whatever the objective
+    negative = replayed[replayed["recalibrated_reward"] < -0.5]  # without the 1/G the surest wrong answer gets -1
     assert len(negative) > 0
 
 
@@ -102,7 +103,7 @@ def test_a_preference_of_the_objective_is_in_its_rewards(trained):
     wrong = stored["verdict"] == "incorrect"
     spread = {}
     for name, objective in {"rho": functools.partial(lens_advantages, rho="policy"), "none": lens_advantages}.items():
-        rewards = weigh_again(stored, objective)["calibrated_reward"][wrong]
+        rewards = weigh_again(stored, objective)["recalibrated_reward"][wrong]
         spread[name] = rewards.groupby(stored["problem_id"][wrong]).agg(lambda group: group.max() - group.min())
     assert spread["rho"].max() < 1e-6
     assert spread["none"].max() > 1e-3

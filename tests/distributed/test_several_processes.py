@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -20,9 +20,9 @@ from lens.problems.prompts import Prompt
 from lens.runs.checkpoints import ADAPTER_FOLDER
 from lens.sampling.parallel_sampler import merge_rollouts
 from lens.sampling.rollouts import Rollouts
-from lens.training.experience import Experience, weigh_rollouts
+from lens.training.experience import Experience, make_experience
 from tests.support.command_line import ROOT, Command, Result, environment, metrics_of, run, steps_in, training
-from tests.support.gradients import LOSS, TOLERANCE, error
+from tests.support.gradients import TOLERANCE, changed, error
 from tests.support.vllm_engine import VLLM
 
 STEPS = 6
@@ -34,7 +34,7 @@ PATHS = environment(PYTHONPATH=str(ROOT))
 # --- gradients on the same rollouts ----------------------------------------------------------------------------------
 
 CASES = {
-    f"{name}, {dtype}": (dtype, asdict(replace(LOSS, **choices)))
+    f"{name}, {dtype}": (dtype, *map(asdict, changed(**choices)))
     for dtype in TOLERANCE
     for name, choices in {
         "one micro-batch": {},
@@ -43,8 +43,8 @@ CASES = {
         "with an entropy bonus": {"entropy_coef": 0.5},
         "with layers computed again": {"gradient_checkpointing": True},
     }.items()
-} | {"in mixed precision": ("float32", asdict(replace(LOSS, autocast="bfloat16")))}
-COMPILED = {f"with compiled layers, {dtype}": (dtype, asdict(replace(LOSS, torch_compile=True))) for dtype in TOLERANCE}
+} | {"in mixed precision": ("float32", *map(asdict, changed(autocast="bfloat16")))}
+COMPILED = {f"with compiled layers, {dtype}": (dtype, *map(asdict, changed(torch_compile=True))) for dtype in TOLERANCE}
 IN_BFLOAT16 = 0.01  # other micro-batches round otherwise
 
 
@@ -81,8 +81,8 @@ def test_gradients_of_compiled_layers_are_those_of_one_process(experience, tiny_
 def assert_same_gradients(by_one: dict, by_two: dict, cases: dict, case: str) -> None:
     """Gradient, metrics, log-probabilities and entropies agree as far as the data type lets them."""
     one, two = by_one[case], by_two[case]
-    dtype, choices = cases[case]
-    tolerance = IN_BFLOAT16 if choices["autocast"] else TOLERANCE[dtype]
+    dtype, _, forward_pass = cases[case]
+    tolerance = IN_BFLOAT16 if forward_pass["autocast"] else TOLERANCE[dtype]
     difference = error(two["gradient"], one["gradient"])
     print(f"{case}: the gradient differs by {difference:.1e} of its norm")
     assert difference < tolerance
@@ -281,7 +281,7 @@ def test_two_processes_with_an_engine_each_are_killed_and_one_goes_on(command, l
 
     rows = pd.read_parquet(sorted((folder / "rollouts").iterdir())[-1])
     checkpoint = folder / "checkpoints" / f"step_{STEPS:06d}"
-    cases = {dtype: (dtype, asdict(replace(LOSS, temperature=1.0))) for dtype in TOLERANCE}
+    cases = {dtype: (dtype, *map(asdict, changed(temperature=1.0))) for dtype in TOLERANCE}
     one, two = found_by(stored_experience(rows), checkpoint, cases, logs, tmp_path)
     for dtype, tolerance in TOLERANCE.items():
         assert one[dtype]["gradient"].norm() > 0
@@ -306,7 +306,7 @@ def stored_experience(rows: pd.DataFrame) -> Experience:
         texts=list(rows["text"]),
     )
     verdicts = list(rows["verdict"])
-    return weigh_rollouts(rollouts, [None] * (len(rows) // 4), verdicts, lens_advantages, old_from="sampler")
+    return make_experience(rollouts, [None] * (len(rows) // 4), verdicts, lens_advantages, old_from="sampler")
 
 
 def test_a_number_of_processes_that_does_not_divide_the_questions_is_refused(command, logs, tmp_path):

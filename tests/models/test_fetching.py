@@ -13,13 +13,13 @@ from lens.models.loading import load_model
 from lens.objectives import lens_advantages
 from lens.problems import load_problems
 from lens.problems.prompts import PromptFormat, encode_problems
-from lens.training.experience import weigh_rollouts
+from lens.training.experience import make_experience
 from lens.training.update import compute_gradient
 from tests.support.command_line import environment, run
-from tests.support.losses import plain_loss
+from tests.support.losses import plain_loss, plain_pass
 from tests.support.vllm_engine import largest_difference, make_engine, weights
 
-LONGER = plain_loss(max_completion_length=32, max_tokens_per_microbatch=4096, logits_chunk_size=512)
+LONGER = plain_loss(max_completion_length=32), plain_pass(max_tokens_per_microbatch=4096, logits_chunk_size=512)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_after_three_updates_and_syncs_vllm_rates_tokens_as_the_trainer_does(fol
         for update in range(3):
             rollouts = engine.sample(prompts[:4], 8, update, max_completion_length=32)
             verdicts = (["correct"] + ["incorrect"] * 7) * 4
-            compute_gradient(model, weigh_rollouts(rollouts, [1] * 4, verdicts, lens_advantages), LONGER)
+            compute_gradient(model, make_experience(rollouts, [1] * 4, verdicts, lens_advantages), *LONGER)
             optimizer.step()
             stale = engine.sample(prompts, 2, 100 + update, max_completion_length=32)
             assert largest_difference(model, stale) > 1e-2

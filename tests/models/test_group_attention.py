@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,9 +12,9 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from lens.models.group_attention import GroupAttention, Scratch, products_at_the_speed_of
-from lens.models.logprobs import rate_completions
 from lens.models.packing import lay_out
 from lens.models.shared_prompts import SHARED_PROMPTS, Sharing, shared_prompts_attention
+from tests.support.losses import plain_pass
 from tests.support.models import MODELS, alone, gradients_of
 from tests.support.rollouts import ALL, LENGTHS, PROMPT_LENGTHS, random_rollouts
 
@@ -127,14 +129,14 @@ def test_layers_computed_again_or_compiled_are_the_same_in_bfloat16(choice):
     model = MODELS["fewer key heads"]().eval()
     model.set_attn_implementation(SHARED_PROMPTS)
     rollouts = random_rollouts(PROMPT_LENGTHS, LENGTHS)
-    options = {"temperature": 0.9, "logits_chunk_size": 5, "autocast": "bfloat16"}
-    plain = rate_completions(model, rollouts, ALL, **options)
+    forward_pass = plain_pass(temperature=0.9, logits_chunk_size=5, autocast="bfloat16")
+    plain = forward_pass.rate_packs(model, rollouts, ALL)
     expected = gradients_of(model, plain.logprobs)
-    values = rate_completions(model, rollouts, ALL, **options, **dict.fromkeys(choice, True))
+    values = replace(forward_pass, **dict.fromkeys(choice, True)).rate_packs(model, rollouts, ALL)
     torch.testing.assert_close(values.logprobs, plain.logprobs, atol=0.02, rtol=0)
     assert (gradients_of(model, values.logprobs) - expected).norm() < 0.02 * expected.norm()
     with torch.no_grad():
-        unlearned = rate_completions(model, rollouts, ALL, **options)
+        unlearned = forward_pass.rate_packs(model, rollouts, ALL)
     assert torch.equal(unlearned.logprobs, plain.logprobs)
     assert not unlearned.logprobs.requires_grad and not unlearned.entropies.requires_grad
 
@@ -150,7 +152,7 @@ def test_a_model_in_bfloat16_has_nearly_the_values_of_float32(make, autocast):
     if autocast is None:
         model.to(torch.bfloat16)
     rollouts = random_rollouts(PROMPT_LENGTHS, LENGTHS)
-    values = rate_completions(model, rollouts, ALL, temperature=0.9, logits_chunk_size=5, autocast=autocast)
+    values = plain_pass(temperature=0.9, logits_chunk_size=5, autocast=autocast).rate_packs(model, rollouts, ALL)
     torch.testing.assert_close(values.logprobs.float(), expected, atol=0.05, rtol=0)
     assert (gradients_of(model, values.logprobs) - gradient).norm() < 0.05 * gradient.norm()
 

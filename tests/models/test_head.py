@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lens.models.head import HeadValues, rate_tokens
-from lens.models.logprobs import rate_completions
+from tests.support.losses import plain_pass
 from tests.support.rollouts import ALL, LENGTHS
 
 
@@ -28,7 +28,7 @@ class Products(TorchDispatchMode):
 def test_the_head_sees_completion_tokens_alone(tiny, rollouts):
     model, _ = tiny
     with Products(model.config.vocab_size) as seen:
-        values = rate_completions(model, rollouts, ALL, temperature=1.0, logits_chunk_size=10)
+        values = plain_pass(logits_chunk_size=10).rate_packs(model, rollouts, ALL)
     assert seen.rows == [10, 10, 7] and sum(seen.rows) == sum(LENGTHS)
     with seen:
         values.logprobs.sum().backward()  # computes every chunk once more, and nothing else

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -17,9 +19,9 @@ from transformers import (
 
 from lens.errors import ConfigError
 from lens.models.layers import check_layers, use_changed_layers
-from lens.models.logprobs import rate_completions
 from lens.sampling.rollouts import Rollouts
 from lens.sampling.transformers import TransformersSampler
+from tests.support.losses import plain_pass
 from tests.support.models import gradients_of
 from tests.support.rollouts import ALL, GENERATIONS, LENGTHS, PROMPT_LENGTHS, random_rollouts
 
@@ -35,7 +37,7 @@ def kept_bytes(model: PreTrainedModel, rollouts: Rollouts, **choices: bool) -> i
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        values = rate_completions(model, rollouts, ALL, temperature=1.0, logits_chunk_size=4, **choices)
+        values = plain_pass(logits_chunk_size=4, **choices).rate_packs(model, rollouts, ALL)
     del values
     return sum(kept.values())
 
@@ -55,28 +57,25 @@ def test_dropout_stays_off_in_layers_that_are_computed_again(rollouts):
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64, "num_hidden_layers": 2}
     model = OPTForCausalLM(OPTConfig(vocab_size=100, num_attention_heads=2, dropout=0.5, **sizes)).eval()
-    choices = {"temperature": 1.0, "logits_chunk_size": 5}
-    expected = rate_completions(model, rollouts, ALL, **choices).logprobs
-    again = rate_completions(model, rollouts, ALL, **choices, gradient_checkpointing=True).logprobs
+    forward_pass = plain_pass(logits_chunk_size=5)
+    expected = forward_pass.rate_packs(model, rollouts, ALL).logprobs
+    again = replace(forward_pass, gradient_checkpointing=True).rate_packs(model, rollouts, ALL).logprobs
     torch.testing.assert_close(again, expected)
     difference = gradients_of(model, again) - gradients_of(model, expected)
-    assert (
-        difference.norm()
-        < 1e-6 * gradients_of(model, rate_completions(model, rollouts, ALL, **choices).logprobs).norm()
-    )
+    assert difference.norm() < 1e-6 * gradients_of(model, forward_pass.rate_packs(model, rollouts, ALL).logprobs).norm()
 
 
 def test_compiled_layers_say_the_same_and_are_compiled_for_all_lengths(tiny, rollouts):
     model, _ = tiny
-    choices = {"temperature": 0.9, "logits_chunk_size": 5}
+    forward_pass = plain_pass(temperature=0.9, logits_chunk_size=5)
     torch._dynamo.reset()  # other tests may have compiled the same layers
     counters.clear()
     seen = []
     for lengths in (LENGTHS, (9, 3, 2, 5, 11, 8), (2, 1, 3, 4, 6, 5)):
         some = random_rollouts(PROMPT_LENGTHS, lengths)
-        expected = rate_completions(model, some, ALL, **choices)
+        expected = forward_pass.rate_packs(model, some, ALL)
         gradient = gradients_of(model, expected.logprobs)
-        values = rate_completions(model, some, ALL, **choices, torch_compile=True)
+        values = replace(forward_pass, torch_compile=True).rate_packs(model, some, ALL)
         torch.testing.assert_close(values.logprobs, expected.logprobs, atol=1e-5, rtol=0)
         torch.testing.assert_close(values.entropies, expected.entropies, atol=1e-5, rtol=0)
         assert (gradients_of(model, values.logprobs) - gradient).norm() < 1e-5 * gradient.norm()
@@ -89,7 +88,6 @@ def test_compiled_layers_say_the_same_and_are_compiled_for_all_lengths(tiny, rol
 )
 def test_between_updates_the_layers_are_as_they_were(tiny, rollouts, choice):
     model, tokenizer = tiny
-    choices = {"temperature": 1.0, "logits_chunk_size": 5}
 
     def sample() -> tuple[list[int], Tensor]:
         sampler = TransformersSampler(model, tokenizer, max_num_seqs=4)
@@ -97,7 +95,7 @@ def test_between_updates_the_layers_are_as_they_were(tiny, rollouts, choice):
         return found.completion_ids.tolist(), found.logprobs
 
     before = sample()
-    values = rate_completions(model, rollouts, ALL, **choices, **dict.fromkeys(choice, True))
+    values = plain_pass(logits_chunk_size=5, **dict.fromkeys(choice, True)).rate_packs(model, rollouts, ALL)
     between = sample()  # before the backward pass, which computes layers again
     gradients_of(model, values.logprobs)
     for ids, logprobs in (between, sample()):

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from lens.models.loading import load_model
-from lens.models.logprobs import rate_completions, rate_rollouts
 from tests.support.gradients import norms_in_their_own_type
+from tests.support.losses import plain_pass
 from tests.support.models import dense_values, gradients_of
 from tests.support.rollouts import ALL, LENGTHS
 
@@ -19,7 +19,7 @@ from tests.support.rollouts import ALL, LENGTHS
 def test_values_and_gradients_are_those_of_dense_logits(tiny, rollouts, temperature, chunk, packs):
     model, _ = tiny
     rows = [row for pack in packs for row in pack]
-    values = rate_completions(model, rollouts, packs, temperature=temperature, logits_chunk_size=chunk)
+    values = plain_pass(temperature=temperature, logits_chunk_size=chunk).rate_packs(model, rollouts, packs)
     dense = [dense_values(model, rollouts, row, temperature) for row in rows]
     logprobs, entropies = (torch.cat(parts) for parts in zip(*dense, strict=True))
     torch.testing.assert_close(values.logprobs, logprobs, atol=2e-6, rtol=1e-5)
@@ -32,7 +32,7 @@ def test_values_and_gradients_are_those_of_dense_logits(tiny, rollouts, temperat
 def test_entropies_carry_gradients_and_are_left_out_where_nobody_wants_them(tiny, rollouts, chunk):
     model = tiny[0].double()  # so that rounding, which processors do differently, decides nothing
     norms_in_their_own_type(model)
-    packs, choices = [[1, 0], [4]], {"temperature": 0.7, "logits_chunk_size": chunk}
+    packs, forward_pass = [[1, 0], [4]], plain_pass(temperature=0.7, logits_chunk_size=chunk)
 
     def dense() -> tuple[Tensor, ...]:
         each = [dense_values(model, rollouts, row, 0.7) for row in (1, 0, 4)]
@@ -41,33 +41,34 @@ def test_entropies_carry_gradients_and_are_left_out_where_nobody_wants_them(tiny
     for share in (0, 2):  # of the log-probabilities
         logprobs, entropies = dense()
         expected = gradients_of(model, entropies + share * logprobs)
-        values = rate_completions(model, rollouts, packs, **choices)
+        values = forward_pass.rate_packs(model, rollouts, packs)
         found = gradients_of(model, values.entropies + share * values.logprobs)
         assert (found - expected).norm() < 1e-12 * expected.norm()
-    without = rate_completions(model, rollouts, packs, **choices, entropies=False)
+    without = forward_pass.rate_packs(model, rollouts, packs, entropies=False)
     assert without.entropies is None and torch.equal(without.logprobs, values.logprobs)
 
 
 def test_without_gradients_the_values_are_the_same(tiny, rollouts):
     model, _ = tiny
-    choices = {"temperature": 0.7, "logits_chunk_size": 5}
+    forward_pass = plain_pass(temperature=0.7, logits_chunk_size=5)
     with torch.no_grad():
-        values = rate_completions(model, rollouts, ALL, **choices)
+        values = forward_pass.rate_packs(model, rollouts, ALL)
     assert not values.logprobs.requires_grad
-    torch.testing.assert_close(values.logprobs, rate_completions(model, rollouts, ALL, **choices).logprobs)
+    torch.testing.assert_close(values.logprobs, forward_pass.rate_packs(model, rollouts, ALL).logprobs)
 
 
 def test_values_are_at_least_float32(tiny_folder, rollouts):
     for dtype, expected in (("bfloat16", torch.float32), ("float64", torch.float64)):
         model, _ = load_model(str(tiny_folder), dtype=dtype)
-        values = rate_completions(model, rollouts, [[0]], temperature=1.0, logits_chunk_size=8)
+        values = plain_pass(logits_chunk_size=8).rate_packs(model, rollouts, [[0]])
         assert values.logprobs.dtype == values.entropies.dtype == expected
 
 
 @pytest.mark.parametrize("max_tokens", [17, 40, 10_000])
 def test_recomputed_values_stand_where_their_tokens_stand(tiny, rollouts, max_tokens):
     model, _ = tiny
-    table = rate_rollouts(model, rollouts, temperature=0.7, logits_chunk_size=5, max_tokens=max_tokens)
+    sizes = {"logits_chunk_size": 5, "max_tokens_per_microbatch": max_tokens}
+    table = plain_pass(temperature=0.7, **sizes).rate_rollouts(model, rollouts)
     for row, length in enumerate(LENGTHS):
         for values, expected in zip(table, dense_values(model, rollouts, row, 0.7), strict=True):
             assert values.shape == rollouts.completion_ids.shape and not values.requires_grad

@@ -18,13 +18,13 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreT
 from lens.config.checks import check_values
 from lens.errors import ConfigError
 from lens.models.loading import load_model
-from lens.models.logprobs import rate_completions
 from lens.models.lora import WEIGHTS_FILE, add_adapters, check_adapters, load_adapters
 from lens.models.sharding import gather_named_weights
 from lens.runs.checkpoints import ADAPTER_FOLDER, save_checkpoint
 from lens.sampling.transformers import TransformersSampler
 from lens.training.policy import make_optimizer
 from tests.support.command_line import assert_same_end, metrics_of, run, training, weights_of
+from tests.support.losses import plain_pass
 from tests.support.rollouts import ALL, random_rollouts
 
 ADAM = OmegaConf.create({"learning_rate": 1e-2, "adam_betas": [0.9, 0.999], "adam_eps": 1e-8, "weight_decay": 0.01})
@@ -90,14 +90,8 @@ def test_an_update_changes_every_adapter_and_no_other_weight(tiny, choices):
     optimizer = make_optimizer(model, ADAM)
     at_first = {name: parameter.clone() for name, parameter in model.named_parameters()}
     for _ in range(2):  # at first the gradient of A is zero, as B is
-        values = rate_completions(
-            model,
-            random_rollouts((5, 1, 9), (4, 1, 7, 6, 1, 8)),
-            ALL,
-            temperature=1.0,
-            logits_chunk_size=5,
-            **choices,
-        )
+        rollouts = random_rollouts((5, 1, 9), (4, 1, 7, 6, 1, 8))
+        values = plain_pass(logits_chunk_size=5, **choices).rate_packs(model, rollouts, ALL)
         optimizer.zero_grad()
         values.logprobs.mean().backward()
         optimizer.step()
@@ -156,9 +150,7 @@ def test_the_sampler_and_the_update_use_the_adapted_model(adapted, tiny):
     rollouts = random_rollouts((5, 1, 9), (4, 1, 7, 6, 1, 8))
     sampled = TransformersSampler(*tiny, max_num_seqs=8).sample(rollouts.prompts, 2, 0, max_completion_length=6)
     with torch.no_grad():
-        rated = rate_completions(
-            adapted, sampled, [[n] for n in range(6)], temperature=1.0, logits_chunk_size=5
-        ).logprobs
+        rated = plain_pass(logits_chunk_size=5).rate_packs(adapted, sampled, [[n] for n in range(6)]).logprobs
     torch.testing.assert_close(sampled.logprobs[sampled.mask], rated, atol=1e-5, rtol=0)
 
 

@@ -19,8 +19,8 @@ from transformers.masking_utils import sdpa_mask
 
 from lens.errors import ConfigError
 from lens.models.loading import load_model
-from lens.models.logprobs import rate_completions
 from lens.models.packing import lay_out, split_into_microbatches
+from tests.support.losses import plain_pass
 from tests.support.rollouts import GENERATIONS, random_rollouts
 
 
@@ -88,9 +88,8 @@ def test_sequences_in_one_row_do_not_see_each_other(tiny_folder, flat, rollouts)
     lengths = [len(rollouts.prompts[row // GENERATIONS].token_ids) + int(rollouts.lengths[row]) for row in range(6)]
     assert layout.ids.shape == (1, sum(lengths))
     assert layout.sharing is None
-    choices = {"temperature": 0.9, "logits_chunk_size": 7}
-    expected = rate_completions(padded, rollouts, packs, **choices)
-    values = rate_completions(flat, rollouts, packs, **choices)
+    forward_pass = plain_pass(temperature=0.9, logits_chunk_size=7)
+    expected, values = (forward_pass.rate_packs(each, rollouts, packs) for each in (padded, flat))
     torch.testing.assert_close(values.logprobs, expected.logprobs, atol=1e-5, rtol=0)
     torch.testing.assert_close(values.entropies, expected.entropies, atol=1e-5, rtol=0)
 

@@ -11,8 +11,8 @@ from transformers import (
 )
 
 from lens.errors import ConfigError
-from lens.models.logprobs import rate_completions
 from lens.models.shared_prompts import SHARED_PROMPTS, Collect, Sharing, Spread, make_window_mask
+from tests.support.losses import plain_pass
 from tests.support.models import MODELS, alone, gradients_of
 from tests.support.rollouts import ALL, LENGTHS, PROMPT_LENGTHS, random_rollouts
 
@@ -28,7 +28,7 @@ def test_completions_that_share_a_prompt_are_as_if_alone(make):
     torch.testing.assert_close(alone(model), expected)  # without anything shared it is transformers' own
     rollouts = random_rollouts(PROMPT_LENGTHS, LENGTHS)
     for choices in ({}, {"gradient_checkpointing": True}):
-        values = rate_completions(model, rollouts, ALL, temperature=0.9, logits_chunk_size=5, **choices)
+        values = plain_pass(temperature=0.9, logits_chunk_size=5, **choices).rate_packs(model, rollouts, ALL)
         torch.testing.assert_close(values.logprobs, expected, atol=1e-5, rtol=0)
         assert (gradients_of(model, values.logprobs) - gradient).norm() < 1e-5 * gradient.norm()
 
@@ -41,7 +41,7 @@ def test_a_prompt_is_computed_once():
     rollouts = random_rollouts((40,), (3,) * 8)
     for name, tokens in (("sdpa", (8, 43)), (SHARED_PROMPTS, (1, 40 + 8 * 3))):
         model.set_attn_implementation(name)
-        rate_completions(model, rollouts, [list(range(8))], temperature=1.0, logits_chunk_size=5)
+        plain_pass().rate_packs(model, rollouts, [list(range(8))])
         assert seen.pop() == tokens
 
 
@@ -57,7 +57,7 @@ def test_a_model_that_does_not_hand_on_what_is_shared_is_refused():
     model.model.__class__ = Forgetful
     model.set_attn_implementation(SHARED_PROMPTS)
     with pytest.raises(ConfigError, match=r"model\.attention='sdpa': eager: LlamaForCausalLM"):
-        rate_completions(model, random_rollouts((5,), (4, 4)), [[0, 1]], temperature=1.0, logits_chunk_size=5)
+        plain_pass().rate_packs(model, random_rollouts((5,), (4, 4)), [[0, 1]])
 
 
 @given(

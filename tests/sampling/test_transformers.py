@@ -12,12 +12,12 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lens.errors import ConfigError
-from lens.models.logprobs import rate_rollouts
 from lens.problems import load_problems
 from lens.problems.prompts import Prompt, PromptFormat, encode_problems
 from lens.sampling.rollouts import geometric_mean_probability
 from lens.sampling.transformers import TransformersSampler, sample_tokens
 from lens.seeding import derive_seed
+from tests.support.losses import plain_pass
 from tests.support.rollouts import by_question, completions
 
 GENERATIONS = 4
@@ -48,7 +48,7 @@ def test_logprobs_are_those_of_the_policy(tiny, prompts, temperature, max_num_se
     model, tokenizer = tiny
     sampler = TransformersSampler(model, tokenizer, max_num_seqs=max_num_seqs)
     rollouts = sampler.sample(prompts, GENERATIONS, 0, max_completion_length=MAX_LENGTH, temperature=temperature)
-    again, _ = rate_rollouts(model, rollouts, temperature=temperature, logits_chunk_size=64, max_tokens=200)
+    again, _ = plain_pass(temperature=temperature, max_tokens_per_microbatch=200).rate_rollouts(model, rollouts)
     torch.testing.assert_close(rollouts.logprobs, again, atol=1e-5, rtol=0)
     assert (rollouts.logprobs[rollouts.mask] < 0).all()
 
@@ -180,7 +180,7 @@ def test_left_padding_shifts_no_absolute_position(tiny, prompts):
     )
     model = GPT2LMHeadModel(config).eval()
     rollouts = TransformersSampler(model, tokenizer, max_num_seqs=64).sample(prompts, 2, 0, max_completion_length=8)
-    again, _ = rate_rollouts(model, rollouts, temperature=1.0, logits_chunk_size=64, max_tokens=200)
+    again, _ = plain_pass(max_tokens_per_microbatch=200).rate_rollouts(model, rollouts)
     torch.testing.assert_close(rollouts.logprobs, again, atol=1e-4, rtol=0)
 
 

@@ -16,15 +16,14 @@ from transformers import PreTrainedModel
 
 from lens.errors import ConfigError
 from lens.models.loading import load_model
-from lens.models.logprobs import rate_rollouts
 from lens.models.lora import add_adapters
 from lens.models.sharding import gather_named_weights
 from lens.problems import load_problems
 from lens.problems.prompts import Prompt, PromptFormat, encode_problems
 from lens.sampling.rollouts import Rollouts, Sampler
 from lens.sampling.transformers import TransformersSampler
-from lens.training.weight_sync import SyncedSampler, probe_engine
-from tests.support.losses import plain_loss
+from lens.training.weight_sync import WeightSync, probe_engine
+from tests.support.losses import plain_pass
 from tests.support.rollouts import by_question
 from tests.support.vllm_engine import (
     GENERATIONS,
@@ -36,7 +35,7 @@ from tests.support.vllm_engine import (
     weights,
 )
 
-LOSS = plain_loss(max_completion_length=MAX_LENGTH)
+PASS = plain_pass()
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +63,7 @@ def engine(policy) -> Iterator[Sampler]:
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_logprobs_are_those_of_the_policy(policy, engine, prompts, temperature):
     rollouts = engine.sample(prompts, GENERATIONS, 0, max_completion_length=MAX_LENGTH, temperature=temperature)
-    again, _ = rate_rollouts(policy[0], rollouts, temperature=temperature, logits_chunk_size=256, max_tokens=2000)
+    again, _ = plain_pass(temperature=temperature).rate_rollouts(policy[0], rollouts)
     torch.testing.assert_close(rollouts.logprobs, again, atol=1e-4, rtol=0)
     assert rollouts.completion_ids.shape == (len(prompts) * GENERATIONS, int(rollouts.lengths.max()))
 
@@ -155,13 +154,13 @@ def test_after_a_sync_the_engine_has_the_sum_of_weights_and_adapters(policy, eng
 
 
 def test_a_probe_measures_and_refuses(policy, engine, prompts):
-    found = probe_engine(engine, policy[0], prompts, LOSS)
+    found = probe_engine(engine, policy[0], prompts, PASS)
     assert 0 < found["sampling/logp_difference_mean"] <= found["sampling/logp_difference_max"] < 1e-3
     other = load_model(policy[0].name_or_path)[0]
     with torch.no_grad():
         other.lm_head.weight.mul_(1.1)
     with pytest.raises(ConfigError, match=r"max_logp_difference=0\.001: at least"):
-        probe_engine(engine, other, prompts, LOSS)
+        probe_engine(engine, other, prompts, PASS)
 
 
 class Recorder:
@@ -183,13 +182,13 @@ class Recorder:
 def test_an_engine_is_synced_when_the_policy_has_changed_and_probed_now_and_then(policy, engine, prompts):
     model = load_model(policy[0].name_or_path)[0]
     often, parities = Recorder(engine, parity_every=3), []
-    synced = SyncedSampler(often, model, prompts, LOSS)
+    weight_sync = WeightSync(often, model, prompts, PASS)
     try:
         for step in (0, 0, 1, 4, 4, 5):
             with torch.no_grad():
                 model.lm_head.weight.copy_((1 + step / 10) * policy[0].lm_head.weight)
-            assert synced.at(step) is often
-            parities.append(synced.parity)
+            assert weight_sync.sampler_at(step) is often
+            parities.append(weight_sync.parity)
     finally:
         engine.sync(weights(policy[0]))
     assert often.calls == ["sync", "sample", "sync", "sync", "sample", "sync"]
@@ -199,9 +198,9 @@ def test_an_engine_is_synced_when_the_policy_has_changed_and_probed_now_and_then
         assert 0 < found["sampling/logp_difference_mean"] <= found["sampling/logp_difference_max"] < 1e-3
     assert first != second
     seldom = Recorder(engine, parity_every=0)
-    synced = SyncedSampler(seldom, policy[0], prompts, LOSS)
+    weight_sync = WeightSync(seldom, policy[0], prompts, PASS)
     for step in range(5):
-        synced.at(step)
+        weight_sync.sampler_at(step)
     assert seldom.calls == ["sync", "sample", *["sync"] * 4]
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,13 +13,14 @@ from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from lens.models.loading import load_model
+from lens.models.logprobs import ForwardPass
 from lens.objectives import lens_advantages
 from lens.problems import load_problems
 from lens.problems.prompts import PromptFormat, encode_problems
 from lens.sampling.transformers import TransformersSampler
-from lens.training.experience import Experience, weigh_rollouts
+from lens.training.experience import Experience, make_experience
 from lens.training.update import Loss, compute_gradient
-from tests.support.losses import plain_loss
+from tests.support.losses import plain_loss, plain_pass
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
 MAX_LENGTH = 10
@@ -30,22 +32,22 @@ VERDICTS = (
     + ["correct"] * 4
     + ["incorrect", "timeout", "correct", "error"]
 )
-SIZES = {"max_completion_length": MAX_LENGTH, "max_tokens_per_microbatch": 10_000, "logits_chunk_size": 16}
-LOSS = plain_loss(epsilon_high=0.3, temperature=0.8, **SIZES)
+LOSS = plain_loss(epsilon_high=0.3, max_completion_length=MAX_LENGTH)
+PASS = plain_pass(temperature=0.8, max_tokens_per_microbatch=10_000, logits_chunk_size=16)
 
 
-def make_experience(model_folder: Path) -> Experience:
+def sample_experience(model_folder: Path) -> Experience:
     """Four questions with four answers each, prompts and answers of different lengths."""
     model, tokenizer = load_model(str(model_folder))
     problems = load_problems("arithmetic", split="test", size=10).select([0, 1, 2, 3])
     problems, prompts, _ = encode_problems(problems, tokenizer, PromptFormat())
     sampler = TransformersSampler(model, tokenizer, max_num_seqs=64)
-    rollouts = sampler.sample(prompts, GENERATIONS, 5, max_completion_length=MAX_LENGTH, temperature=LOSS.temperature)
+    rollouts = sampler.sample(prompts, GENERATIONS, 5, max_completion_length=MAX_LENGTH, temperature=PASS.temperature)
     assert len({len(prompt.token_ids) for prompt in prompts}) > 1 and len(set(rollouts.lengths.tolist())) > 2
 
     generator = torch.Generator().manual_seed(0)
     noise = [0.5 * torch.randn(rollouts.logprobs.shape, generator=generator) * rollouts.mask for _ in range(2)]
-    weighed = weigh_rollouts(
+    weighed = make_experience(
         rollouts,
         list(problems["level"]),
         VERDICTS,
@@ -69,8 +71,16 @@ def flat_gradient(model: PreTrainedModel) -> Tensor:
     return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
 
 
-def gradient(model: PreTrainedModel, experience: Experience, loss: Loss = LOSS, **choices: bool) -> Tensor:
-    compute_gradient(model, experience, loss, **choices)
+def changed(**changes: Any) -> tuple[Loss, ForwardPass]:
+    """LOSS and PASS but for what is changed; a name is a field of one of them."""
+    of_loss = {f.name: changes.pop(f.name) for f in fields(Loss) if f.name in changes}
+    return replace(LOSS, **of_loss), replace(PASS, **changes)
+
+
+def gradient(
+    model: PreTrainedModel, experience: Experience, loss: Loss = LOSS, forward_pass: ForwardPass = PASS
+) -> Tensor:
+    compute_gradient(model, experience, loss, forward_pass)
     return flat_gradient(model)
 
 

@@ -1,9 +1,10 @@
-"""The loss of tests that are about something else."""
+"""The loss and the forward pass of tests that are about something else."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from lens.models.logprobs import ForwardPass
 from lens.training.update import Loss
 
 
@@ -16,9 +17,12 @@ def plain_loss(**changes: Any) -> Loss:
         "loss_agg_mode": "seq-mean-token-mean",
         "beta": 0.0,
         "entropy_coef": 0.0,
-        "temperature": 1.0,
         "max_completion_length": 16,
-        "max_tokens_per_microbatch": 2000,
-        "logits_chunk_size": 256,
     }
     return Loss(**(choices | changes))
+
+
+def plain_pass(**changes: Any) -> ForwardPass:
+    """Everything at once, in the type of the weights, but for what is changed."""
+    choices = {"temperature": 1.0, "max_tokens_per_microbatch": 2000, "logits_chunk_size": 256}
+    return ForwardPass(**(choices | changes))

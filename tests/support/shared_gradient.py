@@ -13,6 +13,7 @@ import torch
 from lens.distributed.collectives import gather_tensor, is_first, process_group
 from lens.distributed.processes import exit_at_once
 from lens.models.loading import load_model
+from lens.models.logprobs import ForwardPass
 from lens.models.sharding import gather_named_weights, shard_model
 from lens.training.experience import Experience
 from lens.training.update import Loss, compute_gradient
@@ -23,14 +24,15 @@ if __name__ == "__main__":
     job = torch.load(folder / "job.pt", weights_only=True)
     experience, found = Experience.from_state(job["experience"]), {}
     with process_group():
-        for name, (dtype, choices) in job["cases"].items():
-            model, loss = load_model(job["model"], dtype=dtype)[0], Loss(**choices)
+        for name, (dtype, *choices) in job["cases"].items():
+            model = load_model(job["model"], dtype=dtype)[0]
+            loss, forward_pass = (make(**own) for make, own in zip((Loss, ForwardPass), choices, strict=True))
             if dtype == "float64":
                 norms_in_their_own_type(model)
             shard_model(model)
-            metrics = compute_gradient(model, experience, loss, compare_groups=True)
+            metrics = compute_gradient(model, experience, loss, forward_pass, compare_groups=True)
             gradient = torch.cat([gather_tensor(parameter.grad).flatten() for parameter in model.parameters()])
-            logprobs, entropies = loss.recompute(model, experience.rollouts)
+            logprobs, entropies = forward_pass.rate_rollouts(model, experience.rollouts)
             weights = {name: tensor.clone() for name, tensor in gather_named_weights(model)}
             held = sum(p.to_local().numel() if hasattr(p, "to_local") else p.numel() for p in model.parameters())
             found[name] = {

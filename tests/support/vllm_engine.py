@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lens.models.logprobs import rate_rollouts
 from lens.sampling.rollouts import Rollouts, Sampler
 from lens.training.experience import measure_logp_difference
+from tests.support.losses import plain_pass
 
 GENERATIONS, MAX_LENGTH = 4, 14
 CHOICES = {
@@ -39,7 +39,7 @@ def weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
 
 
 def ratings(model: PreTrainedModel, rollouts: Rollouts) -> Tensor:
-    return rate_rollouts(model, rollouts, temperature=1.0, logits_chunk_size=256, max_tokens=2000)[0]
+    return plain_pass().rate_rollouts(model, rollouts)[0]
 
 
 def largest_difference(model: PreTrainedModel, rollouts: Rollouts) -> float:

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from lens.losses.aggregation import token_weights
 from lens.models.loading import load_model
+from lens.models.logprobs import ForwardPass
 from lens.objectives import grpo_advantages, lens_advantages
 from lens.training.experience import Experience
 from lens.training.update import Loss, compute_gradient, find_non_finite
@@ -26,7 +27,9 @@ from tests.support.gradients import (
     GENERATIONS,
     LOSS,
     MAX_LENGTH,
+    PASS,
     TOLERANCE,
+    changed,
     error,
     flat_gradient,
     gradient,
@@ -108,7 +111,7 @@ def naive_loss(model: PreTrainedModel, experience: Experience, loss: Loss) -> tu
         logits = model(torch.cat([prompt, completion])[None]).logits[0]
         total = 0.0
         for place, token in enumerate(completion.tolist()):
-            log_softmax = (logits[len(prompt) - 1 + place] / loss.temperature).log_softmax(dim=0)
+            log_softmax = (logits[len(prompt) - 1 + place] / PASS.temperature).log_softmax(dim=0)
             logprob, entropy = log_softmax[token], -(log_softmax.exp() * log_softmax).sum()
             advantage = experience.advantages[question, answer].to(logprob)
             ratio = (logprob - experience.old_logprobs[row, place]).exp()
@@ -141,8 +144,8 @@ def naive_loss(model: PreTrainedModel, experience: Experience, loss: Loss) -> tu
 def test_gradient_is_that_of_the_naive_loss(models, experience, mode, beta, dual_clip, entropy_coef, dtype):
     model = models[dtype]
     choices = {"beta": beta, "dual_clip": dual_clip, "entropy_coef": entropy_coef}
-    loss = replace(LOSS, loss_agg_mode=mode, max_tokens_per_microbatch=80, **choices)
-    metrics = compute_gradient(model, experience, loss)
+    loss, forward_pass = changed(loss_agg_mode=mode, max_tokens_per_microbatch=80, **choices)
+    metrics = compute_gradient(model, experience, loss, forward_pass)
     actual = flat_gradient(model)
     model.zero_grad()
     expected, counts = naive_loss(model, experience, loss)
@@ -157,9 +160,9 @@ def test_gradient_is_that_of_the_naive_loss(models, experience, mode, beta, dual
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_without_old_log_probabilities_the_policy_is_its_own(models, experience, dtype):
     model = models[dtype]
-    known = replace(experience, old_logprobs=LOSS.recompute(model, experience.rollouts)[0])
+    known = replace(experience, old_logprobs=PASS.rate_rollouts(model, experience.rollouts)[0])
     expected = gradient(model, known)
-    metrics = compute_gradient(model, replace(experience, old_logprobs=None), LOSS)
+    metrics = compute_gradient(model, replace(experience, old_logprobs=None), LOSS, PASS)
     assert error(flat_gradient(model), expected) < 1e-5  # the recomputed ones are float32
     assert metrics["clip_ratio/low_mean"] == metrics["clip_ratio/high_mean"] == 0
 
@@ -173,7 +176,7 @@ def test_microbatches_order_and_padding_change_nothing(models, experience, mode,
     expected = gradient(model, experience, whole)
 
     def difference(experience: Experience, **choices: int) -> float:
-        return error(gradient(model, experience, replace(whole, **choices)), expected)
+        return error(gradient(model, experience, whole, replace(PASS, **choices)), expected)
 
     questions = reordered(experience, [*range(8, 12), *range(4), *range(12, 16), *range(4, 8)])
     answers = reordered(experience, [2, 0, 3, 1, 5, 4, 7, 6, 11, 10, 9, 8, 14, 12, 13, 15])
@@ -193,12 +196,13 @@ def test_microbatches_order_and_padding_change_nothing(models, experience, mode,
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float64", 1e-12)])
 @pytest.mark.parametrize("max_tokens", [80, 10_000])
 def test_layers_that_are_computed_again_have_the_same_gradient(models, experience, dtype, tolerance, max_tokens):
-    model, loss = models[dtype], replace(LOSS, beta=0.1, entropy_coef=0.1, max_tokens_per_microbatch=max_tokens)
+    model = models[dtype]
+    loss, forward_pass = changed(beta=0.1, entropy_coef=0.1, max_tokens_per_microbatch=max_tokens)
     passes = []
     hook = model.base_model.layers[0].mlp.register_forward_pre_hook(lambda *_: passes.append(torch.is_grad_enabled()))
     try:
-        expected, once = gradient(model, experience, loss), len(passes)
-        again = gradient(model, experience, replace(loss, gradient_checkpointing=True))
+        expected, once = gradient(model, experience, loss, forward_pass), len(passes)
+        again = gradient(model, experience, loss, replace(forward_pass, gradient_checkpointing=True))
     finally:
         hook.remove()
     assert len(passes) == 3 * once
@@ -208,9 +212,9 @@ def test_layers_that_are_computed_again_have_the_same_gradient(models, experienc
 @pytest.mark.parametrize("beta", [0.0, 0.1])
 def test_measuring_the_share_does_not_change_the_gradient(model, experience, beta):
     loss = replace(LOSS, beta=beta)
-    plain = compute_gradient(model, experience, loss)
+    plain = compute_gradient(model, experience, loss, PASS)
     expected = flat_gradient(model)
-    shared = compute_gradient(model, experience, loss, compare_groups=True)
+    shared = compute_gradient(model, experience, loss, PASS, compare_groups=True)
     assert error(flat_gradient(model), expected) < TOLERANCE["float32"]
     for name, value in plain.items():
         assert shared[name] == pytest.approx(value, rel=1e-5)
@@ -220,7 +224,9 @@ def test_measuring_the_share_does_not_change_the_gradient(model, experience, bet
 # --- what must ---
 
 
-def rows_seen(model: PreTrainedModel, experience: Experience, loss: Loss, **choices: bool) -> int:
+def rows_seen(
+    model: PreTrainedModel, experience: Experience, loss: Loss = LOSS, forward_pass: ForwardPass = PASS, **choices: bool
+) -> int:
     """Completions that went through the model in one update."""
     starts = []
 
@@ -229,7 +235,7 @@ def rows_seen(model: PreTrainedModel, experience: Experience, loss: Loss, **choi
 
     hook = model.base_model.register_forward_pre_hook(count, with_kwargs=True)
     try:
-        compute_gradient(model, experience, loss, **choices)
+        compute_gradient(model, experience, loss, forward_pass, **choices)
     finally:
         hook.remove()
     return sum(starts)
@@ -237,12 +243,12 @@ def rows_seen(model: PreTrainedModel, experience: Experience, loss: Loss, **choi
 
 def test_completions_without_advantage_cost_nothing(model, experience):
     # Of 16, the positive group has no advantage, and two answers of the last group are invalid.
-    assert rows_seen(model, experience, LOSS) == 10
-    assert rows_seen(model, experience, LOSS, compare_groups=True) == 10
-    assert rows_seen(model, experience, replace(LOSS, max_tokens_per_microbatch=50)) == 10
+    assert rows_seen(model, experience) == 10
+    assert rows_seen(model, experience, compare_groups=True) == 10
+    assert rows_seen(model, experience, *changed(max_tokens_per_microbatch=50)) == 10
     only_mixed = replace(experience, advantages=grpo_advantages(experience.correct, valid=experience.valid))
-    assert rows_seen(model, only_mixed, LOSS) == 6
-    metrics = compute_gradient(model, only_mixed, LOSS)
+    assert rows_seen(model, only_mixed) == 6
+    metrics = compute_gradient(model, only_mixed, LOSS, PASS)
     trained = [0, 1, 2, 3, 12, 14]
     assert metrics["completions/trained"] == 6
     assert metrics["tokens/trained"] == experience.rollouts.lengths[trained].sum()
@@ -277,7 +283,7 @@ def test_importance_weights_scale_each_tokens_gradient_and_are_measured(model, e
 
 
 def test_autocast_is_near_the_full_precision_and_no_more(model, experience):
-    difference = error(gradient(model, experience, replace(LOSS, autocast="bfloat16")), gradient(model, experience))
+    difference = error(gradient(model, experience, *changed(autocast="bfloat16")), gradient(model, experience))
     assert 1e-4 < difference < 0.1
 
 
@@ -320,7 +326,7 @@ def test_the_share_is_that_of_gradients_computed_apart(models, experience, dtype
     negative = torch.tensor([[False], [True], [False], [False]])
     of_negative = gradient(model, replace(experience, advantages=experience.advantages * negative))
     of_others = gradient(model, replace(experience, advantages=experience.advantages * ~negative))
-    metrics = compute_gradient(model, experience, LOSS, compare_groups=True)
+    metrics = compute_gradient(model, experience, LOSS, PASS, compare_groups=True)
     share = of_negative.norm() / (of_negative.norm() + of_others.norm())
     cosine = torch.nn.functional.cosine_similarity(of_negative, of_others, dim=0)
     assert 0.01 < share < 0.99
@@ -333,7 +339,7 @@ def test_the_share_is_zero_or_one_where_one_side_is_silent(model, experience):
     negative = torch.tensor([[False], [True], [False], [False]])
     for kept, share in ((negative, 1.0), (~negative, 0.0)):
         metrics = compute_gradient(
-            model, replace(experience, advantages=experience.advantages * kept), LOSS, compare_groups=True
+            model, replace(experience, advantages=experience.advantages * kept), LOSS, PASS, compare_groups=True
         )
         assert metrics["groups/grad_norm_share_negative"] == share
         assert metrics["groups/grad_cosine"] == 0
@@ -341,14 +347,14 @@ def test_the_share_is_zero_or_one_where_one_side_is_silent(model, experience):
 
 @pytest.mark.parametrize("share", [False, True])
 def test_a_batch_without_advantages_has_a_gradient_of_zero(model, experience, share):
-    assert compute_gradient(model, experience, LOSS)["empty_step"] == 0
+    assert compute_gradient(model, experience, LOSS, PASS)["empty_step"] == 0
     empty = replace(experience, advantages=torch.zeros(4, 4))
-    assert rows_seen(model, empty, LOSS, compare_groups=share) == 0
-    metrics = compute_gradient(model, empty, LOSS, compare_groups=share)
+    assert rows_seen(model, empty, compare_groups=share) == 0
+    metrics = compute_gradient(model, empty, LOSS, PASS, compare_groups=share)
     assert metrics["empty_step"] == 1 and metrics["loss"] == 0 and metrics["completions/trained"] == 0
     assert all((parameter.grad == 0).all() for parameter in model.parameters())
     model.zero_grad()
-    compute_gradient(model, empty, LOSS, compare_groups=share)
+    compute_gradient(model, empty, LOSS, PASS, compare_groups=share)
     assert all((parameter.grad == 0).all() for parameter in model.parameters())
 
 
@@ -357,7 +363,7 @@ def test_frozen_parameters_get_no_gradient(tiny, experience):
     expected = gradient(model, experience)
     model.zero_grad()
     frozen = model.get_input_embeddings().weight.requires_grad_(False)
-    compute_gradient(model, experience, LOSS, compare_groups=True)
+    compute_gradient(model, experience, LOSS, PASS, compare_groups=True)
     assert frozen.grad is None
     rest = torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
     assert error(rest, expected[frozen.numel() :]) < TOLERANCE["float32"]
@@ -365,14 +371,14 @@ def test_frozen_parameters_get_no_gradient(tiny, experience):
 
 def test_a_completion_that_fits_no_microbatch_is_refused(model, experience):
     with pytest.raises(ValueError, match=r"trainer\.memory\.max_tokens_per_microbatch=12"):
-        compute_gradient(model, experience, replace(LOSS, max_tokens_per_microbatch=12))
+        compute_gradient(model, experience, *changed(max_tokens_per_microbatch=12))
 
 
 @pytest.mark.parametrize("cause", ["advantage", "old log-probability", "weight"])
 def test_the_micro_batch_that_is_not_finite_is_found(tiny_folder, experience, cause):
     model, _ = load_model(str(tiny_folder))
-    loss = replace(LOSS, max_tokens_per_microbatch=60)
-    assert find_non_finite(model, experience, loss).endswith("is not finite, though each of them is")
+    loss, forward_pass = changed(max_tokens_per_microbatch=60)
+    assert find_non_finite(model, experience, loss, forward_pass).endswith("is not finite, though each of them is")
     culprit = 2  # the answer's row, of the first question
     if cause == "weight":
         with torch.no_grad():
@@ -387,7 +393,7 @@ def test_the_micro_batch_that_is_not_finite_is_found(tiny_folder, experience, ca
         experience = replace(experience, old_logprobs=old)
     found = re.fullmatch(
         r"micro-batch (\d+) of (\d+) \((\d+) answers to (.+)\) has loss (\S+) and gradient norm (\S+)",
-        find_non_finite(model, experience, loss),
+        find_non_finite(model, experience, loss, forward_pass),
     )
     assert found
     assert 1 <= int(found[1]) <= int(found[2]) > 1

@@ -108,7 +108,7 @@ def read_groups(
     answers = answers.head(max(size, limit // size * size))
     under = {name: weigh_again(answers, load_shipped_objective(name)) for name in ("grpo", "lens")}
     shown = answers.rename(columns={"advantage": "trained"}).assign(
-        reward=under["lens"]["calibrated_reward"],
+        reward=answers["calibrated_reward"],
         grpo=under["grpo"]["advantage"],
         lens=under["lens"]["advantage"],
     )
