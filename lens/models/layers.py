@@ -29,7 +29,7 @@ def find_layers(model: PreTrainedModel, key: str) -> list[GradientCheckpointingL
     """
     if layers := [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]:
         return layers
-    valid = f"false: transformers marks no layers of {type(model).__name__} for it"
+    valid = f"must be false: transformers marks no layers of {type(model).__name__} for it"
     raise ConfigError(key, True, valid)
 
 
@@ -48,7 +48,9 @@ def check_layers(model: PreTrainedModel, memory: DictConfig) -> None:
         try:
             torch.compile(torch.sin)(torch.ones(1, device=model.device))
         except torch._dynamo.exc.TorchDynamoException as error:
-            valid = f"false, or a machine with what torch.compile needs ({str(error).strip().splitlines()[0]})"
+            valid = (
+                f"must be false, unless the machine has what torch.compile needs ({str(error).strip().splitlines()[0]})"
+            )
             raise ConfigError("trainer.memory.torch_compile", True, valid) from error
 
 

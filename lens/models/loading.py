@@ -28,14 +28,14 @@ def check_model(name_or_path: str, key: str = "model.name_or_path") -> None:
     """
     folder = Path(name_or_path)
     if folder.exists() and not (folder / "config.json").is_file():
-        raise ConfigError(key, name_or_path, "a folder in Hugging Face format (it has no config.json)")
+        raise ConfigError(key, name_or_path, "must be a folder in Hugging Face format (it has no config.json)")
     if folder.exists() and not list(folder.glob("*.safetensors")):
-        raise ConfigError(key, name_or_path, "a folder with weights (it has no *.safetensors)")
+        raise ConfigError(key, name_or_path, "must be a folder with weights (it has no *.safetensors)")
     try:
         AutoConfig.from_pretrained(name_or_path)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ConfigError(key, name_or_path, f"a causal language model by name or folder ({reason})") from error
+        raise ConfigError(key, name_or_path, f"must be a causal language model by name or folder ({reason})") from error
 
 
 def load_model(
@@ -58,7 +58,7 @@ def load_model(
             token ends a sequence.
     """
     if dtype not in DTYPES:
-        raise ConfigError("model.dtype", dtype, f"one of {', '.join(DTYPES)}")
+        raise ConfigError("model.dtype", dtype, f"must be one of {', '.join(DTYPES)}")
     check_model(name_or_path, key)
     transformers_logging.disable_progress_bar()
     try:
@@ -68,11 +68,11 @@ def load_model(
         if model.config._attn_implementation == "sdpa":
             model.set_attn_implementation(SHARED_PROMPTS)
     except ImportError as error:
-        valid = f"an attention that runs here ({str(error).strip().splitlines()[0]})"
+        valid = f"must be an attention that runs here ({str(error).strip().splitlines()[0]})"
         raise ConfigError("model.attention", attention, valid) from error
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ConfigError(key, name_or_path, f"a causal language model by name or folder ({reason})") from error
+        raise ConfigError(key, name_or_path, f"must be a causal language model by name or folder ({reason})") from error
     if tokenizer.eos_token_id is None and model.generation_config.eos_token_id is None:
-        raise ConfigError(key, name_or_path, "a tokenizer with an end-of-sequence token")
+        raise ConfigError(key, name_or_path, "must have a tokenizer with an end-of-sequence token")
     return model.eval().to("cuda" if torch.cuda.is_available() and world_size() == 1 else "cpu"), tokenizer

@@ -93,11 +93,8 @@ class ForwardPass:
                     input_ids=layout.ids, position_ids=layout.positions, use_cache=False, **layout.for_attention()
                 ).last_hidden_state[layout.predicting]  # [n, H]
             if layout.sharing is not None and not layout.sharing.is_used:
-                raise ConfigError(
-                    "model.attention",
-                    "sdpa",
-                    f"eager: {type(model).__name__} does not tell its attention which completions share a prompt",
-                )
+                valid = f"must be eager: {type(model).__name__} does not tell its attention who shares a prompt"
+                raise ConfigError("model.attention", "sdpa", valid)
             head = model.get_output_embeddings()
             return rate_tokens(
                 head,

@@ -32,7 +32,8 @@ def check_adapters(model: PreTrainedModel, settings: DictConfig) -> None:
     try:
         import peft  # noqa: F401
     except ImportError as error:
-        valid = f"null, or an installed peft: pip install --constraint constraints.txt --editable '.[lora]' ({error})"
+        command = "pip install --constraint constraints.txt --editable '.[lora]'"
+        valid = f"must be null, unless peft is installed: {command} ({error})"
         raise ConfigError("model.lora", OmegaConf.to_container(settings), valid) from error
     head = model.get_output_embeddings()
     linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
@@ -40,7 +41,7 @@ def check_adapters(model: PreTrainedModel, settings: DictConfig) -> None:
         return
     for target in settings.target_modules:
         if not any(f".{name}".endswith(f".{target}") for name in linear):
-            valid = f"all-linear, or some of {', '.join(sorted({name.rpartition('.')[2] for name in linear}))}"
+            valid = f"must be all-linear, or some of {', '.join(sorted({name.rpartition('.')[2] for name in linear}))}"
             raise ConfigError("model.lora.target_modules", list(settings.target_modules), valid)
 
 

@@ -111,7 +111,7 @@ def split_into_microbatches(
     """
     packs = sorted(pack_completions(model, rollouts, rows, max_tokens), key=lambda pack: (-pack[0], pack[1]))
     if packs and packs[0][0] > max_tokens:
-        raise ConfigError("trainer.memory.max_tokens_per_microbatch", max_tokens, f"at least {packs[0][0]}")
+        raise ConfigError("trainer.memory.max_tokens_per_microbatch", max_tokens, f"must be at least {packs[0][0]}")
     batch, tokens, flat, longest = [], 0, is_flat(model), 0
     for size, pack in packs:
         if batch and tokens + len(pack) * (size if flat else longest) > max_tokens:

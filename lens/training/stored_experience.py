@@ -55,7 +55,7 @@ def find_group_size(answers: pd.DataFrame) -> int:
     size = int(answers["sample"].max()) + 1
     whole = len(answers) % size == 0 and (answers["sample"].to_numpy() == np.arange(len(answers)) % size).all()
     if not (whole and (answers["problem_id"].to_numpy().reshape(-1, size)[:, :1] == group_ids(answers, size)).all()):
-        raise ConfigError("run", "rollouts", "stored rollouts of whole groups, one after the other")
+        raise ConfigError("run", "rollouts", "must be stored rollouts of whole groups, one after the other")
     return size
 
 

@@ -73,9 +73,9 @@ def probe_engine(
     largest = found["sampling/logp_difference_max"]
     if not largest <= sampler.max_logp_difference:
         valid = (
-            f"at least {largest:.3g}, the largest difference between engine and trainer in the log-probability of a "
-            "token; if their data types (sampler.dtype, trainer.memory.autocast) do not explain it, the engine has "
-            "other weights"
+            f"must be at least {largest:.3g}, the largest difference between engine and trainer in the log-probability "
+            "of a token; if their data types (sampler.dtype, trainer.memory.autocast) do not explain it, the engine "
+            "has other weights"
         )
         raise ConfigError("sampler.max_logp_difference", sampler.max_logp_difference, valid)
     return found

@@ -366,7 +366,8 @@ def test_without_a_compiler_the_compiled_update_is_left_out_and_the_config_refus
     result = run(*command, folder=logs / "left_out", real=True, env=env)
     assert result.code == 0, result.stderr
     assert (
-        "Leaving out lens with torch.compile: trainer.memory.torch_compile=True: false, or a machine" in result.stdout
+        "Leaving out lens with torch.compile: trainer.memory.torch_compile=True: must be false, unless the machine"
+        in result.stdout
     )
     (table,) = outputs.glob("benchmarks/*/" + TABLE)
     assert [name.split(",")[0] for name in pd.read_csv(table)["update"]] == ["naive", "lens", "lens"]
@@ -374,5 +375,7 @@ def test_without_a_compiler_the_compiled_update_is_left_out_and_the_config_refus
         *command, "trainer.memory.torch_compile=true", f"outputs={outputs}", folder=logs / "refused", real=True, env=env
     )
     assert result.code == 2
-    assert result.stderr.splitlines()[-1].startswith("error: trainer.memory.torch_compile=True: false, or a machine")
+    assert result.stderr.splitlines()[-1].startswith(
+        "error: trainer.memory.torch_compile=True: must be false, unless the machine"
+    )
     assert "Traceback" not in result.stdout + result.stderr

@@ -86,7 +86,7 @@ REFUSED = {
     "no config": bad("model.name_or_path='{empty}': ", "config.json", given="model.name_or_path={empty}"),
     "no such model": bad("model.name_or_path='{absent}': ", given="model.name_or_path={absent}"),
     "no end token": bad(
-        "model.name_or_path='{endless}': a tokenizer with an end-of-sequence token",
+        "model.name_or_path='{endless}': must have a tokenizer with an end-of-sequence token",
         given="model.name_or_path={endless}",
     ),
     "no model": bad("model.name_or_path", given="model=hf model.name_or_path=???"),
@@ -222,7 +222,7 @@ def test_torch_compile_without_a_compiler_is_refused(pupil, logs, tmp_path):
     assert result.code == 2
     line = result.one_line()
     assert line.startswith(
-        "error: trainer.memory.torch_compile=True: false, or a machine with what torch.compile needs ("
+        "error: trainer.memory.torch_compile=True: must be false, unless the machine has what torch.compile needs ("
     )
     assert "Traceback" not in result.stdout + result.stderr
 

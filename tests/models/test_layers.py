@@ -109,5 +109,5 @@ def test_between_updates_the_layers_are_as_they_were(tiny, rollouts, choice):
 def test_a_model_whose_layers_nobody_knows_is_refused(key):
     model = OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=100, n_embd=32, n_layer=1, n_head=2))
     memory = OmegaConf.create({"gradient_checkpointing": False, "torch_compile": False, key: True})
-    with pytest.raises(ConfigError, match=rf"trainer\.memory\.{key}=True: false: .* OpenAIGPTLMHeadModel"):
+    with pytest.raises(ConfigError, match=rf"trainer\.memory\.{key}=True: must be false: .* OpenAIGPTLMHeadModel"):
         check_layers(model, memory)

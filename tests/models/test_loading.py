@@ -14,7 +14,7 @@ from lens.models.loading import load_model
 
 
 def test_an_attention_that_is_not_here_is_refused(tiny_folder):
-    with pytest.raises(ConfigError, match=r"model\.attention='flash_attention_2': an attention that runs here"):
+    with pytest.raises(ConfigError, match=r"model\.attention='flash_attention_2': must be an attention that runs here"):
         load_model(str(tiny_folder), attention="flash_attention_2")
 
 
@@ -68,7 +68,7 @@ def test_a_name_that_nobody_knows_is_refused():
 
 
 def test_an_unknown_dtype_is_refused_with_the_known_ones(folder):
-    assert refusal(str(folder), dtype="int8") == "model.dtype='int8': one of float32, bfloat16, float64"
+    assert refusal(str(folder), dtype="int8") == "model.dtype='int8': must be one of float32, bfloat16, float64"
 
 
 def test_a_model_that_cannot_end_an_answer_is_refused(folder):

@@ -194,7 +194,7 @@ def test_a_section_has_all_its_keys_and_no_other(lora):
 def test_what_cannot_work_is_refused_before_training(pupil, logs, tmp_path):
     said = {
         "model.lora.r=0": "error: model.lora.r=0: must be an integer >= 1",
-        "model.lora.target_modules=[q_porj]": "error: model.lora.target_modules=['q_porj']: all-linear, or some of ",
+        "model.lora.target_modules=[q_porj]": "error: model.lora.target_modules=['q_porj']: must be all-linear, or ",
     }
     for override, line in said.items():
         result = run(*training(pupil, tmp_path, "model/lora=default", override), folder=logs)

@@ -110,6 +110,6 @@ def test_a_row_without_padding_is_filled_to_the_budget(flat, data):
 
 def test_a_row_beyond_the_budget_is_refused_with_its_size(tiny, rollouts):
     model, _ = tiny
-    with pytest.raises(ConfigError, match="max_tokens_per_microbatch=16: at least 17") as caught:
+    with pytest.raises(ConfigError, match="max_tokens_per_microbatch=16: must be at least 17") as caught:
         list(split_into_microbatches(model, rollouts, range(6), 16))
     assert caught.value.key == "trainer.memory.max_tokens_per_microbatch"

@@ -56,7 +56,7 @@ def test_a_model_that_does_not_hand_on_what_is_shared_is_refused():
     model = MODELS["fewer key heads"]().eval()
     model.model.__class__ = Forgetful
     model.set_attn_implementation(SHARED_PROMPTS)
-    with pytest.raises(ConfigError, match=r"model\.attention='sdpa': eager: LlamaForCausalLM"):
+    with pytest.raises(ConfigError, match=r"model\.attention='sdpa': must be eager: LlamaForCausalLM"):
         plain_pass().rate_packs(model, random_rollouts((5,), (4, 4)), [[0, 1]])
 
 

@@ -101,7 +101,9 @@ def test_with_adapters_nothing_else_has_gradients():
     assert made.update()["gradients"] == adapters
     assert made.hours()["updates"][1] == pytest.approx(3 / 4 * whole.hours()["updates"][1])
     make_plan(composed("experiment=paper/table1_llama", "model/lora=default", "num_gpus=1"))  # else refused
-    with pytest.raises(ConfigError, match=r"model\.lora\.target_modules=\['qkv'\]: all-linear, or some of down_proj"):
+    with pytest.raises(
+        ConfigError, match=r"model\.lora\.target_modules=\['qkv'\]: must be all-linear, or some of down_proj"
+    ):
         make_plan(composed(*overrides, "model/lora=default", "model.lora.target_modules=[qkv]"))
 
 

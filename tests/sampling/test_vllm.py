@@ -159,7 +159,7 @@ def test_a_probe_measures_and_refuses(policy, engine, prompts):
     other = load_model(policy[0].name_or_path)[0]
     with torch.no_grad():
         other.lm_head.weight.mul_(1.1)
-    with pytest.raises(ConfigError, match=r"max_logp_difference=0\.001: at least"):
+    with pytest.raises(ConfigError, match=r"max_logp_difference=0\.001: must be at least"):
         probe_engine(engine, other, prompts, PASS)
 
 

@@ -70,7 +70,7 @@ def test_an_engine_in_bfloat16_takes_float32_weights_and_is_near(policy, prompts
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"sleep": True}, "sampler.sleep=True: false on a CPU"),
+        ({"sleep": True}, "sampler.sleep=True: must be false on a CPU"),
         ({"kv_cache_space": None}, "sampler.kv_cache_space=None: must be a number of GiB"),
         ({"kv_cache_space": 4000}, "sampler.kv_cache_space=4000: "),
         ({"kv_cache_space": 1e-5}, "sampler.kv_cache_space=1e-05: "),
@@ -176,7 +176,7 @@ def test_an_engine_with_other_weights_ends_the_run_before_it_trains_and_leaves_n
     env = environment(LENS_TEST_RUN=str(tmp_path))
     result = run(*commands(pupil, tmp_path, "sampler.max_logp_difference=1e-9"), folder=logs, env=env)
     assert result.code == 2
-    assert "error: sampler.max_logp_difference=1e-09: at least" in result.stderr
+    assert "error: sampler.max_logp_difference=1e-09: must be at least" in result.stderr
     assert not list(tmp_path.rglob("checkpoints"))
     assert wait_until(lambda: left_over(f"LENS_TEST_RUN={tmp_path}") == [])
 
