@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from lens.errors import ConfigError
 from lens.evaluation.scores import count_per_problem
-from lens.grading.pool import Grader, grade_groups
+from lens.grading.pool import AnyGrader, grade_groups
 from lens.problems.prompts import Prompt
 from lens.sampling.rollouts import Rollouts, Sampler
 from lens.seeding import derive_seed
@@ -66,7 +66,7 @@ class Evaluator:
             raise ConfigError("evaluation.num_samples", self.num_samples, valid)
 
     def evaluate(
-        self, sampler: Sampler, grader: Grader, seed: int, *, show_progress: bool = False
+        self, sampler: Sampler, grader: AnyGrader, seed: int, *, show_progress: bool = False
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Sample and grade all sets.
 
