@@ -30,14 +30,17 @@ torch.set_num_threads(1)
 
 # Files that take longest come first, so that no worker is left with one of them at the end.
 LONGEST = (
-    "training/test_trainer.py",
     "cli/test_sweeps.py",
     "sampling/test_vllm_engines.py",
     "distributed/test_several_processes.py",
+    "training/test_trainer.py",
+    "training/test_stopped_runs.py",
+    "training/test_resumed_runs.py",
     "training/test_kills.py",
     "grading/test_pool.py",
     "configs/test_experiments.py",
     "models/test_lora.py",
+    "cli/test_refusals.py",
     "cli/test_entry_point.py",
     "benchmarking/test_benchmark.py",
     "models/test_fetching.py",

@@ -1,13 +1,19 @@
-"""The layers of the house, as `make lint` checks them: they hold, and an upward import is found."""
+"""The shape of the code: its layers, as `make lint` checks them, and the length of files and functions."""
 
 from __future__ import annotations
 
+import ast
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from lens.files import SOURCE
+
+FILES = sorted(file for folder in ("lens", "scripts", "hydra_plugins") for file in (SOURCE / folder).rglob("*.py"))
+LONGEST_FILE, LONGEST_FUNCTION = 300, 60  # lines
 
 
 def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -29,3 +35,12 @@ def test_an_upward_import_is_found(tmp_path: Path):
     result = lint_imports(tmp_path)
     assert result.returncode == 1
     assert "lens.sampling is not allowed to import lens.training" in result.stdout
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SOURCE)))
+def test_files_and_functions_fit_a_few_screens(file):
+    source = file.read_text()
+    assert len(source.splitlines()) <= LONGEST_FILE
+    functions = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef))
+    long = {node.name: length for node in functions if (length := node.end_lineno - node.lineno + 1) > LONGEST_FUNCTION}
+    assert not long

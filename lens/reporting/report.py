@@ -90,11 +90,7 @@ def report(runs: Sequence[Path], baseline: str | None, target: Path, *, completi
 
     results = results_table(settings)
     write_table(results, "Accuracy after training in %", target / "results")
-    paper = [(table.caption, compare_with_paper(table, arms)) for table in TABLES]
-    for table, (caption, beside) in zip(TABLES, paper, strict=True):
-        write_table(beside, caption, target / table.name)
-        if has_runs(arms):
-            show_table(caption, beside)
+    paper = report_paper(arms, target)
     files.append(list_files("tables", target, ["results", *(table.name for table in TABLES)], "csv,md,tex"))
     page = write_page(
         target / "index.html",
@@ -134,6 +130,16 @@ def report_setting(
         list_files("figures", folder, figures.values(), "png,pdf"),
     ]
     return Section(title, opened, tables["accuracy"], figures), tables["compute"][1], files
+
+
+def report_paper(arms: Sequence[Arm], target: Path) -> list[Captioned]:
+    """Write the paper's tables with our runs beside, and print them if there are runs of the paper's experiments."""
+    paper = [(table.caption, compare_with_paper(table, arms)) for table in TABLES]
+    for table, (caption, beside) in zip(TABLES, paper, strict=True):
+        write_table(beside, caption, target / table.name)
+        if has_runs(arms):
+            show_table(caption, beside)
+    return paper
 
 
 def report_map(arms: Sequence[Arm], baseline: str | None, target: Path) -> tuple[Section, list[str]] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lens.training.train_state import TrainState
+from lens.training.train_state import TrainState, choose_questions
 
 
 def test_a_state_survives_torch(tmp_path):
@@ -31,3 +31,12 @@ def test_the_best_is_a_mean_over_sets_and_has_to_be_better():
     assert evaluated(6, 0.0, 0.5)
     assert evaluated(8, 0.0, 0.0, metric="pass@2")  # another measure starts anew
     assert state.best == {"metric": "pass@2", "step": 8, "value": 0.1}
+
+
+def test_an_epoch_meets_every_problem_once_and_the_next_in_another_order():
+    rounds = [choose_questions(22, 4, seed=3, number=number) for number in range(10)]
+    first, second = ([problem for questions in epoch for problem in questions] for epoch in (rounds[:5], rounds[5:]))
+    assert len(set(first)) == len(set(second)) == 20
+    assert first != second
+    assert choose_questions(22, 4, seed=3, number=7) == rounds[7]
+    assert choose_questions(22, 4, seed=4, number=7) != rounds[7]

@@ -1,18 +1,10 @@
-"""Runs from the command line: what they leave behind, that they repeat themselves, stop, go on and end the same."""
+"""Runs from the command line: what they leave behind, that they repeat themselves, and what ends them."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-import resource
-import shlex
-import shutil
-import signal
-import subprocess
-import time
-from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -23,15 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lens.files import CONFIGS
 from lens.runs.checkpoints import load_state
 from lens.runs.run import FAILURE
-from lens.training.train_state import choose_questions
 from tests.support.command_line import (
-    Command,
     assert_one_wandb_run,
     assert_same_end,
     metrics_of,
     read_wandb,
     run,
-    steps_in,
     training,
     wandb_history,
     weights_of,
@@ -289,228 +278,6 @@ def test_every_objective_trains(pupil, logs, tmp_path):
     assert len(set(ends.values())) == len(OBJECTIVES)
 
 
-# --- going on --------------------------------------------------------------------------------------------------------
-
-RESUMED = {
-    "a round a step": ({}, ["objective=lens"], 2),
-    "in mixed precision": ({"autocast": "bfloat16"}, ["objective=lens"], 2),
-    "in the middle of a round": ({"num_prompts_per_rollout": 16}, ["evaluation.every=1"], 1),
-    "over the end of an epoch, with random numbers": (
-        {"num_prompts_per_rollout": 8, "learning_rate": 1e-3},
-        ["objective=lens_shuffled", "evaluation.every=3"],
-        3,
-    ),
-}
-
-
-COMPILED = pytest.param({"torch_compile": "true"}, [], 2, id="with compiled layers", marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize(
-    ("keys", "overrides", "stop"), [*(pytest.param(*case, id=name) for name, case in RESUMED.items()), COMPILED]
-)
-def test_a_resumed_run_ends_like_one_that_never_stopped(pupil, logs, tmp_path, keys, overrides, stop):
-    folders = {name: tmp_path / name for name in ("whole", "parts")}
-    command = training(pupil, tmp_path, *overrides, **keys, checkpoint_every=1)
-    longer = ["trainer.max_steps=6" if stop == 3 else "trainer.max_steps=4"]
-    whole = Command(*command, *longer, f"hydra.run.dir={folders['whole']}", folder=logs)
-    part = [*command, f"hydra.run.dir={folders['parts']}"]
-    assert run(*part, f"trainer.max_steps={stop}", folder=logs).code == 0
-    assert json.loads((folders["parts"] / "summary.json").read_text())["step"] == stop
-    halfway = weights_of(folders["parts"])
-    rest = run(*part, *longer, "resume=must", folder=logs)
-    assert rest.code == 0, rest.stderr
-    assert f"Resuming from step {stop}" in rest.stdout
-    assert weights_of(folders["parts"]) != halfway
-    assert whole.wait().code == 0, whole.wait().stderr
-    assert_same_end(folders["parts"], folders["whole"])
-
-    assert len([record for record in read_wandb(folders["parts"]) if record.HasField("run")]) == 2
-    assert_one_wandb_run(folders["parts"])
-
-
-def test_an_epoch_meets_every_problem_once_and_the_next_in_another_order():
-    rounds = [choose_questions(22, 4, seed=3, number=number) for number in range(10)]
-    first, second = ([problem for questions in epoch for problem in questions] for epoch in (rounds[:5], rounds[5:]))
-    assert len(set(first)) == len(set(second)) == 20
-    assert first != second
-    assert choose_questions(22, 4, seed=3, number=7) == rounds[7]
-    assert choose_questions(22, 4, seed=4, number=7) != rounds[7]
-
-
-def test_resume_refuses_what_it_was_told_to_refuse(first, logs, tmp_path):
-    _, folder, command = first
-    before = sorted(folder.rglob("*"))
-    never = run(*command, f"hydra.run.dir={folder}", "resume=never", folder=logs)
-    assert never.code == 2
-    assert never.one_line().startswith("error: resume='never': ")
-    assert "step_000004" in never.one_line()
-    assert sorted(folder.rglob("*")) == before
-    must = run(*command, f"hydra.run.dir={tmp_path / 'new'}", "resume=must", folder=logs)
-    assert must.code == 2
-    assert must.one_line().startswith("error: resume='must': ")
-    assert not (tmp_path / "new").exists()
-
-
-def flip(file: Path, place: int) -> None:
-    data = bytearray(file.read_bytes())
-    data[place] ^= 1
-    file.write_bytes(data)
-
-
-DAMAGES = {
-    "a flipped byte among the weights": ("model.safetensors", lambda file: flip(file, -100)),
-    "a flipped byte in the weights' header": ("model.safetensors", lambda file: flip(file, 3)),
-    "a flipped byte in the training state": ("training_state.pt", lambda file: flip(file, 5000)),
-    "no weights": ("model.safetensors", Path.unlink),
-    "no tokenizer": ("tokenizer.json", Path.unlink),
-    "no checksums": ("checksums.json", Path.unlink),
-}
-
-
-@pytest.mark.parametrize(("name", "damage"), DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_checkpoint_is_refused(first, logs, tmp_path, name, damage):
-    _, folder, command = first
-    copy = tmp_path / "copy"
-    shutil.copytree(folder, copy)
-    damage(copy / "checkpoints" / "step_000004" / name)
-    before = sorted(copy.rglob("*"))
-    result = run(*command, f"hydra.run.dir={copy}", "trainer.max_steps=6", folder=logs)
-    assert result.code == 2
-    line = result.one_line()
-    assert line.startswith("error: resume=")
-    assert str(copy / "checkpoints" / "step_000004") in line
-    assert name in line
-    assert sorted(copy.rglob("*")) == before
-
-
-def test_a_half_written_checkpoint_is_ignored(first, logs, tmp_path):
-    _, folder, command = first
-    copy = tmp_path / "copy"
-    shutil.copytree(folder, copy)
-    for step in (6, 99):
-        unfinished = copy / "checkpoints" / f"step_{step:06d}.unfinished"
-        unfinished.mkdir()
-        (unfinished / "model.safetensors").write_bytes(b"half")
-    result = run(*command, f"hydra.run.dir={copy}", "trainer.max_steps=6", folder=logs)
-    assert result.code == 0, result.stderr
-    assert "Resuming from step 4" in result.stdout
-    assert (copy / "checkpoints" / "step_000006" / "training_state.pt").exists()
-    assert not (copy / "checkpoints" / "step_000006.unfinished").exists()
-
-
-# --- stopping --------------------------------------------------------------------------------------------------------
-
-STEPS = 16
-
-
-@pytest.fixture(scope="module")
-def long_command(pupil, tmp_path_factory):
-    outputs = tmp_path_factory.mktemp("stopped")
-    keys = {"max_steps": STEPS, "checkpoint_every": 4, "rollouts_every": 4}
-    return training(pupil, outputs, "evaluation.every=8", **keys), outputs
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(long_command, logs) -> Path:
-    command, outputs = long_command
-    result = run(*command, f"hydra.run.dir={outputs / 'whole'}", folder=logs)
-    assert result.code == 0, result.stderr
-    return outputs / "whole"
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_says_how_to_go_on_and_ends_the_same(long_command, uninterrupted, logs, tmp_path, number):
-    command, _ = long_command
-    named = [f"hydra.run.dir={tmp_path / 'named'}"] if number == signal.SIGINT else [f"outputs={tmp_path}"]
-    running = Command(*command, *named, folder=logs)
-
-    def folder() -> Path:
-        return next(iter(tmp_path.glob("runs/*")), tmp_path / "named")
-
-    running.wait_until(lambda: steps_in(folder()) >= 2)
-    running.signal(number)
-    result = running.wait()
-    assert result.code == 130, result.stderr
-    line = result.one_line()
-    assert line.startswith("stopped: ")
-    (checkpoint,) = (folder() / "checkpoints").iterdir()
-    stopped_at = int(checkpoint.name.removeprefix("step_"))
-    assert 2 <= stopped_at < STEPS
-    assert f"step {stopped_at} of {STEPS}" in line
-    assert steps_in(folder()) == stopped_at
-    assert not (folder() / "summary.json").exists()
-    assert ("Stopping after this step" if number == signal.SIGINT else "Stopping now") in result.stdout
-
-    program, *again = shlex.split(line.partition("to resume: ")[2])
-    assert program == "python"
-    rest = run(*again, folder=logs)
-    assert rest.code == 0, rest.stderr
-    assert f"Resuming from step {stopped_at}" in rest.stdout
-    assert_same_end(folder(), uninterrupted)
-
-
-@pytest.fixture
-def waiting(tmp_path, long_command):
-    """(the file that a run's sampler waits for to be removed, the command, its run folder)."""
-    command, _ = long_command
-    file, folder = tmp_path / "wait", tmp_path / "run"
-    sampler = ["sampler._target_=tests.support.faults.WaitingSampler", f"+sampler.while_exists={file}"]
-    return file, [*command, *sampler, f"hydra.run.dir={folder}"], folder
-
-
-def test_a_second_ctrl_c_stops_at_once_and_the_folder_stays_resumable(waiting, uninterrupted, logs):
-    file, command, folder = waiting
-    running = Command(*command, folder=logs)
-    running.wait_until(lambda: steps_in(folder) >= 5)
-    file.touch()
-    running.wait_until(file.with_suffix(".reached").exists)  # no step ends from now on
-    running.signal(signal.SIGINT)
-    running.wait_until(lambda: "Ctrl-C again stops at once" in running.stdout.read_text())
-    time.sleep(1)
-    before, reached = sorted((folder / "checkpoints").rglob("*")), steps_in(folder)
-    running.signal(signal.SIGINT)
-    result = running.wait()
-    assert result.code == 130, result.stderr
-    line = result.one_line()
-    assert line.startswith("stopped: ")
-    assert f"hydra.run.dir={folder}" in line
-    assert sorted((folder / "checkpoints").rglob("*")) == before
-    assert steps_in(folder) == reached
-
-    file.unlink()
-    rest = run(*command, "resume=must", folder=logs)
-    assert rest.code == 0, rest.stderr
-    assert_same_end(folder, uninterrupted)
-
-
-@pytest.mark.parametrize("step", [0, 5, 8])  # before the first evaluation, in sampling, in an evaluation
-def test_sigterm_writes_a_checkpoint_at_once_however_long_a_step_is(waiting, uninterrupted, logs, step):
-    file, command, folder = waiting
-    if step == 0:
-        file.touch()
-    running = Command(*command, folder=logs)
-    running.wait_until(lambda: steps_in(folder) >= step if step else "Plan:" in running.stdout.read_text())
-    file.touch()
-    time.sleep(1)
-    asked = time.monotonic()
-    running.signal(signal.SIGTERM)
-    result = running.wait()
-    assert time.monotonic() - asked < 30
-    assert file.exists()
-    assert result.code == (130 if step or "Stopping now" in result.stdout else -signal.SIGTERM), result.stderr
-    if result.code == 130:
-        reached = steps_in(folder)
-        assert f"at step {reached} of {STEPS}" in result.one_line()
-        assert [path.name for path in (folder / "checkpoints").iterdir()] == [f"step_{reached:06d}"]
-
-    file.unlink()
-    rest = run(*command, folder=logs)
-    assert rest.code == 0, rest.stderr
-    assert_same_end(folder, uninterrupted)
-    assert_one_wandb_run(folder)
-
-
 def test_where_a_round_is_one_update_its_own_log_probabilities_do(pupil, logs, tmp_path):
     ends = {}
     for source in ("trainer", "current"):
@@ -522,73 +289,6 @@ def test_where_a_round_is_one_update_its_own_log_probabilities_do(pupil, logs, t
         assert "sampling/logp_difference_max" in other and "sampling/logp_difference_max" not in line
         for name in ("reward", "loss", "grad_norm", "groups/frac_negative"):
             assert line[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6)
-
-
-@contextmanager
-def full_disk(folder: Path, pid: int, left: int):
-    """A small file system that is full but for some bytes."""
-    free = shutil.disk_usage(folder).free
-    with (folder / "filler").open("wb") as filler:
-        filler.write(b"0" * (free - left))
-    yield
-    (folder / "filler").unlink()
-
-
-@contextmanager
-def small_files(folder: Path, pid: int, left: int):
-    """No file may grow above some bytes."""
-    resource.prlimit(pid, resource.RLIMIT_FSIZE, (left, left))
-    yield
-
-
-@pytest.mark.parametrize("fault", ["small files", "half a checkpoint fits", "nothing fits"])
-def test_where_a_checkpoint_cannot_be_written_the_run_stops_and_the_last_one_is_whole(
-    waiting, uninterrupted, logs, tmp_path, request, fault
-):
-    file, command, folder = waiting
-    if fault != "small files":
-        folder.mkdir()
-        size = "-o", "size=32m"
-        if subprocess.run(["mount", "-t", "tmpfs", *size, "tmpfs", folder], capture_output=True).returncode:
-            pytest.skip("a file system of its own needs the right to mount one")
-        request.addfinalizer(lambda: subprocess.run(["umount", "-l", folder], check=True))
-    running = Command(*command, folder=logs)
-    running.wait_until(lambda: steps_in(folder) >= 5)
-    file.touch()
-    time.sleep(1)
-    reached = steps_in(folder)
-    assert reached < STEPS - 4
-    (checkpoint,) = (folder / "checkpoints").glob("step_*")
-    largest = max(path.stat().st_size for path in checkpoint.rglob("*"))
-    break_disk = small_files if fault == "small files" else full_disk
-    with break_disk(folder, running.process.pid, 0 if fault == "nothing fits" else largest // 2):
-        file.unlink()
-        result = running.wait()
-        assert result.code == 1, result.stderr
-        line = result.one_line()
-        assert line.startswith("failed: ")
-        assert "Traceback" not in result.stdout + result.stderr
-        assert "; to resume: python " in line
-        if fault != "nothing fits":
-            assert "could not be written" in line
-            assert f"the last complete one is {checkpoint.name}" in line
-        assert [path.name for path in (folder / "checkpoints").iterdir()] == [checkpoint.name]
-        load_state(checkpoint)
-    rest = run(*command, folder=logs)
-    assert rest.code == 0, rest.stderr
-    assert f"Resuming from step {int(checkpoint.name[5:])}" in rest.stdout
-    assert_same_end(folder, uninterrupted)
-    assert_one_wandb_run(folder)
-
-
-def test_a_run_that_died_before_its_summary_still_writes_it(uninterrupted, long_command, logs, tmp_path):
-    command, _ = long_command
-    copy = tmp_path / "copy"
-    shutil.copytree(uninterrupted, copy)
-    (copy / "summary.json").unlink()
-    result = run(*command, f"hydra.run.dir={copy}", folder=logs)
-    assert result.code == 0, result.stderr
-    assert_same_end(copy, uninterrupted)
 
 
 # --- guards ----------------------------------------------------------------------------------------------------------
