@@ -27,6 +27,8 @@ def check_model(name_or_path: str, key: str = "model.name_or_path") -> None:
         ConfigError: there is no such model, or the folder has no config or no weights.
     """
     folder = Path(name_or_path)
+    if name_or_path.startswith(("/", ".", "~")) and not folder.exists():
+        raise ConfigError(key, name_or_path, "must be a folder that exists, or a name on the hub")
     if folder.exists() and not (folder / "config.json").is_file():
         raise ConfigError(key, name_or_path, "must be a folder in Hugging Face format (it has no config.json)")
     if folder.exists() and not list(folder.glob("*.safetensors")):

@@ -78,7 +78,9 @@ REFUSED = {
     "greedy samples": bad("evaluation.num_samples=4: must be 1, as", given="evaluation.temperature=0"),
     "no weights": bad("model.name_or_path='{no_weights}': ", "safetensors", given="model.name_or_path={no_weights}"),
     "no config": bad("model.name_or_path='{empty}': ", "config.json", given="model.name_or_path={empty}"),
-    "no such model": bad("model.name_or_path='{absent}': ", given="model.name_or_path={absent}"),
+    "no such model": bad(
+        "model.name_or_path='{absent}': must be a folder that exists", given="model.name_or_path={absent}"
+    ),
     "no end token": bad(
         "model.name_or_path='{endless}': must have a tokenizer with an end-of-sequence token",
         given="model.name_or_path={endless}",
