@@ -23,7 +23,7 @@ from tests.support.command_line import (
     training,
 )
 
-KILLS = int(os.environ.get("LENS_KILLS", "1"))
+KILLS = int(os.environ.get("LENS_KILLS", "3"))
 MAX_STEPS = 6
 
 # The nth call of a function, and what the run does then.
