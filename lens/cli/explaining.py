@@ -78,11 +78,6 @@ def explain_folder_as_group(group: str, folder: str, value: str) -> str:
     return str(ConfigError(f"{group}/{folder}", value, f"type {group}={','.join(options)}"))
 
 
-def list_valid_keys(config_name: str, arguments: list[str]) -> list[str]:
-    """List the dotted keys of the config, composed with the group choices among the arguments."""
-    return list_keys(compose_known(config_name, arguments))
-
-
 def compose_known(config_name: str, arguments: list[str]) -> DictConfig:
     """Compose a config, Hydra's part included, with those group choices among the arguments that it takes."""
     groups = {str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*") if path.is_dir()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hydra.errors import ConfigCompositionException
 
-from lens.cli.explaining import explain, list_valid_keys
+from lens.cli.explaining import compose_known, explain, list_keys
 from lens.config.moved import MOVED_KEYS, MOVED_OPTIONS
 from lens.errors import ConfigError
 from tests.support.command_line import run
@@ -24,15 +24,17 @@ def explanation(override: str, name: str = "train") -> str:
 
 
 def test_valid_keys_follow_the_chosen_groups():
-    keys = list_valid_keys("train", ["objective=grpo", "seed=1"])
+    keys = list_keys(compose_known("train", ["objective=grpo", "seed=1"]))
     assert {"seed", "trainer.max_steps", "objective.eps", "evaluation.sets.arithmetic.split"} <= set(keys)
     assert "objective.alpha" not in keys
-    assert "objective.alpha" in list_valid_keys("train", ["objective=lens,grpo"])
-    assert "checkpoint" in list_valid_keys("evaluate", [])
+    assert "objective.alpha" in list_keys(compose_known("train", ["objective=lens,grpo"]))
+    assert "checkpoint" in list_keys(compose_known("evaluate", []))
 
 
 def test_valid_keys_are_listed_although_a_choice_is_at_fault():
-    keys = list_valid_keys("train", ["experiment/map=alpha", "objective=lenz", "evaluation/math=3", "model=smollm2"])
+    keys = list_keys(
+        compose_known("train", ["experiment/map=alpha", "objective=lenz", "evaluation/math=3", "model=smollm2"])
+    )
     assert {"objective.alpha", "model.fetch.revision"} <= set(keys)
 
 

@@ -175,7 +175,7 @@ def test_nothing_is_left_of_a_sweep_that_is_killed(pupil, logs, tmp_path):
 
 def errors_of(result: Result, swept: str) -> dict[str, str]:
     """Objective -> why its job failed, by the last lines of a sweep, which name the job and what was swept."""
-    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    errors = result.errors()
     assert result.stderr.splitlines()[-len(errors) :] == errors
     assert "Traceback" not in result.stdout + result.stderr
     found = {}

@@ -21,7 +21,7 @@ from lens.runs.checkpoints import ADAPTER_FOLDER
 from lens.sampling.parallel_sampler import merge_rollouts
 from lens.sampling.rollouts import Rollouts
 from lens.training.experience import Experience, make_experience
-from tests.support.command_line import ROOT, Command, Result, environment, metrics_of, run, steps_in, training
+from tests.support.command_line import ROOT, Command, environment, metrics_of, run, steps_in, training
 from tests.support.gradients import TOLERANCE, changed, error
 from tests.support.vllm_engine import VLLM
 
@@ -141,10 +141,6 @@ def assert_same_tensors(folder: Path, alone: Path, file: str) -> None:
     difference = max((ours[name] - theirs[name]).abs().max().item() for name in theirs)
     print(f"{file}: no number differs by more than {difference:.1e} after {STEPS} updates")
     assert difference < WEIGHTS
-
-
-def errors_of(result: Result) -> list[str]:
-    return [line for line in result.stderr.splitlines() if line.startswith("error: ")]
 
 
 def test_two_processes_are_killed_and_one_goes_on(command, alone, logs, tmp_path):
@@ -314,7 +310,7 @@ def test_a_number_of_processes_that_does_not_divide_the_questions_is_refused(com
     result = run(*command, *keys, folder=logs, processes=2)
     assert result.code == 2
     valid = "must be a multiple of 2, the number of processes"
-    assert errors_of(result) == [f"error: trainer.num_prompts_per_step=1: {valid}"]
+    assert result.errors() == [f"error: trainer.num_prompts_per_step=1: {valid}"]
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
@@ -337,7 +333,7 @@ def test_each_job_of_a_sweep_may_have_several_processes_and_one_that_fails_is_na
     overrides = "trainer.max_steps=2", "trainer.num_prompts_per_step=1,4", "hydra.launcher.processes_per_job=2"
     result = run(*sweeping(command, tmp_path, *overrides, "objective=lens"), folder=logs, real=True)
     assert result.code == 2
-    (error,) = errors_of(result)
+    (error,) = result.errors()
     assert "trainer.num_prompts_per_step=1: must be a multiple of 2, the number of processes" in error
     (finished,) = tmp_path.glob("sweeps/tiny/*/summary.json")
     assert_trained_by_two(finished.parent)
@@ -358,7 +354,7 @@ def test_a_sweep_under_torchrun_is_refused_by_the_first_though_it_comes_last(com
     (tmp_path / "sitecustomize.py").write_text(late)
     env = environment(PYTHONPATH=str(tmp_path))
     result = run(*sweeping(command, tmp_path), folder=logs, real=True, processes=2, env=env)
-    (error,) = errors_of(result)
+    (error,) = result.errors()
     assert error.startswith("error: --multirun: not under torchrun; hydra.launcher.processes_per_job=N")
 
 

@@ -203,7 +203,7 @@ def test_a_sweep_of_processes_survives_a_failing_job_and_names_it(pupil, logs, t
     command = commands(pupil, tmp_path, *sweep, "objective=grpo,lens", max_steps=2)
     result = run(*command, "loss.beta=0,-1", folder=logs, real=True)
     assert result.code == 2, result.stderr
-    failed = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    failed = result.errors()
     assert len(failed) == 2 and all("loss.beta=-1: must be a number >= 0" in line for line in failed)
     assert len(list((tmp_path / "sweep").glob("*/summary.json"))) == 2
     assert subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, check=False).stdout == b""

@@ -46,6 +46,10 @@ class Result:
     stdout: str
     stderr: str
 
+    def errors(self) -> list[str]:
+        """The lines on stderr that say what cannot work."""
+        return [line for line in self.stderr.splitlines() if line.startswith("error: ")]
+
     def one_line(self) -> str:
         """The only line on stderr, progress bars aside."""
         lines = [line for line in self.stderr.replace("\r", "\n").split("\n") if line.strip()]
