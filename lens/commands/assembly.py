@@ -123,11 +123,12 @@ def longest_sequence(
         key: the config key of that number, for the message.
 
     Raises:
-        ConfigError: the model does not have that many positions.
+        ConfigError: the model does not have that many positions. Some models have no limit.
     """
     longest = max(prompts, key=lambda prompt: len(prompt.token_ids))
-    needed, limit = len(longest.token_ids) + max_completion_length, model.config.max_position_embeddings
-    if needed > limit:
+    needed = len(longest.token_ids) + max_completion_length
+    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if limit is not None and needed > limit:
         valid = (
             f"must be at most {limit - len(longest.token_ids)}: the model's limit is {limit} tokens, and the longest "
             f"prompt, {longest.problem_id}, has {len(longest.token_ids)}; or make model.prompt.max_length smaller"

@@ -37,6 +37,7 @@ from lens.grading.parallel_grader import ParallelGrader
 from lens.models.layers import check_layers
 from lens.models.loading import load_model
 from lens.models.lora import add_adapters, check_adapters, load_adapters
+from lens.models.probe import check_forward_pass, make_probe
 from lens.models.sharding import shard_model
 from lens.problems import load_evaluation_sets
 from lens.runs.checkpoints import ADAPTER_FOLDER, CheckpointFolder, prune_checkpoints, restore_replaced_name
@@ -121,13 +122,14 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
         stop = StopSignals()
         sampler = stack.enter_context(make_sampler(config.sampler, model, tokenizer, longest, stop.interruptible))
         prepare_weights(config, start, model, reference)
+        policy = Policy.build(config, model, tokenizer, reference)
+        check_forward_pass(model, policy.forward_pass, make_probe(training_set.prompts))
         seed_everything(config.seed)
         stack.enter_context(stop.listening())
         tracker = make_tracker(config, start, wandb_mode)
         if is_first():
             write_json(folder / "contamination.json", contamination)
             write_json(folder / "failing_golds.json", failing)
-        policy = Policy.build(config, model, tokenizer, reference)
         weight_sync = WeightSync(sampler, model, training_set.prompts, policy.forward_pass)
         graders = ParallelGrader(grader, stop.interruptible)
         asked = training_set.problems, training_set.prompts

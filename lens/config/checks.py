@@ -144,6 +144,7 @@ RULES: dict[str, Rule] = {
     "sampler.sleep": (bool, lambda v: True, "true or false"),
     "sampler.parity_every": at_least(0),
     "sampler.max_logp_difference": POSITIVE,
+    "sampler.max_mean_logp_difference": POSITIVE,
     "part": one_of("sampling", "step", "update", "scaling", "objective"),
     "rounds": at_least(1),
     "warmup": at_least(0),

@@ -8,34 +8,78 @@ into a CPU's cache.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from transformers import PreTrainedConfig
+
+
+class LogitTransform(NamedTuple):
+    """Says what a model does to the outputs z of its head: its logits are cap * tanh(scale * z / cap).
+
+    Attributes:
+        scale: factor of the outputs.
+        cap: the soft cap, which no logit exceeds. None: there is none, and the logits are scale * z.
+    """
+
+    scale: float = 1.0
+    cap: float | None = None
+
+
+PLAIN = LogitTransform()
+# The names that transformers' configs give the numbers of a `LogitTransform`.
+FACTORS = ("logit_scale", "lm_head_multiplier")  # Cohere; Falcon-H1
+DIVISOR = "logits_scaling"  # Granite, MiniCPM3. HyperCLOVA X multiplies by it.
+CAPS = ("final_logit_softcapping", "logits_soft_cap")  # Gemma, NanoChat; RecurrentGemma
+
+
+def find_logit_transform(config: PreTrainedConfig) -> LogitTransform:
+    """Return what a model with this config does to the outputs of its head.
+
+    `lens.models.probe` finds models of which this is not true.
+    """
+    text, scale = config.get_text_config(decoder=True), 1.0
+    for name in FACTORS:
+        scale *= getattr(text, name, None) or 1.0
+    divisor = getattr(text, DIVISOR, None) or 1.0
+    scale = scale * divisor if text.model_type == "hyperclovax" else scale / divisor
+    caps = [cap for name in CAPS if (cap := getattr(text, name, None))]
+    return LogitTransform(scale, caps[0] if caps else None)
 
 
 def rate_tokens(
-    head: nn.Linear, hidden: Tensor, targets: Tensor, *, temperature: float, chunk_size: int, entropies: bool
+    head: nn.Linear,
+    hidden: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float,
+    chunk_size: int,
+    entropies: bool,
+    transform: LogitTransform = PLAIN,
 ) -> tuple[Tensor, Tensor | None]:
     """Return the log-probability of each target, and the entropy of the distribution that it was drawn from, in nats.
 
     Both carry gradients.
 
     Args:
-        head: the linear map from hidden states to logits.
+        head: the linear map from hidden states to logits, before the transform.
         hidden: [n, H], in the head's data type.
         targets: int64 [n], token ids.
         temperature: divides the logits.
         chunk_size: tokens whose logits are in memory at once.
         entropies: compute entropies too.
+        transform: what the model does to the outputs of its head.
 
     Returns:
         Log-probabilities [n] and entropies [n] (or None), in float32 or wider.
     """
+    divisor = temperature / transform.scale
+    cap = None if transform.cap is None else transform.cap / temperature
     parts = [
-        HeadValues.apply(part, head.weight, head.bias, words, temperature, entropies)
+        HeadValues.apply(part, head.weight, head.bias, words, divisor, cap, entropies)
         for part, words in zip(hidden.split(chunk_size), targets.split(chunk_size), strict=True)
     ]
     logprobs, found = zip(*parts, strict=True)
@@ -46,17 +90,21 @@ def rate_tokens(
 IN_CACHE, AT_ONCE = 2**20, 2**27
 
 
-def iterate_pieces(logits: Tensor, temperature: float) -> Iterator[tuple[slice, Tensor, Tensor]]:
+def iterate_pieces(logits: Tensor, divisor: float, cap: float | None) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Yield a few tokens at a time: their slice, their logits [r, V], and a free buffer of that size.
 
-    The logits are divided by the temperature and in float32 or wider. Every piece reuses the same two buffers.
+    The logits are divided, soft-capped, and in float32 or wider. Every piece reuses the same two buffers.
     """
     rows = max(1, (IN_CACHE if logits.device.type == "cpu" else AT_ONCE) // logits.shape[1])
     scaled, room = (torch.empty_like(logits[:rows], dtype=widened_dtype(logits)) for _ in range(2))
     for start in range(0, len(logits), rows):
         those = logits[start : start + rows]
         own = scaled[: len(those)].copy_(those)
-        yield slice(start, start + rows), own if temperature == 1 else own.div_(temperature), room[: len(those)]
+        if divisor != 1:
+            own.div_(divisor)
+        if cap is not None:
+            own.div_(cap).tanh_().mul_(cap)
+        yield slice(start, start + rows), own, room[: len(those)]
 
 
 def widened_dtype(values: Tensor) -> torch.dtype:
@@ -74,49 +122,47 @@ class HeadValues(Function):
         weight: Tensor,
         bias: Tensor | None,
         targets: Tensor,
-        temperature: float,
+        divisor: float,
+        cap: float | None,
         with_entropies: bool,
     ) -> tuple[Tensor, Tensor | None]:
         with torch.autocast(hidden.device.type, enabled=False):  # the backward pass has none either
             logits = nn.functional.linear(hidden, weight, bias)  # [c, V]
         logprobs = logits.new_empty(len(logits), dtype=widened_dtype(logits))
         entropies = torch.empty_like(logprobs) if with_entropies else None
-        for part, scaled, room in iterate_pieces(logits, temperature):
+        for part, scaled, room in iterate_pieces(logits, divisor, cap):
             logs = torch.log_softmax(scaled, dim=1, out=room)
             logprobs[part] = logs.gather(1, targets[part, None]).squeeze(1)
             if with_entropies:
                 entropies[part] = torch.exp(logs, out=scaled).mul_(logs).sum(dim=1).neg_()
         ctx.save_for_backward(hidden, weight, bias, targets, entropies)
-        ctx.temperature = temperature
+        ctx.divisor, ctx.cap = divisor, cap
         ctx.set_materialize_grads(False)
         return logprobs, entropies
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, of_logprobs: Tensor | None, of_entropies: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, of_logprobs: Tensor | None, of_entropies: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, entropies = ctx.saved_tensors
         logits = nn.functional.linear(hidden, weight, bias)
         if of_logprobs is None:
             of_logprobs = logits.new_zeros(len(logits), dtype=widened_dtype(logits))
-        of_targets = of_logprobs[:, None] / ctx.temperature  # [c, 1]
-        for part, scaled, room in iterate_pieces(logits, ctx.temperature):
+        of_targets = of_logprobs[:, None] / ctx.divisor  # [c, 1]
+        for part, scaled, room in iterate_pieces(logits, ctx.divisor, ctx.cap):
+            slope = None if ctx.cap is None else 1 - (scaled / ctx.cap).square_()  # of the soft cap
             if of_entropies is None:
                 gradient = torch.softmax(scaled, dim=1, out=room).mul_(-of_targets[part])
             else:
                 logs = torch.log_softmax(scaled, dim=1, out=room)
                 probabilities = torch.exp(logs, out=scaled)
-                of_logs = logs.add_(entropies[part, None]).mul_(of_entropies[part, None] / ctx.temperature)
+                of_logs = logs.add_(entropies[part, None]).mul_(of_entropies[part, None] / ctx.divisor)
                 gradient = of_logs.add_(of_targets[part]).mul_(probabilities).neg_()
             gradient.scatter_add_(1, targets[part, None], of_targets[part])
-            logits[part] = gradient
+            logits[part] = gradient if slope is None else gradient.mul_(slope)
         wanted = ctx.needs_input_grad
         return (
             logits @ weight if wanted[0] else None,
             logits.T @ hidden if wanted[1] else None,
             logits.sum(dim=0) if bias is not None and wanted[2] else None,
-            None,
-            None,
-            None,
+            *(None,) * 4,
         )

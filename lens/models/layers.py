@@ -1,4 +1,4 @@
-"""Finds a model's layers, compiles them, and recomputes them in the backward pass to save memory."""
+"""Finds a model's decoder and layers, compiles them, and recomputes them in the backward pass to save memory."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lens.errors import ConfigError
+
+
+def find_decoder(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the part of a causal language model that computes the last hidden states."""
+    return model.base_model if model.base_model is not model else model.model  # Llama 4 names another part
 
 
 def find_layers(model: PreTrainedModel, key: str) -> list[GradientCheckpointingLayer]:

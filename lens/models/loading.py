@@ -11,7 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from lens.distributed.collectives import world_size
 from lens.errors import ConfigError
-from lens.models.shared_prompts import SHARED_PROMPTS
+from lens.models.packing import share_prompts
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -47,7 +47,7 @@ def load_model(
 
     The model goes to the GPU if there is one. With several processes it stays on the CPU, and
     `lens.models.sharding.shard_model` moves it. Dropout is off, so that training sees the probabilities that answers
-    were sampled with.
+    were sampled with. Completions share the pass over their prompt if the model can; see `share_prompts`.
 
     Args:
         name_or_path: a Hugging Face name, or a folder.
@@ -67,8 +67,7 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)
         chosen = {"dtype": DTYPES[dtype], "attn_implementation": attention}
         model = AutoModelForCausalLM.from_pretrained(name_or_path, use_safetensors=True, **chosen)
-        if model.config._attn_implementation == "sdpa":
-            model.set_attn_implementation(SHARED_PROMPTS)
+        share_prompts(model)
     except ImportError as error:
         valid = f"must be an attention that runs here ({str(error).strip().splitlines()[0]})"
         raise ConfigError("model.attention", attention, valid) from error

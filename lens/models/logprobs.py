@@ -13,9 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lens.distributed.collectives import sum_over_processes, take_turns
-from lens.errors import ConfigError
-from lens.models.head import rate_tokens
-from lens.models.layers import use_changed_layers
+from lens.models.head import find_logit_transform, rate_tokens
+from lens.models.layers import find_decoder, use_changed_layers
 from lens.models.loading import DTYPES
 from lens.models.packing import is_flat, lay_out, shares_prompts, split_into_microbatches
 from lens.models.sharding import call_with_weights
@@ -67,7 +66,7 @@ class ForwardPass:
         They carry gradients unless gradients are off.
 
         Args:
-            model: a causal language model whose head is a plain linear map of its last hidden state.
+            model: a causal language model whose logits are a `LogitTransform` of a linear map of its last hidden state.
             rollouts: the completions.
             packs: rows of the completions to take. Those of one list belong to one question and may share the pass over
                 its prompt.
@@ -75,9 +74,6 @@ class ForwardPass:
 
         Returns:
             `TokenValues` in float32 or wider.
-
-        Raises:
-            ConfigError: the model does not pass on to its attention which completions share a prompt.
         """
         if not shares_prompts(model):
             packs = [[row] for pack in packs for row in pack]
@@ -89,12 +85,9 @@ class ForwardPass:
 
         def values(model: PreTrainedModel) -> tuple[Tensor, ...]:
             with torch.autocast(model.device.type, dtype, enabled=self.autocast is not None), layers:
-                hidden = model.base_model(
+                hidden = find_decoder(model)(
                     input_ids=layout.ids, position_ids=layout.positions, use_cache=False, **layout.for_attention()
                 ).last_hidden_state[layout.predicting]  # [n, H]
-            if layout.sharing is not None and not layout.sharing.is_used:
-                valid = f"must be eager: {type(model).__name__} does not tell its attention who shares a prompt"
-                raise ConfigError("model.attention", "sdpa", valid)
             head = model.get_output_embeddings()
             return rate_tokens(
                 head,
@@ -103,6 +96,7 @@ class ForwardPass:
                 temperature=self.temperature,
                 chunk_size=self.logits_chunk_size,
                 entropies=entropies,
+                transform=find_logit_transform(model.config),
             )
 
         return TokenValues(*call_with_weights(model, values))

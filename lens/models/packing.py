@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lens.errors import ConfigError
+from lens.models.layers import find_decoder
 from lens.models.shared_prompts import SHARED_PROMPTS, Sharing
+from lens.sampling.memory import mixes_by_attention
 from lens.sampling.rollouts import Rollouts
 
 
@@ -89,12 +92,38 @@ def lay_out(rollouts: Rollouts, packs: Sequence[Sequence[int]], *, flat: bool = 
 
 def is_flat(model: PreTrainedModel) -> bool:
     """Return whether sequences stand in one row without padding. Flash attention can tell them apart by position."""
-    return "flash" in model.config._attn_implementation
+    return "flash" in model.config._attn_implementation and mixes_by_attention(model)
 
 
 def shares_prompts(model: PreTrainedModel) -> bool:
     """Return whether completions of a question can share the pass over their prompt."""
     return model.config._attn_implementation == SHARED_PROMPTS
+
+
+@torch.no_grad()
+def share_prompts(model: PreTrainedModel) -> bool:
+    """Let completions of a question share the pass over their prompt, if the model can.
+
+    It can if attention alone mixes its tokens, and if every layer tells its attention who shares a prompt. A pass over
+    three tokens shows that.
+
+    Returns:
+        Whether they share it now.
+    """
+    before = model.config._attn_implementation
+    if before != "sdpa" or not mixes_by_attention(model):
+        return False
+    model.set_attn_implementation(SHARED_PROMPTS)
+    nothing = torch.zeros(1, 3, dtype=torch.long, device=model.device)
+    sharing = Sharing.of([1], [[1, 1]]).to(model.device)
+    layout = Layout(nothing, torch.tensor([[0, 1, 1]], device=model.device), (), nothing, sharing)
+    with suppress(TypeError):  # a layer knows no such argument
+        find_decoder(model)(
+            input_ids=layout.ids, position_ids=layout.positions, use_cache=False, **layout.for_attention()
+        )
+    if sharing.uses < model.config.get_text_config(decoder=True).num_hidden_layers:
+        model.set_attn_implementation(before)
+    return shares_prompts(model)
 
 
 def split_into_microbatches(

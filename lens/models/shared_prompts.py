@@ -39,14 +39,14 @@ class Sharing:
             first completion.
         prompts: for each pack: position in the row of the prompt's first token, length of the prompt, number n of its
             first completion, and number of its completions.
-        is_used: whether an attention layer has received it.
+        uses: how often an attention layer has used it.
         scratch: memory that the layers reuse one after the other.
     """
 
     places: Tensor
     home: Tensor
     prompts: list[tuple[int, int, int, int]]
-    is_used: bool = field(default=False, compare=False)
+    uses: int = field(default=0, compare=False)
     scratch: Scratch = field(default_factory=Scratch, compare=False)
 
     @classmethod
@@ -155,7 +155,7 @@ def shared_prompts_attention(
     """
     if sharing is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    sharing.is_used = True
+    sharing.uses += 1
     band = make_window_mask(sharing.places.shape[1], sliding_window, query.device)
     is_plain = band is None and not options.get("dropout") and query.shape[3] == value.shape[3]
     if is_plain and query.device.type == "cpu" and {query.dtype, key.dtype, value.dtype} == {torch.bfloat16}:

@@ -30,6 +30,7 @@ class ParallelSampler:
         self.sampler, self.per_engine = sampler, processes_per_engine
         self.interruptible = interruptible if processes_per_engine == 1 else nullcontext
         self.parity_every, self.max_logp_difference = sampler.parity_every, sampler.max_logp_difference
+        self.max_mean_logp_difference = sampler.max_mean_logp_difference
 
     def sample(self, prompts: Sequence[Prompt], num_generations: int, seed: int, **options: Any) -> Rollouts:
         """See `lens.sampling.rollouts.Sampler`. The completions do not depend on the number of engines."""

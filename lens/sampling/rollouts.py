@@ -99,13 +99,15 @@ class Sampler(Protocol):
     """A rollout engine.
 
     Attributes:
-        parity_every: syncs between two comparisons with the trainer (lens/training/weight_sync.py).
-        max_logp_difference: largest difference that such a comparison may find between log-probabilities of a token.
-            Both are None if the engine samples with the trainer's own module.
+        parity_every: syncs between two comparisons with the trainer (lens/training/weight_sync.py). 0: only after the
+            first.
+        max_logp_difference, max_mean_logp_difference: largest and mean difference that such a comparison may find
+            between log-probabilities of a token. Both are None if the engine samples with the trainer's own module.
     """
 
-    parity_every: int | None
+    parity_every: int
     max_logp_difference: float | None
+    max_mean_logp_difference: float | None
 
     def sample(
         self,

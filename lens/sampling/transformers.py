@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -11,8 +13,10 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from lens.distributed.collectives import world_size
+from lens.errors import ConfigError
 from lens.problems.prompts import Prompt
 from lens.progress import progress_bar
+from lens.sampling.memory import mixes_by_attention
 from lens.sampling.rollouts import Rollouts, end_token_ids
 from lens.seeding import derive_seed
 
@@ -29,10 +33,10 @@ class TransformersSampler:
         max_num_seqs: completions decoded at once. More than that are decoded in several batches.
 
     Raises:
-        ConfigError: there is no end-of-sequence token.
+        ConfigError: there is no end-of-sequence token, or the model cannot be decoded with transformers' own cache.
     """
 
-    parity_every = max_logp_difference = None  # nothing to compare: the engine is the policy
+    parity_every, max_logp_difference, max_mean_logp_difference = 0, None, None
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, max_num_seqs: int):
         shared = world_size() > 1
@@ -41,6 +45,10 @@ class TransformersSampler:
         self.weights = dict(self.model.named_parameters()) if shared else {}
         self.tokenizer, self.max_num_seqs = tokenizer, max_num_seqs
         self.end_tokens = torch.tensor(end_token_ids(model, tokenizer))
+        self.takes_padding = mixes_by_attention(model)
+        names = inspect.signature(model.forward).parameters
+        self.cache_name = "cache_params" if "cache_params" in names else "past_key_values"
+        self._check_decoding()
 
     @torch.inference_mode()
     def sample(
@@ -62,11 +70,8 @@ class TransformersSampler:
         uniforms = torch.from_numpy(
             np.concatenate([draw_uniforms(seed, p, num_generations, max_completion_length) for p in prompts])
         )
-        by_length = sorted(range(len(prompts)), key=lambda q: len(prompts[q].token_ids))
-        questions_at_once = max(1, self.max_num_seqs // num_generations)
         bar = progress_bar(total, unit="answer", desc=progress, leave=False, disable=progress is None)
-        for start in range(0, len(prompts), questions_at_once):
-            questions = by_length[start : start + questions_at_once]
+        for questions in self._split(prompts, max(1, self.max_num_seqs // num_generations)):
             for samples in torch.arange(num_generations).split(self.max_num_seqs):
                 rows = (torch.tensor(questions)[:, None] * num_generations + samples).flatten()
                 ids[rows], logprobs[rows], lengths[rows] = self._decode(
@@ -97,6 +102,31 @@ class TransformersSampler:
     def close(self) -> None:
         """Do nothing: the engine holds no memory of its own."""
 
+    def _split(self, prompts: Sequence[Prompt], at_once: int) -> Iterator[list[int]]:
+        """Split questions into batches, the shortest first. Where padding would be remembered, there is none."""
+        lengths = [len(prompt.token_ids) for prompt in prompts]
+        ordered = sorted(range(len(prompts)), key=lengths.__getitem__)
+        for _, group in groupby(ordered, key=lambda q: 0 if self.takes_padding else lengths[q]):
+            questions = list(group)
+            yield from (questions[start : start + at_once] for start in range(0, len(questions), at_once))
+
+    def _check_decoding(self) -> None:
+        """Decode a few tokens.
+
+        Raises:
+            ConfigError: the model keeps what it has read in another way than this engine can handle.
+        """
+        try:
+            with torch.inference_mode():
+                rows = min(2, self.max_num_seqs)
+                self._decode([(0, 0)], rows, torch.zeros(rows, 2, dtype=torch.float64), 1.0, 1.0)
+        except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            valid = (
+                f"must be vllm, as {type(self.model).__name__} cannot be decoded with transformers' cache ({reason})"
+            )
+            raise ConfigError("sampler", "transformers", valid) from error
+
     def _decode(
         self, prompts: list[tuple[int, ...]], num_generations: int, uniforms: Tensor, temperature: float, top_p: float
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -124,7 +154,7 @@ class TransformersSampler:
         logits = self._forward(prompt_ids, real if padded else None, positions, cache).repeat_interleave(
             num_generations, dim=0
         )  # [N, V]
-        cache.batch_repeat_interleave(num_generations)
+        cache.reorder_cache(torch.arange(len(prompts), device=self.model.device).repeat_interleave(num_generations))
         real = real.repeat_interleave(num_generations, dim=0)  # [N, P + step]
         positions = positions[:, -1:].repeat_interleave(num_generations, dim=0)  # [N, 1]
 
@@ -141,7 +171,7 @@ class TransformersSampler:
                 break
             if alive.sum() < COMPACT_BELOW * len(alive):
                 kept = alive.nonzero().squeeze(1)
-                cache.batch_select_indices(kept.to(self.model.device))
+                cache.reorder_cache(kept.to(self.model.device))
                 tokens, real, positions, row_of, alive = (x[kept] for x in (tokens, real, positions, row_of, alive))
             positions = positions + 1
             if padded:
@@ -152,13 +182,8 @@ class TransformersSampler:
     def _forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: DynamicCache) -> Tensor:
         """Return the logits [rows, V] after the last token of each row. The cache grows by ids.shape[1] tokens."""
         ids, mask, positions = (None if x is None else x.to(self.model.device) for x in (ids, mask, positions))
-        return (
-            self.model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
-            )
-            .logits[:, -1]
-            .cpu()
-        )
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, self.cache_name: cache}
+        return self.model(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1].cpu()
 
 
 def draw_uniforms(seed: int, prompt: Prompt, num_generations: int, length: int) -> np.ndarray:

@@ -52,7 +52,7 @@ class VLLMSampler:
         tokenizer: its tokenizer.
         max_model_len: most tokens that a prompt and its answer may have together.
         dtype, max_num_seqs, kv_cache_space, gpu_memory_utilization, tensor_parallel_size, enforce_eager, sleep,
-        parity_every, max_logp_difference: configs/sampler/vllm.yaml explains each.
+        parity_every, max_logp_difference, max_mean_logp_difference: configs/sampler/vllm.yaml explains each.
 
     Raises:
         ConfigError: a value cannot work here, vLLM does not support the model, or there is too little memory.
@@ -73,6 +73,7 @@ class VLLMSampler:
         sleep: bool,
         parity_every: int,
         max_logp_difference: float,
+        max_mean_logp_difference: float,
     ):
         on_gpu = torch.cuda.is_available()
         if sleep and not on_gpu:
@@ -84,6 +85,7 @@ class VLLMSampler:
             raise ConfigError("sampler.tensor_parallel_size", tensor_parallel_size, valid)
         self.tokenizer, self.sleep, self.asleep = tokenizer, sleep, set()
         self.parity_every, self.max_logp_difference = parity_every, max_logp_difference
+        self.max_mean_logp_difference = max_mean_logp_difference
         self.end_tokens = end_token_ids(model, tokenizer)
         try:
             self.llm = LLM(

@@ -9,12 +9,14 @@ from transformers import PreTrainedModel
 
 from lens.errors import ConfigError
 from lens.models.logprobs import ForwardPass
+from lens.models.probe import TOLERANCES, coarsest_dtype
 from lens.models.sharding import gather_named_weights
 from lens.problems.prompts import Prompt
 from lens.sampling.rollouts import Sampler
 from lens.training.experience import measure_logp_difference
 
-PROBE_PROMPTS, PROBE_TOKENS = 32, 32  # at most 1,024 tokens
+ENGINE_PROBE = 32, 1, 32  # prompts, answers to each, and tokens of an answer
+POLICY_PROBE = 4, 2, 8  # where the engine is the policy
 
 
 @dataclass
@@ -25,7 +27,7 @@ class WeightSync:
     that engine and trainer give the same tokens.
 
     Attributes:
-        sampler: the engine. If its parity_every is None, it is the policy itself and there is nothing to compare.
+        sampler: the engine.
         model, forward_pass: the policy, and how its log-probabilities are computed.
         prompts: the training prompts; probes use the first few.
         parity: metrics of the last probe: sampling/logp_difference_mean and sampling/logp_difference_max.
@@ -49,7 +51,7 @@ class WeightSync:
             self.sampler.sync(gather_named_weights(self.model))
             self._synced_at, self._syncs = step, self._syncs + 1
             every = self.sampler.parity_every
-            if every is not None and (self._syncs == 1 or (every > 0 and self._syncs % every == 0)):
+            if self._syncs == 1 or (every > 0 and self._syncs % every == 0):
                 self.parity = probe_engine(self.sampler, self.model, self.prompts, self.forward_pass)
         return self.sampler
 
@@ -59,23 +61,41 @@ def probe_engine(
 ) -> dict[str, float]:
     """Sample a few tokens, and compare the engine's log-probabilities with the trainer's.
 
+    Single tokens may differ much in bfloat16. Their mean may not: a wrong head or old weights shift most tokens.
+
     Returns:
-        sampling/logp_difference_mean and sampling/logp_difference_max.
+        sampling/logp_difference_mean and sampling/logp_difference_max; nothing if the engine is the policy itself.
 
     Raises:
-        ConfigError: the largest difference is above sampler.max_logp_difference.
+        ConfigError: the largest difference is above sampler.max_logp_difference, or the mean one above
+            sampler.max_mean_logp_difference. For the policy itself the limits are those of `lens.models.probe`.
     """
+    is_policy = sampler.max_logp_difference is None
+    count, answers, tokens = POLICY_PROBE if is_policy else ENGINE_PROBE
     rollouts = sampler.sample(
-        prompts[:PROBE_PROMPTS], 1, 0, max_completion_length=PROBE_TOKENS, temperature=forward_pass.temperature
+        prompts[:count], answers, 0, max_completion_length=tokens, temperature=forward_pass.temperature
     )
     logprobs, _ = forward_pass.rate_rollouts(model, rollouts)
     found = measure_logp_difference(logprobs, rollouts.logprobs, rollouts.mask)
-    largest = found["sampling/logp_difference_max"]
-    if not largest <= sampler.max_logp_difference:
-        valid = (
-            f"must be at least {largest:.3g}, the largest difference between engine and trainer in the log-probability "
-            "of a token; if their data types (sampler.dtype, trainer.memory.autocast) do not explain it, the engine "
-            "has other weights"
-        )
-        raise ConfigError("sampler.max_logp_difference", sampler.max_logp_difference, valid)
+    largest, mean = found["sampling/logp_difference_max"], found["sampling/logp_difference_mean"]
+    if is_policy:
+        allowed = TOLERANCES[coarsest_dtype(model, forward_pass.autocast)]
+        if not (largest <= allowed.largest and mean <= allowed.mean):
+            valid = (
+                f"must be vllm: token by token, {type(model).__name__} gives other log-probabilities than on whole "
+                f"answers, by up to {largest:.3g} (mean {mean:.3g}); rounding explains {allowed.largest:g}"
+            )
+            raise ConfigError("sampler", "transformers", valid)
+        return {}
+    for name, value, what in (
+        ("max_logp_difference", largest, "largest"),
+        ("max_mean_logp_difference", mean, "mean"),
+    ):
+        if not value <= getattr(sampler, name):
+            valid = (
+                f"must be at least {value:.3g}, the {what} difference between engine and trainer in the "
+                "log-probability of a token; if their data types (sampler.dtype, trainer.memory.autocast) do not "
+                "explain it, the engine has other weights or computes other logits"
+            )
+            raise ConfigError(f"sampler.{name}", getattr(sampler, name), valid)
     return found

@@ -5,8 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import (
+    CohereConfig,
+    FalconH1Config,
+    Gemma2Config,
+    Gemma3Config,
+    GraniteConfig,
+    HyperCLOVAXConfig,
+    Qwen2Config,
+    RecurrentGemmaConfig,
+)
 
-from lens.models.head import HeadValues, rate_tokens
+from lens.models.head import PLAIN, HeadValues, LogitTransform, find_logit_transform, rate_tokens
 from tests.support.losses import plain_pass
 from tests.support.rollouts import ALL, LENGTHS
 
@@ -36,8 +46,9 @@ def test_the_head_sees_completion_tokens_alone(tiny, rollouts):
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_the_head_has_the_gradient_that_its_values_have(with_bias, temperature):
+@pytest.mark.parametrize("cap", [None, 1.5])
+@pytest.mark.parametrize("divisor", [1.0, 0.6])
+def test_the_head_has_the_gradient_that_its_values_have(with_bias, cap, divisor):
     generator = torch.Generator().manual_seed(0)
     hidden, weight, bias = (
         torch.randn(*shape, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -45,13 +56,44 @@ def test_the_head_has_the_gradient_that_its_values_have(with_bias, temperature):
     )
     targets = torch.tensor([0, 6, 2, 2, 5])
     bias = bias if with_bias else None
-    logits = torch.nn.functional.linear(hidden, weight, bias) / temperature
+    logits = torch.nn.functional.linear(hidden, weight, bias) / divisor
+    logits = logits if cap is None else cap * torch.tanh(logits / cap)
     drawn = torch.distributions.Categorical(logits=logits)
-    logprobs, entropies = HeadValues.apply(hidden, weight, bias, targets, temperature, True)
+    logprobs, entropies = HeadValues.apply(hidden, weight, bias, targets, divisor, cap, True)
     torch.testing.assert_close(logprobs, drawn.log_prob(targets))
     torch.testing.assert_close(entropies, drawn.entropy())
-    for inputs in ((hidden, weight, bias, targets, temperature, entropies) for entropies in (True, False)):
+    for inputs in ((hidden, weight, bias, targets, divisor, cap, entropies) for entropies in (True, False)):
         assert torch.autograd.gradcheck(lambda *x: [v for v in HeadValues.apply(*x) if v is not None], inputs)
+
+
+@pytest.mark.parametrize("transform", [PLAIN, LogitTransform(scale=0.0625), LogitTransform(2.0, 3.0)])
+def test_scale_and_soft_cap_come_before_the_temperature(transform):
+    generator = torch.Generator().manual_seed(0)
+    head = torch.nn.Linear(3, 7, bias=False, dtype=torch.float64)
+    hidden = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    targets = torch.tensor([0, 6, 2, 2, 5])
+    options = {"temperature": 0.7, "chunk_size": 2, "entropies": True, "transform": transform}
+    logprobs, entropies = rate_tokens(head, hidden, targets, **options)
+    logits = transform.scale * (hidden @ head.weight.T)
+    if transform.cap is not None:
+        logits = transform.cap * torch.tanh(logits / transform.cap)
+    drawn = torch.distributions.Categorical(logits=logits / 0.7)
+    torch.testing.assert_close(logprobs, drawn.log_prob(targets))
+    torch.testing.assert_close(entropies, drawn.entropy())
+
+
+def test_configs_tell_the_transform():
+    for config, transform in (
+        (Gemma2Config(final_logit_softcapping=30.0), LogitTransform(cap=30.0)),
+        (RecurrentGemmaConfig(logits_soft_cap=20.0), LogitTransform(cap=20.0)),
+        (CohereConfig(logit_scale=0.0625), LogitTransform(0.0625)),
+        (GraniteConfig(logits_scaling=8.0), LogitTransform(0.125)),
+        (HyperCLOVAXConfig(logits_scaling=8.0), LogitTransform(8.0)),  # it multiplies
+        (FalconH1Config(lm_head_multiplier=0.5), LogitTransform(0.5)),
+        (Gemma3Config(text_config={"final_logit_softcapping": 30.0}), LogitTransform(cap=30.0)),
+        (Qwen2Config(), PLAIN),
+    ):
+        assert find_logit_transform(config) == transform
 
 
 @pytest.mark.parametrize("with_entropies", [False, True])
@@ -64,7 +106,7 @@ def test_the_head_is_the_same_in_several_pieces(with_entropies):
     targets = torch.tensor([0, 2**19 - 1, 3, 3, 77])
     drawn = torch.distributions.Categorical(logits=torch.nn.functional.linear(*inputs))
     expected = drawn.log_prob(targets) + (drawn.entropy() if with_entropies else 0)
-    logprobs, entropies = HeadValues.apply(*inputs, targets, 1.0, with_entropies)
+    logprobs, entropies = HeadValues.apply(*inputs, targets, 1.0, None, with_entropies)
     found = logprobs + (entropies if with_entropies else 0)
     torch.testing.assert_close(found, expected)
     upstream = torch.randn(5, generator=generator, dtype=torch.float64)

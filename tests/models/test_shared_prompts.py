@@ -10,7 +10,7 @@ from transformers import (
     LlamaModel,
 )
 
-from lens.errors import ConfigError
+from lens.models.packing import share_prompts
 from lens.models.shared_prompts import SHARED_PROMPTS, Collect, Sharing, Spread, make_window_mask
 from tests.support.losses import plain_pass
 from tests.support.models import MODELS, alone, gradients_of
@@ -52,12 +52,20 @@ class Forgetful(LlamaModel):
         return super().forward(*args, **kwargs)
 
 
-def test_a_model_that_does_not_hand_on_what_is_shared_is_refused():
+class Ignorant(LlamaModel):
+    """A model that takes no argument that it does not know."""
+
+    def forward(self, input_ids=None, attention_mask=None, position_ids=None, use_cache=None):
+        return super().forward(input_ids, attention_mask, position_ids, use_cache=use_cache)
+
+
+@pytest.mark.parametrize("kind", [Forgetful, Ignorant])
+def test_a_model_that_does_not_hand_on_what_is_shared_shares_nothing(kind):
     model = MODELS["fewer key heads"]().eval()
-    model.model.__class__ = Forgetful
-    model.set_attn_implementation(SHARED_PROMPTS)
-    with pytest.raises(ConfigError, match=r"model\.attention='sdpa': must be eager: LlamaForCausalLM"):
-        plain_pass().rate_packs(model, random_rollouts((5,), (4, 4)), [[0, 1]])
+    model.model.__class__ = kind
+    assert not share_prompts(model) and model.config._attn_implementation == "sdpa"
+    model.model.__class__ = LlamaModel
+    assert share_prompts(model) and model.config._attn_implementation == SHARED_PROMPTS
 
 
 @given(

@@ -11,12 +11,15 @@ from scipy.stats import chisquare
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from lens.commands.check_architectures import PROMPTS, OnlyIds
 from lens.errors import ConfigError
+from lens.models.architectures import make_random_model
 from lens.problems import load_problems
 from lens.problems.prompts import Prompt, PromptFormat, encode_problems
 from lens.sampling.rollouts import geometric_mean_probability
 from lens.sampling.transformers import TransformersSampler, sample_tokens
 from lens.seeding import derive_seed
+from lens.training.weight_sync import probe_engine
 from tests.support.losses import plain_pass
 from tests.support.rollouts import by_question, completions
 
@@ -322,3 +325,32 @@ def test_a_model_that_cannot_end_is_refused(tiny):
     model.generation_config.eos_token_id = tokenizer.eos_token = None
     with pytest.raises(ConfigError, match="must have a tokenizer with an end-of-sequence token"):
         TransformersSampler(model, tokenizer, max_num_seqs=4)
+
+
+# --- models of other kinds ---
+
+
+@pytest.mark.parametrize("name", ["lfm2", "bamba", "mamba", "qwen3_next"])
+def test_prompts_of_a_model_with_a_state_are_not_padded(name):
+    model = make_random_model(name)
+    prompts = [Prompt(f"{n}", tuple(range(n, n + length))) for n, length in enumerate((5, 9, 5, 12), start=3)]
+    sampler = TransformersSampler(model, OnlyIds(), max_num_seqs=100)
+    assert [sorted(batch) for batch in sampler._split(prompts, 3)] == [[0, 2], [1], [3]]
+    rollouts = sampler.sample(prompts, 3, 0, max_completion_length=8, temperature=0.7)
+    again, _ = plain_pass(temperature=0.7).rate_rollouts(model, rollouts)
+    torch.testing.assert_close(rollouts.logprobs, again, atol=1e-4, rtol=0)
+    for prompt in prompts:
+        alone = sampler.sample([prompt], 3, 0, max_completion_length=8, temperature=0.7)
+        assert by_question(alone)[prompt.problem_id] == by_question(rollouts)[prompt.problem_id]
+
+
+def test_a_model_whose_state_lies_elsewhere_is_refused():
+    with pytest.raises(ConfigError, match="sampler='transformers': must be vllm, as MiniMaxForCausalLM"):
+        TransformersSampler(make_random_model("minimax"), OnlyIds(), max_num_seqs=8)
+
+
+def test_an_engine_that_decodes_other_log_probabilities_is_refused():
+    model = make_random_model("recurrent_gemma")  # its modules keep a state that the cache does not have
+    sampler = TransformersSampler(model, OnlyIds(), max_num_seqs=8)
+    with pytest.raises(ConfigError, match="sampler='transformers': must be vllm: token by token, RecurrentGemma"):
+        probe_engine(sampler, model, PROMPTS, plain_pass(temperature=0.7))

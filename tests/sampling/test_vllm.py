@@ -163,12 +163,23 @@ def test_a_probe_measures_and_refuses(policy, engine, prompts):
         probe_engine(engine, other, prompts, PASS)
 
 
+def test_a_soft_cap_that_the_engine_lacks_is_found_by_the_mean(policy, engine, prompts):
+    capped = load_model(policy[0].name_or_path)[0]
+    capped.config.final_logit_softcapping = 10.0  # what the trainer's head reads
+    lenient = Recorder(engine, parity_every=0)  # the limits for bfloat16 on a GPU
+    lenient.max_logp_difference, lenient.max_mean_logp_difference = 1.0, 0.05
+    assert probe_engine(lenient, policy[0], prompts, PASS)["sampling/logp_difference_mean"] < 1e-4
+    with pytest.raises(ConfigError, match=r"max_mean_logp_difference=0\.05: must be at least 0\.\d+, the mean"):
+        probe_engine(lenient, capped, prompts, PASS)
+
+
 class Recorder:
     """An engine that writes down what it is asked."""
 
     def __init__(self, engine: Sampler, parity_every: int):
         self.engine, self.parity_every, self.calls = engine, parity_every, []
         self.max_logp_difference = engine.max_logp_difference
+        self.max_mean_logp_difference = engine.max_mean_logp_difference
 
     def sync(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
         self.calls.append("sync")

@@ -24,6 +24,7 @@ CHOICES = {
     "sleep": False,
     "parity_every": 2,
     "max_logp_difference": 1e-3,
+    "max_mean_logp_difference": 1e-4,
 }
 VLLM = ["sampler=vllm", "sampler.kv_cache_space=0.25", "sampler.max_num_seqs=64"]
 
