@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import disable_progress_bars
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -53,7 +52,6 @@ from lens.training.trainer import Trainer
 from lens.training.weight_sync import WeightSync
 
 log = logging.getLogger(__name__)
-disable_progress_bars()  # those of datasets would break the run's own bars
 
 
 @dataclass(frozen=True)

@@ -205,6 +205,9 @@ def read_hub(
         else:
             builder.download_and_prepare()
             rows = builder.as_dataset(split=split)
+    except RuntimeError as error:  # so datasets refuses a repository with a loading script
+        valid = f"must be a repository of data files, as no code of a repository is run ({error})"
+        raise ConfigError(f"{key}.repo", repo, valid) from error
     except LOAD_ERRORS as error:
         remedy = (
             f"{repo} at revision {revision} is neither in reach nor in the cache ({error}). Connect to the hub once, "
