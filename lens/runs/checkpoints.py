@@ -39,7 +39,7 @@ STATE_FILE = "training_state.pt"
 CHECKSUMS_FILE = "checksums.json"
 UNFINISHED = ".unfinished"
 REPLACED = f".replaced{UNFINISHED}"
-NEEDED = {"step", "config", "random", "param_groups"}  # keys that every training state has
+NEEDED = {"step", "config", "prompts", "random", "param_groups"}  # keys that every training state has
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class CheckpointFolder:
 
     Attributes:
         path: the folder.
-        identity: values that every checkpoint's state gets: the config and the id of the W&B run.
+        identity: values that every checkpoint's state gets: the config, hashes of all prompts, the id of the W&B run.
     """
 
     path: Path

@@ -30,7 +30,7 @@ from lens.runs.checkpoints import (
 from lens.seeding import restore_random_states
 from tests.support.faults import no_file_above
 
-STATE = {"config": {"seed": 0}}  # what every state holds, besides its step
+STATE = {"config": {"seed": 0}, "prompts": {}}  # what every state holds, besides its step
 
 
 @pytest.fixture
