@@ -32,5 +32,9 @@ class RunFailed(Exception):  # noqa: N818 - the field's word
     """Says in one line why the run cannot continue. Complete checkpoints stay as they are."""
 
 
+class FailedElsewhere(Exception):  # noqa: N818 - it is another process's error
+    """Says in which of several processes a common work failed, and why."""
+
+
 class StopRequested(Exception):  # noqa: N818 - it is not an error
     """Says that somebody asked the run to stop (Ctrl-C, SIGTERM); the run has written a checkpoint."""

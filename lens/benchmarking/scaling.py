@@ -119,7 +119,8 @@ def resize(base: Workload, config: DictConfig, sizes: dict[str, int]) -> Workloa
     if getattr(architecture, "layer_types", None):
         architecture.layer_types = architecture.layer_types[: sizes["num_layers"]]
     torch.manual_seed(config.seed)
-    model = AutoModelForCausalLM.from_config(architecture, dtype=DTYPES[config.model.dtype]).eval()
+    dtype = DTYPES[config.model.dtype]
+    model = AutoModelForCausalLM.from_config(architecture, dtype=dtype, trust_remote_code=False).eval()
     prompts = [
         Prompt(prompt.problem_id, tuple(token % sizes["vocab_size"] for token in prompt.token_ids))
         for prompt in base.questions.prompts

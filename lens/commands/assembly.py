@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -28,6 +28,7 @@ from lens.sampling.parallel_sampler import ParallelSampler
 from lens.sampling.rollouts import Sampler
 
 log = logging.getLogger(__name__)
+disable_progress_bars()  # those of datasets would break a command's own bars and its one line
 
 
 def check_inputs(config: DictConfig) -> None:

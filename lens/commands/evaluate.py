@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from lens.commands.assembly import (
     count_too_long,
@@ -50,7 +50,7 @@ def evaluate(config: DictConfig, folder: Path) -> pd.DataFrame:
     run, checkpoint = locate_checkpoint(config.checkpoint)
     if run is not None:
         trained = read_config(run, "checkpoint")
-        config.model.prompt = trained.model.prompt
+        config.model.prompt = OmegaConf.merge(config.model.prompt, trained.model.prompt)  # older runs lack newer keys
         config.trainer.rollouts.max_completion_length = trained.trainer.rollouts.max_completion_length
     check_values(config)
     use_threads(config.trainer.memory.num_threads)

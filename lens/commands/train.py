@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import disable_progress_bars
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -27,7 +26,7 @@ from lens.commands.assembly import (
     model_path,
     use_threads,
 )
-from lens.commands.training_set import TrainingSet, announce_plan
+from lens.commands.training_set import TrainingSet, announce_plan, hash_all_prompts
 from lens.config.checks import check_objective, check_training, check_values
 from lens.distributed.collectives import barrier, is_first, world_size
 from lens.distributed.stop_signals import StopSignals
@@ -42,7 +41,7 @@ from lens.models.sharding import shard_model
 from lens.problems import load_evaluation_sets
 from lens.runs.checkpoints import ADAPTER_FOLDER, CheckpointFolder, prune_checkpoints, restore_replaced_name
 from lens.runs.provenance import describe_provenance
-from lens.runs.resuming import copy_history, find_state, read_finished_summary
+from lens.runs.resuming import check_prompts, copy_history, find_state, read_finished_summary
 from lens.runs.run import FAILURE, PROVENANCE
 from lens.runs.tracker import SilentTracker, Tracker
 from lens.runs.wandb_account import resolve_wandb_mode
@@ -54,7 +53,6 @@ from lens.training.trainer import Trainer
 from lens.training.weight_sync import WeightSync
 
 log = logging.getLogger(__name__)
-disable_progress_bars()  # those of datasets would break the run's own bars
 
 
 @dataclass(frozen=True)
@@ -97,12 +95,7 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
         store_config(config, folder)
         log.info("Already finished at step %d: %s", summary["step"], folder)
         return summary["metrics"]
-    if is_first():
-        restore_replaced_name(folder / "checkpoints")
-    barrier()  # all processes find the same checkpoints
-    start = Start(folder, plain, *(find_state(folder, plain) or ()))
-    barrier()  # from here on the first process may change files that the others have read
-    store_config(config, folder)
+    start = find_start(folder, plain)
     use_threads(config.trainer.memory.num_threads)
 
     raw_sets = load_evaluation_sets(config.evaluation.sets)
@@ -114,6 +107,8 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
         longest_sequence(model, training_set.prompts, config.trainer.rollouts.max_completion_length),
         longest_evaluation_sequence(model, evaluator),
     )
+    prompts = check_prompts(hash_all_prompts(training_set, evaluator), start.state, start.checkpoint)
+    store_config(config, folder)
     announce_plan(config, training_set, evaluator)
 
     with ExitStack() as stack:
@@ -134,11 +129,25 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
         graders = ParallelGrader(grader, stop.interruptible)
         asked = training_set.problems, training_set.prompts
         collector = Collector(config.trainer.rollouts, *asked, weight_sync, graders, objective, policy, config.seed)
-        identity = {"config": plain, "wandb_run_id": tracker.run_id}
+        identity = {"config": plain, "prompts": prompts, "wandb_run_id": tracker.run_id}
         checkpoints = CheckpointFolder(folder / "checkpoints", identity)
         parts = config.trainer, policy, collector, evaluator, tracker, checkpoints, stop, show_progress
         counts = training_set.counts(evaluator, failing)
         return run_to_the_end(Trainer(*parts), start, counts, profile=config.profile)
+
+
+def find_start(folder: Path, config: dict[str, Any]) -> Start:
+    """Find where a run starts; all processes find the same.
+
+    Raises:
+        ConfigError: see `find_state`.
+    """
+    if is_first():
+        restore_replaced_name(folder / "checkpoints")
+    barrier()  # all processes find the same checkpoints
+    start = Start(folder, config, *(find_state(folder, config) or ()))
+    barrier()  # from here on the first process may change files that the others have read
+    return start
 
 
 def load_models(

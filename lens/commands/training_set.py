@@ -15,7 +15,7 @@ from lens.errors import ConfigError
 from lens.evaluation.evaluator import Evaluator
 from lens.grading.golds import count_failing
 from lens.problems.decontamination import drop_ids
-from lens.problems.prompts import Prompt, PromptFormat, encode_problems
+from lens.problems.prompts import Prompt, PromptFormat, encode_problems, hash_prompts
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +62,12 @@ class TrainingSet:
             "failing_golds": count_failing(failing),
             "prompts_too_long": {"dataset": self.too_long} | count_too_long(evaluator),
         }
+
+
+def hash_all_prompts(training_set: TrainingSet, evaluator: Evaluator) -> dict[str, dict[str, int]]:
+    """Return what `hash_prompts` says of the training problems and of each evaluation set, by their config keys."""
+    sets = {"dataset": training_set} | {f"evaluation.sets.{s.name}": s for s in evaluator.sets}
+    return {name: hash_prompts(asked.problems, asked.prompts) for name, asked in sets.items()}
 
 
 def announce_plan(config: DictConfig, training_set: TrainingSet, evaluator: Evaluator) -> None:

@@ -6,6 +6,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any, get_args
 
@@ -57,6 +58,14 @@ def are_layers(value: str | ListConfig) -> bool:
     if isinstance(value, str):
         return value == "all-linear"
     return len(value) > 0 and all(isinstance(name, str) and name for name in value)
+
+
+def is_date(value: str) -> bool:
+    """Return whether a text is a day in the form 2024-07-26."""
+    try:
+        return date.fromisoformat(value).isoformat() == value
+    except ValueError:
+        return False
 
 
 NOT_NEGATIVE = number(lambda v: v >= 0, "a number >= 0")
@@ -166,6 +175,7 @@ RULES: dict[str, Rule] = {
     "model.lora.target_modules": ((str, ListConfig), are_layers, "all-linear, or a list of names of layers"),
     "model.prompt.template": one_of("chat", "plain"),
     "model.prompt.max_length": at_least(1),
+    "model.prompt.date": (str, is_date, "a date such as 2024-07-26"),
 }
 NULLABLE = {
     *(
@@ -176,7 +186,7 @@ NULLABLE = {
         "trainer.max_entropy",
     ),
     *("objective.scale_mixed", "objective.scale_negative", "objective.rho"),
-    *("sampler.max_model_len", "sampler.kv_cache_space", "model.attention", "model.lora"),
+    *("sampler.max_model_len", "sampler.kv_cache_space", "model.attention", "model.lora", "model.prompt.date"),
 }
 
 

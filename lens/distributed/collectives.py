@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from lens.distributed.processes import TERMINATED, end_with_parent, is_one_of_several, rank
-from lens.errors import StopRequested
+from lens.errors import FailedElsewhere, StopRequested
 
 T = TypeVar("T")
 
@@ -116,6 +116,28 @@ def take_turns(items: Sequence[T]) -> Iterator[tuple[T, bool]]:
         stop_together()
         place = start + rank()
         yield items[min(place, len(items) - 1)], place < len(items)
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """Run a block in every process, and wait until each has ended it. If it raises in one, it raises in all.
+
+    The block must wait for no other process. Each of those in which it raised gets its own exception.
+
+    Raises:
+        FailedElsewhere: the block raised in another process; the message says in which, and why.
+    """
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:  # not KeyboardInterrupt, which must end the process at once
+        failure = error
+    reasons = gather_objects(None if failure is None else str(failure) or type(failure).__name__)
+    if failure is not None:
+        raise failure
+    for number, reason in enumerate(reasons):
+        if reason is not None:
+            raise FailedElsewhere(f"process {number}: {reason}")
 
 
 Interruptible = Callable[[], AbstractContextManager[None]]  # goes around work that waits for no other process

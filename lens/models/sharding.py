@@ -12,8 +12,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from transformers import PreTrainedModel
 
-from lens.distributed.collectives import gather_tensor, world_size
-from lens.models.lora import iterate_plain_weights
+from lens.distributed.collectives import gather_tensor, is_first, world_size
+from lens.models.lora import has_adapters, iterate_plain_weights
 
 
 def shard_model(model: PreTrainedModel) -> None:
@@ -57,3 +57,17 @@ def gather_named_weights(model: nn.Module, *, remove_duplicate: bool = False) ->
     """
     for name, weight in iterate_plain_weights(model, remove_duplicate=remove_duplicate):
         yield name, gather_tensor(weight)
+
+
+def gather_weights(model: PreTrainedModel) -> dict[str, Tensor] | None:
+    """Gather the weights on the first process, by name, as `gather_named_weights` does.
+
+    Returns None for a single process without adapters, which can save the model as it is.
+    """
+    if world_size() == 1 and not has_adapters(model):
+        return None
+    weights = {}
+    for name, tensor in gather_named_weights(model, remove_duplicate=True):
+        if is_first():
+            weights[name] = tensor.cpu()
+    return weights

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from lens.errors import ConfigError
 from lens.models.flops import Flops
+from lens.models.loading import VALID
 from lens.models.lora import add_adapters, check_adapters
 from lens.models.tiny import make_model, make_tokenizer
 
@@ -54,7 +55,7 @@ class Architecture:
             ConfigError: the model cannot have these adapters.
         """
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         blocks = max((m for m in model.modules() if isinstance(m, torch.nn.ModuleList)), key=len)
@@ -80,7 +81,7 @@ def architecture_of(config: DictConfig) -> Architecture:
     """Return the architecture of a config's model, from model.architecture, its recipe, or its name or folder.
 
     Raises:
-        ConfigError: there is no such model, or it cannot have these adapters.
+        ConfigError: there is no such model, it needs code of its own, or it cannot have these adapters.
     """
     model = config.model
     if (numbers := OmegaConf.select(model, "architecture")) is not None:
@@ -90,9 +91,12 @@ def architecture_of(config: DictConfig) -> Architecture:
         architecture = make_model(instantiate(model.recipe), make_tokenizer()).config
     else:
         try:
-            architecture = AutoConfig.from_pretrained(model.name_or_path)
+            architecture = AutoConfig.from_pretrained(model.name_or_path, trust_remote_code=False)
+            return Architecture.of(architecture, model.lora)
+        except ConfigError:
+            raise
         except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            valid = f"must be a model by name or folder, unless model.architecture has its numbers ({reason})"
+            reason = str(error).strip().splitlines()[0]
+            valid = f"{VALID}, unless model.architecture has its numbers ({reason})"
             raise ConfigError("model.name_or_path", model.name_or_path, valid) from error
     return Architecture.of(architecture, model.lora)

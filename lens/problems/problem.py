@@ -130,12 +130,13 @@ def check_texts(problem: Problem, drop_empty: bool) -> None:
 
     Raises:
         Dropped: one is empty, and ``drop_empty`` is true.
-        ValueError: one is empty and ``drop_empty`` is false, or one is not a text.
+        ValueError: one is empty and ``drop_empty`` is false, is not a text, or has half a character (a surrogate).
     """
     for name in ("problem", "answer"):
         text = getattr(problem, name)
         if not isinstance(text, str):
             raise ValueError(f"the {name} is {text!r}, not a text")
+        text.encode()  # UnicodeEncodeError is a ValueError
         if not text.strip():
             if drop_empty:
                 raise Dropped(f"empty {name}")

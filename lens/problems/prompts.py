@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from datetime import date
+from typing import Any, Literal
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -30,6 +33,7 @@ class PromptFormat:
         instruction: text after the problem, on a line of its own. Both together are the question. None: no text.
         max_length: most tokens that a prompt may have.
         layout: the text of a plain prompt; ``{question}`` in it is replaced.
+        date: the day that a chat template takes for today, such as "2024-07-26". None: for templates that print none.
 
     Raises:
         ConfigError: the template is unknown, or the layout has no ``{question}``.
@@ -39,6 +43,7 @@ class PromptFormat:
     instruction: str | None = None
     max_length: int = 1024
     layout: str = "Question:\n{question}\nAnswer:\n"
+    date: str | None = None
 
     def __post_init__(self):
         if self.template not in ("chat", "plain"):
@@ -53,7 +58,8 @@ class PromptFormat:
         what it adds to any text. An end-of-sequence token is removed, since the model shall continue the text.
 
         Raises:
-            ConfigError: the template is "chat", and the tokenizer has no chat template.
+            ConfigError: the template is "chat", and the tokenizer has no chat template, or one that prints a date where
+                ``date`` is None.
         """
         question = problem if self.instruction is None else f"{problem}\n{self.instruction}"
         if self.template == "plain":
@@ -62,8 +68,29 @@ class PromptFormat:
         if tokenizer.chat_template is None:
             raise ConfigError("model.prompt.template", "chat", "the tokenizer has no chat template: use plain")
         message = [{"role": "user", "content": question}]
-        rendered = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        options = {"tokenize": False, "add_generation_prompt": True}
+        rendered = tokenizer.apply_chat_template(message, **options, **make_date_variables(self.date))
         return tuple(tokenizer(rendered, add_special_tokens=False).input_ids)
+
+
+def make_date_variables(today: str | None) -> dict[str, Any]:
+    """Return what a chat template asks for a date, in place of the clock.
+
+    Most templates call the function ``strftime_now``. Llama's print the variable ``date_string`` where there is one.
+    """
+    if today is None:
+        return {"strftime_now": refuse_to_tell_the_date}
+    day = date.fromisoformat(today)
+    return {"strftime_now": day.strftime, "date_string": day.strftime("%d %b %Y")}
+
+
+def refuse_to_tell_the_date(pattern: str) -> str:
+    """Stand in for ``strftime_now`` where the config has no date.
+
+    Raises:
+        ConfigError: always.
+    """
+    raise ConfigError("model.prompt.date", None, "must be a date such as 2024-07-26: the chat template prints one")
 
 
 def encode_problems(
@@ -86,3 +113,16 @@ def encode_problems(
     fits = problems.select(fitting) if len(fitting) < len(encoded) else problems
     prompts = [Prompt(name, encoded[index]) for name, index in zip(fits["id"], fitting, strict=True)]
     return fits, prompts, len(encoded) - len(fitting)
+
+
+def hash_prompts(problems: Dataset, prompts: Sequence[Prompt]) -> dict[str, int]:
+    """Return a hash of 64 bits for each problem, by id: of its id, the token ids of its prompt, and its gold answer.
+
+    The prompts are those of the problems, in the same order.
+    """
+    hashes = {}
+    for prompt, gold in zip(prompts, problems["answer"], strict=True):
+        asked = repr((prompt.problem_id, prompt.token_ids, gold))
+        digest = hashlib.blake2b(asked.encode(), digest_size=8).digest()
+        hashes[prompt.problem_id] = int.from_bytes(digest, signed=True)
+    return hashes

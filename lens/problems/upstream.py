@@ -1,8 +1,8 @@
 """Reads the rows of a source as their publisher wrote them, from a local file or the Hugging Face hub.
 
-The library ``datasets`` does the reading. It keeps a copy in its cache, so a second run starts at once, even without a
-network. With ``streaming`` it keeps none: rows are passed on as they are read, and DAPO's 1.8 million rows take no room
-on the disk.
+The library ``datasets`` reads the hub and Parquet files. It keeps a copy in its cache, so a second run starts at once,
+even without a network. With ``streaming`` it keeps none: rows are passed on as they are read, and DAPO's 1.8 million
+rows take no room on the disk. JSON files are read row by row (see `JsonRows`), without a copy.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from datasets import Dataset, IterableDataset, load_dataset, load_dataset_builde
 from datasets.exceptions import DatasetsError
 
 from lens.errors import ConfigError
+from lens.problems.json_rows import JsonRows, Row
 
 READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 # What ``datasets`` raises for a file, a hub or a cache that it cannot use.
@@ -33,14 +34,14 @@ class Upstream:
 
     Args:
         source: the name of the source, such as ``math``.
-        rows: the rows with all of upstream's columns, cached or streaming.
+        rows: the rows with all of upstream's columns: from JSON files, cached or streaming.
         columns: the columns that are needed; a nested column has a dotted name.
         origin_key: the config key that says where the rows come from, such as ``dataset.math.path``.
         origin: its value: a file, or a hub repository with its revision.
     """
 
     source: str
-    rows: Dataset | IterableDataset
+    rows: Dataset | IterableDataset | JsonRows
     columns: Sequence[str]
     origin_key: str
     origin: str
@@ -49,34 +50,68 @@ class Upstream:
         """Yield the needed columns, a thousand rows at a time. Only these are in memory.
 
         Raises:
-            ConfigError: rows cannot be read, there are none, or a column is missing.
+            ConfigError: rows cannot be read, there are none, a column is missing, or its values are of several types.
         """
-        batches = iter(self.rows.with_format("arrow").iter(batch_size=1000))
-        num_rows = 0
+        num_before = 0
+        for batch in self._read():
+            yield batch if isinstance(batch, pa.Table) else self._make_table(batch, num_before)
+            num_before += len(batch)
+
+    def __iter__(self) -> Iterator[tuple[int, Row]]:
+        """Yield each row with its number in its file (or files, in order), counted from 1."""
+        batches = (batch.to_pylist() if isinstance(batch, pa.Table) else batch for batch in self._read())
+        return enumerate((row for batch in batches for row in batch), start=1)
+
+    def _read(self) -> Iterator[pa.Table | list[Row]]:
+        """Yield the needed columns of a thousand rows at a time: as rows from JSON, as a table from all else."""
+        size, num_rows, from_json = 1000, 0, isinstance(self.rows, JsonRows)
+        batches = self.rows.batches(size) if from_json else self.rows.with_format("arrow").iter(batch_size=size)
+        batches = iter(batches)
         while True:
             try:
                 batch = next(batches, None)
             except LOAD_ERRORS as error:
-                reason = f"cannot be read: {error.__cause__ or error}"
+                reason = f"cannot be read{' as json' if from_json else ''}: {error.__cause__ or error}"
                 raise ConfigError(self.origin_key, self.origin, reason) from error
             if batch is None:
                 break
-            batch = batch.flatten()
-            if missing := [column for column in self.columns if column not in batch.column_names]:
-                has = f"which {self.source} needs; it has {', '.join(batch.column_names)}"
+            batch = batch if from_json else batch.flatten()
+            names = list(dict.fromkeys(name for row in batch for name in row)) if from_json else batch.column_names
+            if missing := [column for column in self.columns if column not in names]:
+                has = f"which {self.source} needs; it has {', '.join(names)}"
                 raise ConfigError(self.origin_key, self.origin, f"has no column {', '.join(missing)}, {has}")
             num_rows += len(batch)
-            yield batch.select(list(self.columns))
+            needed = list(self.columns)
+            yield [{name: row.get(name) for name in needed} for row in batch] if from_json else batch.select(needed)
         if num_rows == 0:
             raise ConfigError(self.origin_key, self.origin, "cannot be read: it has no rows")
 
-    def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield each row with its number in its file (or files, in order), counted from 1."""
-        return enumerate((row for batch in self.batches() for row in batch.to_pylist()), start=1)
+    def _make_table(self, rows: list[Row], num_before: int) -> pa.Table:
+        """Return rows as a table; ``num_before`` rows were read before these."""
+        arrays = {}
+        for name in self.columns:
+            values = [row[name] for row in rows]
+            try:
+                arrays[name] = pa.array(values)
+            except pa.ArrowException as error:
+                place = next(n for n in range(len(values)) if not is_of_one_type(values[: n + 1]))
+                reason = f"{name} is {values[place]!r}, of another type than in the rows before"
+                raise self.refuse(num_before + place + 1, reason) from error
+        return pa.table(arrays)
 
     def refuse(self, number: int, reason: str) -> ConfigError:
         """Return the error to raise for a row that cannot be used."""
-        return ConfigError(self.origin_key, self.origin, f"row {number} (counted from 1): {reason}")
+        where = self.rows.locate(number) if isinstance(self.rows, JsonRows) else "counted from 1"
+        return ConfigError(self.origin_key, self.origin, f"row {number} ({where}): {reason}")
+
+
+def is_of_one_type(values: list[Any]) -> bool:
+    """Return whether Arrow finds a type that all values have."""
+    try:
+        pa.array(values)
+    except pa.ArrowException:
+        return False
+    return True
 
 
 def read_upstream(
@@ -143,13 +178,15 @@ def find_files(path: str, key: str) -> list[str]:
     return files
 
 
-def read_files(path: str, key: str, streaming: bool) -> Dataset | IterableDataset:
+def read_files(path: str, key: str, streaming: bool) -> Dataset | IterableDataset | JsonRows:
     """Read the rows of one local file, or of all files that a pattern matches, in the order of their names."""
     files = find_files(path, key)
     kinds = {READERS[Path(file).suffix] for file in files}
     if len(kinds) > 1:
         raise ConfigError(key, path, "matches files of different kinds")
     (kind,) = kinds
+    if kind == "json":
+        return JsonRows(files)
     try:
         files = [glob.escape(file) for file in files]
         return load_dataset(kind, data_files=files, split="train", streaming=streaming)
@@ -168,6 +205,9 @@ def read_hub(
         else:
             builder.download_and_prepare()
             rows = builder.as_dataset(split=split)
+    except RuntimeError as error:  # so datasets refuses a repository with a loading script
+        valid = f"must be a repository of data files, as no code of a repository is run ({error})"
+        raise ConfigError(f"{key}.repo", repo, valid) from error
     except LOAD_ERRORS as error:
         remedy = (
             f"{repo} at revision {revision} is neither in reach nor in the cache ({error}). Connect to the hub once, "

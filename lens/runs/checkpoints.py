@@ -1,13 +1,12 @@
 """Writes and reads checkpoints: everything that a run needs to resume exactly where it was.
 
-A checkpoint is written under a temporary name and renamed when it is complete. So each is complete or absent.
+A checkpoint is written under a temporary name, and renamed when it is complete and on disk. So each is complete or
+absent. Checkpoints that it replaces are removed only after that.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import pickle
 import re
 import shutil
@@ -27,10 +26,11 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lens import __version__
-from lens.distributed.collectives import barrier, gather_tensor, is_first, world_size
-from lens.errors import ConfigError, RunFailed
-from lens.models.lora import has_adapters, iterate_adapter_weights, save_adapters
-from lens.models.sharding import gather_named_weights
+from lens.distributed.collectives import failing_together, gather_tensor, is_first, world_size
+from lens.errors import ConfigError, FailedElsewhere, RunFailed
+from lens.files import checksum, flush_to_disk
+from lens.models.lora import iterate_adapter_weights, save_adapters
+from lens.models.sharding import gather_weights
 from lens.seeding import random_states
 
 ADAPTER_FOLDER = "adapter"  # beside the model's files, transformers would load them by itself
@@ -39,7 +39,7 @@ STATE_FILE = "training_state.pt"
 CHECKSUMS_FILE = "checksums.json"
 UNFINISHED = ".unfinished"
 REPLACED = f".replaced{UNFINISHED}"
-NEEDED = {"step", "config", "random", "param_groups"}  # keys that every training state has
+NEEDED = {"step", "config", "prompts", "random", "param_groups"}  # keys that every training state has
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class CheckpointFolder:
 
     Attributes:
         path: the folder.
-        identity: values that every checkpoint's state gets: the config and the id of the W&B run.
+        identity: values that every checkpoint's state gets: the config, hashes of all prompts, the id of the W&B run.
     """
 
     path: Path
@@ -80,7 +80,8 @@ def save_checkpoint(
 ) -> Path:
     """Write checkpoints/step_*/ (Hugging Face format, plus the training state), and remove old checkpoints.
 
-    All processes call it together. Each writes its shard of the optimizer's state; the first writes everything else.
+    All processes call it together. Each writes its shard of the optimizer's state; the first writes everything else. If
+    one of them cannot write, all raise.
 
     Args:
         folder: the run's checkpoints folder.
@@ -99,53 +100,73 @@ def save_checkpoint(
     """
     target = folder / f"step_{state['step']:06d}"
     unfinished = target.with_name(target.name + UNFINISHED)
+    state = {**state, "lens_version": __version__}
     try:
+        with failing_together():
+            if is_first():
+                shutil.rmtree(unfinished, ignore_errors=True)
+                unfinished.mkdir(parents=True)
+        save_optimizer(unfinished / OPTIMIZER_FOLDER, model, optimizer)
+        weights = gather_weights(model)
+        adapters = {name: gather_tensor(parameter.detach()) for name, parameter in iterate_adapter_weights(model)}
+        with failing_together():
+            if is_first():
+                write_files(unfinished, model, weights, adapters, tokenizer, optimizer, state)
+                put_in_place(unfinished, target)
+                prune_checkpoints(folder, state["step"], keep=keep, best=best)
+    except (OSError, RuntimeError, SafetensorError, CheckpointException, FailedElsewhere) as error:
         if is_first():
             shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir(parents=True)
-        barrier()
-        write_files(unfinished, model, tokenizer, optimizer, {**state, "lens_version": __version__})
-    except (OSError, RuntimeError, SafetensorError, CheckpointException) as error:
-        shutil.rmtree(unfinished, ignore_errors=True)
+            restore_replaced_name(folder)
         last = max(list_checkpoints(folder), key=read_step, default=None)
         left = f"the last complete one is {last.name}" if last else "there is no earlier one"
         raise RunFailed(f"the checkpoint {target} could not be written ({first_line(error)}); {left}") from error
-    if is_first():
-        if target.exists():  # the same step was saved before its evaluation
-            target.rename(target.with_name(target.name + REPLACED))
-        unfinished.rename(target)
-        flush_to_disk(folder)
-        prune_checkpoints(folder, state["step"], keep=keep, best=best)
-    barrier()
     return target
+
+
+def save_optimizer(folder: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> None:
+    """Write the optimizer's tensors, each process its shard, and wait until they are on disk.
+
+    Raises:
+        CheckpointException: some process could not write; it is raised in all.
+    """
+    if tensors := name_optimizer_tensors(model, optimizer):
+        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        with silence_one_process_warning():
+            dcp.save(tensors, storage_writer=writer, no_dist=world_size() == 1)
 
 
 def write_files(
     folder: Path,
     model: PreTrainedModel,
+    weights: dict[str, Tensor] | None,
+    adapters: dict[str, Tensor],
     tokenizer: PreTrainedTokenizerBase,
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
 ) -> None:
-    """Write the files of one checkpoint, each process its part, and wait until they are on disk."""
-    if tensors := name_optimizer_tensors(model, optimizer):
-        writer = HuggingFaceStorageWriter(str(folder / OPTIMIZER_FOLDER), save_distributed=True)
-        with silence_one_process_warning():
-            dcp.save(tensors, storage_writer=writer, no_dist=world_size() == 1)
-    weights = gather_weights(model)
-    adapters = {name: gather_tensor(parameter.detach()) for name, parameter in iterate_adapter_weights(model)}
-    if not is_first():
-        return
+    """Write all files of one checkpoint but the optimizer's tensors, and wait until the whole folder is on disk.
+
+    ``weights`` is what `gather_weights` returned. The other arguments are those of `save_checkpoint`.
+    """
     model.save_pretrained(folder, state_dict=weights)
     if adapters:
         save_adapters(folder / ADAPTER_FOLDER, model, adapters)
     tokenizer.save_pretrained(folder)
     groups = optimizer.state_dict()["param_groups"]
     torch.save({**state, "param_groups": groups, "random": random_states()}, folder / STATE_FILE)
-    sums = {str(path.relative_to(folder)): checksum(path) for path in list_files(folder)}
+    sums = {str(path.relative_to(folder)): checksum(path) for path in sorted(folder.rglob("*")) if path.is_file()}
     (folder / CHECKSUMS_FILE).write_text(json.dumps(sums, indent=2) + "\n")
-    for path in folder.rglob("*"):
+    for path in [*folder.rglob("*"), folder]:
         flush_to_disk(path)
+
+
+def put_in_place(unfinished: Path, target: Path) -> None:
+    """Give a complete checkpoint its name, and wait until the name is on disk; one of the same step is set aside."""
+    if target.exists():  # the same step was saved before its evaluation
+        target.rename(target.with_name(target.name + REPLACED))
+    unfinished.rename(target)
+    flush_to_disk(target.parent)
 
 
 def name_optimizer_tensors(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -182,25 +203,6 @@ def silence_one_process_warning() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
         yield
-
-
-def gather_weights(model: PreTrainedModel) -> dict[str, Tensor] | None:
-    """Gather the weights on the first process, by name, as `gather_named_weights` does.
-
-    Returns None for a single process without adapters, which can save the model as it is.
-    """
-    if world_size() == 1 and not has_adapters(model):
-        return None
-    weights = {}
-    for name, tensor in gather_named_weights(model, remove_duplicate=True):
-        if is_first():
-            weights[name] = tensor.cpu()
-    return weights
-
-
-def list_files(folder: Path) -> list[Path]:
-    """List the files below a folder, sorted."""
-    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def prune_checkpoints(folder: Path, step: int, *, keep: int, best: int | None) -> None:
@@ -272,21 +274,12 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or the error's type if it has none."""
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the error's type if it has none.
+
+    Of a CheckpointException it is that of the error behind it; with several processes it says in which it was.
+    """
+    if isinstance(error, CheckpointException) and error.failures:
+        number, (cause, _) = min(error.failures.items())
+        return (f"process {number}: " if world_size() > 1 else "") + first_line(cause)
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def checksum(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def flush_to_disk(path: Path) -> None:
-    """Wait until a file or folder is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

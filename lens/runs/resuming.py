@@ -8,6 +8,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from lens.config.keys import FREE_TO_DIFFER, LENGTHLESS_SCHEDULES, RESUME_KEYWORDS, ROUNDING, flatten, is_listed
 from lens.errors import ConfigError
 from lens.runs.checkpoints import list_checkpoints, load_state
@@ -94,6 +97,37 @@ def check_config(config: dict[str, Any], of_checkpoint: dict[str, Any], where: P
         raise ConfigError("resume", config["resume"], valid)
     if rounding:
         log.warning("From here on, results are equal up to rounding, not bit for bit: %s", "; ".join(rounding))
+
+
+def check_prompts(
+    here: dict[str, dict[str, int]], state: dict[str, Any] | None, where: Path | None
+) -> dict[str, Tensor]:
+    """Compare what a run would ask with what it asked before it stopped.
+
+    Args:
+        here: the hashes of the problems of each set, by id (see `hash_prompts`).
+        state: the training state of the checkpoint to resume from; None compares nothing.
+        where: the checkpoint, for the message.
+
+    Returns:
+        The hashes of each set, int64 [N], as a training state holds them.
+
+    Raises:
+        ConfigError: a set differs; the message names the first problem that does.
+    """
+    found = {name: torch.tensor(list(hashes.values())) for name, hashes in here.items()}
+    for name, now in found.items():
+        if state is None or torch.equal(now, before := state["prompts"][name]):
+            continue
+        shared, ids = min(len(now), len(before)), list(here[name])
+        place = next(iter((now[:shared] != before[:shared]).nonzero().flatten().tolist()), shared)
+        if place < len(now):
+            said = f"problem {place + 1} of {name}, {ids[place]}, has another id, prompt or answer, or is new"
+        else:
+            said = f"{len(before) - place} problem(s) of {name} after {ids[-1]} are missing"
+        cause = "the data set, the tokenizer or its chat template has changed"
+        raise ConfigError("resume", str(where), f"must be a checkpoint of the same prompts: {said}; {cause}")
+    return found
 
 
 def copy_history(source: Path, folder: Path, step: int) -> None:

@@ -91,6 +91,7 @@ class VLLMSampler:
             self.llm = LLM(
                 model.name_or_path,
                 load_format="dummy",
+                trust_remote_code=False,
                 skip_tokenizer_init=True,
                 generation_config="vllm",
                 dtype=dtype,

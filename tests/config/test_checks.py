@@ -87,6 +87,7 @@ OUT_OF_BOUNDS = {
     "model.lora.target_modules": ["q_proj", [], [""], None],
     "model.prompt.template": ["bare"],
     "model.prompt.max_length": [0],
+    "model.prompt.date": ["2024-7-26", "2024-02-30", "20240726", "2024-W30-5", "today", 20240726],
     "part": ["all"],
     "rounds": [0],
     "warmup": [-1],

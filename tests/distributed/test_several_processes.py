@@ -192,6 +192,43 @@ def test_two_processes_that_sample_are_stopped_at_once(command, alone, logs, tmp
     assert_same_up_to_rounding(folder, alone)
 
 
+@pytest.mark.parametrize(("process", "fault"), [(0, "optimizer"), (1, "optimizer"), (0, "model"), (0, "folder")])
+def test_a_save_that_fails_in_one_process_fails_in_all(tiny_folder, logs, tmp_path, process, fault):
+    result = run("tests/support/failing_save.py", tiny_folder, tmp_path, process, fault, folder=logs, processes=2)
+    assert result.code == 0, result.stderr
+    ended = [(tmp_path / f"ended_{rank}.txt").read_text() for rank in (0, 1)]
+    target = tmp_path / "checkpoints" / "step_000002"
+    for rank, line in enumerate(ended):
+        assert line.startswith(f"the checkpoint {target} could not be written (")
+        assert line.endswith("); the last complete one is step_000001")
+        assert "\n" not in line
+        assert ("File exists" if fault == "folder" else "File too large") in line
+        if rank != process:
+            assert f"(process {process}: " in line
+    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["step_000001", "step_000003"]
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_a_run_in_which_one_process_cannot_save_ends_with_a_line_and_goes_on(command, alone, logs, tmp_path, process):
+    folder, limits = tmp_path / "run", tmp_path / "limits"
+    limited = ["sampler._target_=tests.support.faults.LimitedSampler", f"+sampler.limits={limits}"]
+    command = [*command, *limited, f"hydra.run.dir={folder}"]
+    limits.write_text(f"{process} 100000")
+    result = run(*command, folder=logs, processes=2)
+    assert result.code == 1, result.stderr
+    line = result.one_line()
+    assert line.startswith(f"failed: the checkpoint {folder / 'checkpoints'}/step_")
+    assert f"could not be written (process {process}: " in line
+    assert "; to resume: python " in line
+    assert "Traceback" not in result.stdout + result.stderr
+    assert not list((folder / "checkpoints").glob("*unfinished"))
+
+    limits.unlink()
+    rest = run(*command, folder=logs, processes=2)
+    assert rest.code == 0, rest.stderr
+    assert_same_up_to_rounding(folder, alone)
+
+
 def test_two_processes_that_update_are_stopped_between_micro_batches(command, logs, tmp_path):
     folder = tmp_path / "run"
     long = [

@@ -85,6 +85,7 @@ def test_errors_name_the_row_in_the_file_when_rows_before_it_were_repetitions(wr
         ([{"content": "x", "role": "system"}, {"content": "y", "role": "user"}], "row 2 .*not one chat message"),
         ([{"content": None, "role": "user"}], "row 2 .*no content"),
         (None, "row 2 .*not one chat message"),
+        ("x", r"row 2 \(rows\.jsonl, line 2\): prompt is 'x', of another type than in the rows before"),
     ],
 )
 def test_a_prompt_is_one_chat_message(write, dapo_row, prompt, message):

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+from datetime import datetime
 
 import pytest
 from datasets import Dataset
 from hydra import compose, initialize_config_dir
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
+from transformers.utils import chat_template_utils
 
 from lens.commands.assembly import make_evaluator
+from lens.commands.training_set import TrainingSet
 from lens.errors import ConfigError
 from lens.files import CONFIGS
 from lens.problems.problem import FEATURES
-from lens.problems.prompts import Prompt, PromptFormat, encode_problems
+from lens.problems.prompts import Prompt, PromptFormat, encode_problems, hash_prompts
 
 WORDS = ["<bos>", "<eos>", "<unk>", "<user>", "<assistant>", "Question:", "Answer:", "one", "two", "three", "please"]
 WRITES_BOS = "{{ bos_token }} <user> {{ messages[0]['content'] }}{% if add_generation_prompt %} <assistant>{% endif %}"
@@ -90,6 +93,86 @@ def test_a_chat_template_that_is_not_there_is_refused():
 def test_a_format_that_cannot_work_is_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         PromptFormat(**options)
+
+
+WRITES_DAY = "<user> {% if strftime_now('%Y-%m-%d %B') == '2024-07-26 July' %}one{% else %}two{% endif %}"
+WRITES_DATE_STRING = (  # as Llama 3.1 and 3.2
+    "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    "{% if date_string == '26 Jul 2024' %}one{% else %}two{% endif %}"
+)
+OWN_DATE = "{% if not date_string is defined %}{% set date_string = '26 Jul 2024' %}{% endif %}one"
+
+
+def set_clock(monkeypatch: pytest.MonkeyPatch, day: str) -> None:
+    """Let chat templates take a day for today, as transformers shows it to them."""
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls.fromisoformat(day)
+
+    monkeypatch.setattr(chat_template_utils, "datetime", Clock)
+
+
+@pytest.mark.parametrize("template", [WRITES_DAY, WRITES_DATE_STRING])
+def test_a_template_that_prints_the_day_prints_that_of_the_config(monkeypatch, template):
+    tokenizer, problems = make_tokenizer("$A", template), problems_of("one", "two")
+    message = [{"role": "user", "content": "one"}]
+    found, today = {}, {}
+    for day in ("2024-07-26", "2026-11-26"):
+        set_clock(monkeypatch, day)
+        today[day] = tokenizer.apply_chat_template(message, tokenize=False)
+        for pinned in ("2024-07-26", "2025-01-01"):
+            found[day, pinned] = encode_problems(problems, tokenizer, PromptFormat(date=pinned))[1]
+    assert today["2024-07-26"] != today["2026-11-26"]
+    assert found["2024-07-26", "2024-07-26"] == found["2026-11-26", "2024-07-26"]
+    assert found["2024-07-26", "2025-01-01"] == found["2026-11-26", "2025-01-01"]
+    assert [words(found["2026-11-26", pinned][0].token_ids).split()[-1] for pinned in ("2024-07-26", "2025-01-01")] == [
+        "one",
+        "two",
+    ]
+
+
+def test_training_and_evaluation_have_the_day_of_the_config(monkeypatch):
+    set_clock(monkeypatch, "2026-11-26")
+    overrides = ["experiment=none", "model=hf", "model.name_or_path=x", "model.prompt.instruction=null"]
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose("train", overrides=[*overrides, "trainer.rollouts.num_prompts_per_rollout=1"])
+    assert config.model.prompt.date == "2024-07-26"
+    tokenizer, problems = make_tokenizer("$A", WRITES_DAY), problems_of("three")
+    (evaluation_set,) = make_evaluator(config, {"a": problems}, tokenizer).sets
+    for prompts in (evaluation_set.prompts, TrainingSet.encode(config, problems, tokenizer, {}).prompts):
+        assert words(prompts[0].token_ids) == "<user> one"
+
+
+@pytest.mark.parametrize("template", [WRITES_DAY, WRITES_DATE_STRING])
+def test_a_template_that_prints_the_day_is_refused_where_the_config_has_none(template):
+    with pytest.raises(ConfigError) as error:
+        PromptFormat().encode("one", make_tokenizer("$A", template))
+    assert str(error.value) == (
+        "model.prompt.date=None: must be a date such as 2024-07-26: the chat template prints one"
+    )
+
+
+@pytest.mark.parametrize("template", [WRITES_BOS, OWN_DATE])
+def test_a_template_that_asks_for_no_day_needs_none(template):
+    tokenizer = make_tokenizer("$A", template)
+    assert PromptFormat().encode("one", tokenizer) == PromptFormat(date="2024-07-26").encode("one", tokenizer)
+
+
+def test_hashes_differ_where_id_prompt_or_answer_do():
+    problems = problems_of("one", "two")
+    prompts = [Prompt("id one", (1, 2)), Prompt("id two", (1, 23))]
+    hashes = hash_prompts(problems, prompts)
+    assert list(hashes) == ["id one", "id two"]
+    assert hash_prompts(problems, prompts) == hashes
+    changed = [
+        hash_prompts(problems, [prompts[0], Prompt("id two", (12, 3))])["id two"],
+        hash_prompts(problems, [prompts[0], Prompt("id 2", (1, 23))])["id 2"],
+        hash_prompts(problems.map(lambda row: {"answer": "2"}), prompts)["id two"],
+    ]
+    assert len({*hashes.values(), *changed}) == 5
+    assert all(-(2**63) <= value < 2**63 for value in hashes.values())
 
 
 def problems_of(*texts: str) -> Dataset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -41,10 +42,13 @@ def test_a_path_with_the_letters_of_a_pattern_is_taken_as_it_stands(write, math_
         ("folder", "folder", "is a folder; give the file in it"),
         ("rows.csv", "problem,answer", r"must end in \.jsonl, \.json, \.parquet"),
         ("empty.jsonl", "", "is empty"),
-        ("broken.jsonl", '{"problem": "a"}\n{"problem"', "cannot be read as json"),
-        ("blank.jsonl", "\n\n", "cannot be read as json"),
-        ("text.jsonl", "no json at all\n", "cannot be read as json"),
-        ("nothing.json", "[]", "cannot be read as json"),
+        ("broken.jsonl", '{"problem": "a"}\n\n{"problem"', r"cannot be read as json: broken\.jsonl, line 3: Expecting"),
+        ("blank.jsonl", "\n\n", "it has no rows"),
+        ("text.jsonl", "no json at all\n", r"cannot be read as json: text\.jsonl, line 1: "),
+        ("texts.jsonl", '"no object"\n', r"cannot be read as json: texts\.jsonl, line 1 is not an object"),
+        ("bytes.jsonl", b"\xff", "cannot be read as json: .*utf-8"),
+        ("deep.json", "[" * 100_000, r"cannot be read as json: deep\.json: "),
+        ("nothing.json", "[]", "it has no rows"),
         ("broken.parquet", "no parquet at all", "cannot be read as parquet"),
     ],
 )
@@ -53,7 +57,7 @@ def test_a_path_that_cannot_be_read_is_refused(tmp_path, name, content, message)
     if content == "folder":
         path.mkdir()
     elif content is not None:
-        path.write_text(content)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ConfigError, match=message) as error:
         load_problems("math", path=str(path))
     assert (error.value.key, error.value.value) == ("dataset.math.path", str(path))
@@ -76,6 +80,61 @@ def test_a_row_that_lacks_a_column_is_named(write, math_row, column):
     del broken[column]
     with pytest.raises(ConfigError, match=rf"rows\.jsonl.*row 2 .*no value for {column}"):
         load_problems("math", path=write([math_row("a"), broken]))
+
+
+@pytest.mark.parametrize("levels", [[3, "Level 4"], ["Level 4", 3]])
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+def test_rows_may_give_their_levels_in_different_forms(write, math_row, name, levels):
+    assert load_problems("math", path=write([math_row(level=level) for level in levels], name))["level"][:] == [
+        int(str(level)[-1]) for level in levels
+    ]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (None, "no value for level"),
+        (2.5, r"level is 2\.5, not"),
+        (3.0, r"level is 3\.0, not"),
+        ([4], r"level is \[4\], not"),
+        ({"is": 4}, r"level is \{'is': 4\}, not"),
+        (True, "level is True, not"),
+        ("4", "level is '4', not"),
+        (6, "level is 6, not"),
+    ],
+)
+@pytest.mark.parametrize("first", [3, "Level 4"])
+def test_a_level_of_another_type_is_named_with_its_file_and_line(tmp_path, math_row, first, bad, said, streaming):
+    good, wrong = (json.dumps(math_row(str(level), level=level)) for level in (first, bad))
+    (tmp_path / "train-0.jsonl").write_text(f"{good}\n")
+    (tmp_path / "train-1.jsonl").write_text(f"\n\n{wrong}\n{good}\n")
+    with pytest.raises(ConfigError, match=rf": row 2 \(train-1\.jsonl, line 3\): {said}") as error:
+        load_problems("math", path=str(tmp_path / "train-*.jsonl"), streaming=streaming)
+    assert error.value.key == "dataset.math.path"
+    (tmp_path / "train-2.json").write_text(f"[{good}, {wrong}]")
+    with pytest.raises(ConfigError, match=rf": row 2 \(train-2\.json, item 2\): {said}"):
+        load_problems("math", path=str(tmp_path / "train-2.json"), streaming=streaming)
+
+
+def test_a_level_of_another_type_far_down_is_named_too(tmp_path, math_row):
+    """``datasets`` chooses the types of columns by the first 10 MB."""
+    rows = [json.dumps(math_row(f"{number} {'x' * 6000}", level=3)) for number in range(2000)]
+    (tmp_path / "rows.jsonl").write_text("\n".join([*rows, json.dumps(math_row("last", level=[3]))]))
+    with pytest.raises(ConfigError, match=r"row 2001 \(rows\.jsonl, line 2001\): level is \[3\]"):
+        load_problems("math", path=str(tmp_path / "rows.jsonl"))
+
+
+def test_an_answer_keeps_its_text_beside_answers_that_are_numbers(write, math500_row):
+    rows = [math500_row("a", r"\frac{1}{2}", unique_id="a"), math500_row("b", "7", unique_id="b")]
+    assert load_problems("math500", path=write(rows))["answer"][:] == [r"\frac{1}{2}", "7"]
+    with pytest.raises(ConfigError, match=r"row 3 \(rows\.jsonl, line 3\): the answer is 7, not a text"):
+        load_problems("math500", path=write([*rows, math500_row("c", 7, unique_id="c")]))
+
+
+def test_half_a_character_is_refused(write, math_row):
+    with pytest.raises(ConfigError, match=r"row 2 \(rows\.jsonl, line 2\): .*surrogates not allowed"):
+        load_problems("math", path=write([math_row("a"), math_row("\ud800")]))
 
 
 def test_an_unknown_source_is_refused_with_those_that_are_known():

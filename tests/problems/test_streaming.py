@@ -50,7 +50,7 @@ def test_streaming_changes_nothing_but_the_cache(rows, write, caplog, source, na
     assert cached_files() == []
     caplog.clear()
     cached = load_problems(source, path=path)
-    assert cached_files() != []
+    assert (cached_files() != []) == name.endswith(".parquet")  # JSON files are read row by row, without a copy
     assert len(cached) > 0 and streamed.features == cached.features
     assert streamed.to_list() == cached.to_list()
     assert lines == caplog.messages and len(lines) == 1 and f"{len(rows[source]):,} rows read" in lines[0]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from lens.errors import ConfigError, RunFailed
 from lens.runs import checkpoints
 from lens.runs.checkpoints import (
     CHECKSUMS_FILE,
+    OPTIMIZER_FOLDER,
     STATE_FILE,
     checksum,
     list_checkpoints,
@@ -27,7 +30,7 @@ from lens.runs.checkpoints import (
 from lens.seeding import restore_random_states
 from tests.support.faults import no_file_above
 
-STATE = {"config": {"seed": 0}}  # what every state holds, besides its step
+STATE = {"config": {"seed": 0}, "prompts": {}}  # what every state holds, besides its step
 
 
 @pytest.fixture
@@ -159,6 +162,37 @@ def test_a_crash_while_a_checkpoint_takes_the_place_of_the_same_step_loses_none(
     save_checkpoint(folder, model, tokenizer, AdamW(model.parameters()), STATE | {"step": 2, "lines": 99}, keep=1)
     assert names(folder) == ["step_000002"]
     assert load_state(before)["lines"] == 99
+
+
+def test_all_is_on_disk_before_it_gets_its_name_and_the_name_before_the_former_goes(saved, tiny, monkeypatch):
+    folder, former = saved
+    seen: list[tuple[str, str]] = []
+
+    def note(owner: object, name: str, path_of: Callable[..., object]) -> None:
+        function = getattr(owner, name)
+
+        def noted(*arguments, **options):
+            seen.append((name, os.path.relpath(path_of(*arguments), folder)))
+            return function(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    note(os, "fsync", lambda descriptor: os.readlink(f"/proc/self/fd/{descriptor}"))
+    note(type(folder), "rename", lambda path, target: target)
+    note(shutil, "rmtree", lambda path, **_: path)
+    optimizer = AdamW(tiny[0].parameters())
+    tiny[0](torch.tensor([[1, 2]])).logits.sum().backward()
+    optimizer.step()
+    target = save_checkpoint(folder, *tiny, optimizer, STATE | {"step": 4}, keep=1)
+    renamed = seen.index(("rename", "step_000004"))
+    flushed = {path for name, path in seen[:renamed] if name == "fsync"}
+    inside = {str(path.relative_to(target)) for path in target.rglob("*")}
+    assert f"{OPTIMIZER_FOLDER}/{next((target / OPTIMIZER_FOLDER).iterdir()).name}" in inside
+    assert flushed == {"step_000004.unfinished", *(f"step_000004.unfinished/{name}" for name in inside)}
+    assert seen[renamed + 1] == ("fsync", ".")
+    dropped = f"{former.name}.dropped.unfinished"
+    assert seen[renamed + 2 :] == [("rename", dropped), ("rmtree", dropped)]
+    assert not former.exists()
 
 
 def test_leftovers_are_no_checkpoints(saved, tiny):

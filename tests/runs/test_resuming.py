@@ -14,8 +14,9 @@ from torch.optim import AdamW
 from lens import __version__
 from lens.errors import ConfigError
 from lens.files import write_json
+from lens.problems.worlds.arithmetic import load_arithmetic
 from lens.runs.checkpoints import REPLACED, restore_replaced_name, save_checkpoint
-from lens.runs.resuming import check_config, find_state, read_finished_summary
+from lens.runs.resuming import check_config, check_prompts, find_state, read_finished_summary
 from lens.runs.run import PROVENANCE, SUMMARY
 from tests.support.command_line import (
     assert_one_wandb_run,
@@ -54,7 +55,11 @@ def folder(tiny, tmp_path) -> Path:
     """A run folder with checkpoints of steps 2 and 4."""
     for step in (2, 4):
         save_checkpoint(
-            tmp_path / "checkpoints", *tiny, AdamW(tiny[0].parameters()), {"step": step, "config": CONFIG}, keep=2
+            tmp_path / "checkpoints",
+            *tiny,
+            AdamW(tiny[0].parameters()),
+            {"step": step, "config": CONFIG, "prompts": {}},
+            keep=2,
         )
     return tmp_path
 
@@ -184,6 +189,109 @@ def test_speed_may_differ_with_a_warning(caplog):
     caplog.clear()
     check_config(changed(tracking__wandb__mode="online", resume="must", profile=True), changed(), Path("run"))
     assert not caplog.text
+
+
+# --- which prompts ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        ({"a": 1, "b": 5, "c": 6}, "problem 2 of dataset, b, has another id, prompt or answer, or is new"),
+        ({"b": 2, "a": 1, "c": 3}, "problem 1 of dataset, b, has"),
+        ({"a": 1, "b": 2, "c": 3, "d": 4}, "problem 4 of dataset, d, has"),
+        ({"a": 1}, r"2 problem\(s\) of dataset after a are missing"),
+    ],
+)
+def test_the_first_problem_that_differs_is_named(now, said):
+    hashes = {"evaluation.sets.x": {"e": 7}, "dataset": {"a": 1, "b": 2, "c": 3}}
+    state = {"prompts": check_prompts(hashes, None, None)}
+    assert check_prompts(hashes, state, Path("run"))["dataset"].tolist() == [1, 2, 3]
+    with pytest.raises(ConfigError, match=rf"^resume='run': must be a checkpoint of the same prompts: {said}"):
+        check_prompts(hashes | {"dataset": now}, state, Path("run"))
+    with pytest.raises(ConfigError, match=r"problem 1 of evaluation\.sets\.x, e, has"):
+        check_prompts(hashes | {"evaluation.sets.x": {"e": 8}}, state, Path("run"))
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory):
+    """(command, model, files of problems by set, run folder, logs) of a run whose template asks for the day."""
+    folder = tmp_path_factory.mktemp("asked")
+    model = make_pupil(folder)
+    template = model / "chat_template.jinja"
+    template.write_text("{{ strftime_now('') }}" + template.read_text())
+    files = {name: folder / f"{name}.jsonl" for name in ("dataset", "evaluation")}
+    rows = [
+        {"problem": p["problem"], "answer": p["answer"], "level": p["level"], "subject": "s", "unique_id": f"own/{n}"}
+        for n, p in enumerate(load_arithmetic("validation", size=5))
+    ]
+    for file in files.values():
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = [f"+dataset.own.path={files['dataset']}", f"+evaluation.sets.own.path={files['evaluation']}"]
+    sources += ["+dataset.own.source=math500", "+evaluation.sets.own.source=math500"]
+    # With adapters, model and tokenizer come from the model's folder when a run resumes, not from the checkpoint.
+    adapters = ["model/lora=default", "model.lora.r=4", "model.prompt.date=2024-07-26"]
+    command = training(model, folder, *sources, *adapters, f"hydra.run.dir={folder / 'run'}", max_steps=2)
+    result = run(*command, folder=folder / "logs")
+    assert result.code == 0, result.stderr
+    return [*command, "trainer.max_steps=4"], model, files, folder / "run", folder / "logs"
+
+
+CHANGES = {
+    "dataset": (3, "problem 23 of dataset, own/2, has"),
+    "evaluation": (5, "problem 5 of evaluation.sets.own, own/4, has"),
+    "template": (None, "problem 1 of dataset, arithmetic/"),
+    "tokenizer": (None, "problem 1 of dataset, arithmetic/"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_other_prompts_are_refused_and_leave_the_run_as_it_was(asked, change):
+    command, model, files, folder, logs = asked
+    line, said = CHANGES[change]
+    if line is not None:
+        file, lines = files[change], files[change].read_text().splitlines()
+        lines[line - 1] = lines[line - 1].replace('"problem": "', '"problem": "one ')
+        changed = "\n".join(lines)
+    elif change == "template":
+        file = model / "chat_template.jinja"
+        changed = file.read_text().replace("bos_token", "eos_token")
+    else:
+        file = model / "tokenizer.json"
+        values = json.loads(file.read_text())
+        vocabulary = values["model"]["vocab"]
+        vocabulary |= dict(zip(vocabulary, reversed(vocabulary.values()), strict=True))
+        changed = json.dumps(values)
+    before, content = contents(folder), file.read_text()
+    assert changed != content
+    file.write_text(changed)
+    result = run(*command, folder=logs)
+    file.write_text(content)
+    assert result.code == 2, result.stdout + result.stderr
+    error = result.one_line()
+    checkpoint = folder / "checkpoints" / "step_000002"
+    assert error.startswith(f"error: resume='{checkpoint}': must be a checkpoint of the same prompts: {said}")
+    assert error.endswith("; the data set, the tokenizer or its chat template has changed")
+    assert contents(folder) == before
+
+
+def test_the_same_prompts_are_gone_on_with_and_evaluated_with_their_day(asked, tmp_path):
+    command, _, _, folder, logs = asked
+    copied = shutil.copytree(folder, tmp_path / "run")
+    result = run(*command, f"hydra.run.dir={copied}", folder=logs)
+    assert result.code == 0, result.stderr
+    assert "Resuming from step 2" in result.stdout
+    config = copied / ".hydra" / "config.yaml"
+    config.write_text("".join(line for line in config.open() if "date: " not in line))  # a run from before the key
+    command = ["scripts/evaluate.py", f"checkpoint={copied}", f"outputs={tmp_path}", "evaluation.num_samples=1"]
+    command += ["evaluation.sets.arithmetic.size=5"]
+    result = run(*command, "model.prompt.date=null", folder=logs)
+    assert (result.code, result.errors()) == (
+        2,
+        ["error: model.prompt.date=None: must be a date such as 2024-07-26: the chat template prints one"],
+    )
+    result = run(*command, folder=logs)
+    assert result.code == 0, result.stderr
 
 
 # --- from the command line -------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from lens.distributed.processes import rank
 from lens.objectives import grpo_advantages
 from lens.sampling.transformers import TransformersSampler
 
@@ -30,6 +31,25 @@ class WaitingSampler(TransformersSampler):
         while self.file.exists():
             self.file.with_suffix(".reached").touch()
             time.sleep(0.01)
+        return super().sample(*arguments, **options)
+
+
+class LimitedSampler(TransformersSampler):
+    """The embedded engine; from its third call on, one process cannot write large files, as long as a file says so.
+
+    The file holds the process's rank and the bytes that a file may have.
+    """
+
+    def __init__(self, *parts: Any, limits: str, **options: Any):
+        super().__init__(*parts, **options)
+        self.file, self.calls = Path(limits), 0
+
+    def sample(self, *arguments: Any, **options: Any) -> Any:
+        self.calls += 1
+        if self.calls >= 3 and self.file.exists():
+            process, size = map(int, self.file.read_text().split())
+            if rank() == process:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
         return super().sample(*arguments, **options)
 
 
