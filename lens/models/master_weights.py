@@ -42,7 +42,7 @@ class MasterWeightAdamW(AdamW):
     """
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self) -> None:
         """Make one update with the gradients that there are."""
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]

@@ -166,7 +166,7 @@ def restore_optimizer(
         groups: the param_groups of the training state.
 
     Raises:
-        ConfigError: the checkpoint lacks tensors, such as the master weights of a run in bfloat16 before there were any.
+        ConfigError: the checkpoint lacks tensors, such as master weights, which earlier versions did not have.
     """
     for group, saved in zip(optimizer.param_groups, groups, strict=True):
         group.update({key: value for key, value in saved.items() if key != "params"})
