@@ -266,12 +266,11 @@ def test_two_processes_in_bfloat16_resume_bit_for_bit_and_one_goes_on(command, l
     result = run(*parts, "trainer.max_steps=5", folder=logs)
     assert result.code == 0, result.stderr
     after = kept_weights(tmp_path / "parts", 5)
-    # An update of AdamW is hardly above the learning rate. Masters that began anew as the rounded weights would be up
-    # to 2^-9 of a weight away.
-    for name, master in before.items():
-        assert (after[name] - master).abs().max() < 1e-5
+    # The first updates of AdamW are at most the learning rate, but for a few percent. Masters that began anew as the
+    # rounded weights would jump back by up to all four of them.
     rounding = max((master - master.bfloat16()).abs().max().item() for master in before.values())
-    assert rounding > 1e-4
+    assert rounding > 3e-6
+    assert max((after[name] - master).abs().max().item() for name, master in before.items()) < 1.5e-6
 
 
 def test_an_evaluation_by_two_is_that_by_one(alone, logs, tmp_path):

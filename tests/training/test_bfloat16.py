@@ -34,6 +34,10 @@ def own(folder: Path, step: int) -> dict[str, Tensor]:
     return load_file(folder / "checkpoints" / f"step_{step:06d}" / "model.safetensors")
 
 
+def share_of(true: Tensor) -> float:
+    return true.double().mean().item()
+
+
 def flat(weights: dict[str, Tensor]) -> Tensor:
     return torch.cat([weights[name].flatten().double() for name in sorted(weights)])
 
@@ -50,9 +54,13 @@ def test_the_masters_move_as_the_weights_of_a_run_in_float32(runs, pupil):
     # Later ones have the gradients' directions. Products in bfloat16 change those by some percent of their norm, which
     # turns the sign of the smallest ones alone. Lost updates would leave nothing to compare.
     (_, wide), (_, ours) = moved["float32"], moved["bfloat16"]
-    assert torch.cosine_similarity(ours, wide, dim=0) > 0.8
+    cosine = torch.cosine_similarity(ours, wide, dim=0).item()
+    shares = [share_of(way != 0) for way in (wide, ours)]
+    print(f"of {len(ours)}, {shares[0]:.1%} of the float32 weights and {shares[1]:.1%} of the masters differ from the")
+    print(f"first ones; the cosine between their ways is {cosine:.3f}")
+    assert cosine > 0.8
     assert ours.norm() == pytest.approx(wide.norm().item(), rel=0.2)
-    assert (ours != 0).double().mean() == pytest.approx((wide != 0).double().mean().item(), abs=0.01)
+    assert shares[1] == pytest.approx(shares[0], abs=0.01) and shares[0] > 0.8
 
 
 def test_the_weights_are_the_rounded_masters_and_most_wait_for_more_updates(runs, pupil):
@@ -61,7 +69,9 @@ def test_the_weights_are_the_rounded_masters_and_most_wait_for_more_updates(runs
     assert all(torch.equal(weights[name], master.bfloat16()) for name, master in masters.items())
     # Five updates of 1e-6 are below half of bfloat16's distance, about 2^-8 |w|, wherever |w| is well above 2.5e-3.
     start = {name: weight.bfloat16() for name, weight in load_file(pupil / "model.safetensors").items()}
-    assert 0 < (flat(weights) != flat(start)).double().mean() < 0.05
+    changed = share_of(flat(weights) != flat(start))
+    print(f"{changed:.1%} of the weights in bfloat16 differ from the first ones")
+    assert 0 < changed < 0.05
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -71,10 +81,10 @@ def test_the_share_of_changed_weights_is_that_between_two_checkpoints(runs, dtyp
     logged = {line["train/global_step"]: line for line in lines if "reward" in line}
     for step in range(2, STEPS + 1):
         pairs = {"weights/changed_share": own, "weights/master_changed_share": kept_weights}
-        found = {n: (flat(of(folder, step)) != flat(of(folder, step - 1))).double().mean() for n, of in pairs.items()}
+        found = {name: share_of(flat(of(folder, step)) != flat(of(folder, step - 1))) for name, of in pairs.items()}
         if dtype == "float32":  # there is only one kind
             assert found["weights/changed_share"] == found.pop("weights/master_changed_share") > 0.8
         else:
             assert found["weights/changed_share"] < 0.05 and found["weights/master_changed_share"] > 0.8
         shares = {name: value for name, value in logged[step].items() if name.startswith("weights/")}
-        assert shares == pytest.approx({name: value.item() for name, value in found.items()})
+        assert shares == pytest.approx(found)
