@@ -203,9 +203,11 @@ def _zero_gradients(model: PreTrainedModel) -> None:
     for parameter in model.parameters():
         if not parameter.requires_grad:
             continue
-        if parameter.grad is None:
-            parameter.grad_dtype = widened_dtype(parameter)
-            parameter.grad = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
+        dtype = widened_dtype(parameter)
+        if parameter.grad is None or parameter.grad.dtype != dtype:
+            parameter.grad = None  # torch wants it so before another data type
+            parameter.grad_dtype = dtype
+            parameter.grad = torch.zeros_like(parameter, dtype=dtype)
         parameter.grad.zero_()
 
 
