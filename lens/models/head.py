@@ -108,7 +108,7 @@ def iterate_pieces(logits: Tensor, divisor: float, cap: float | None) -> Iterato
 
 
 def widened_dtype(values: Tensor) -> torch.dtype:
-    """Return the data type for log-probabilities of these values: their own, but at least float32."""
+    """Return the data type for log-probabilities and sums of these values: their own, but at least float32."""
     return torch.promote_types(values.dtype, torch.float32)
 
 

@@ -112,6 +112,11 @@ class Plan:
         return DTYPES[self.config.model.dtype].itemsize
 
     @property
+    def kept_bytes(self) -> int:
+        """Return the bytes of a number that the optimizer keeps, and of a gradient: in float32 or wider."""
+        return max(self.weight_bytes, torch.float32.itemsize)
+
+    @property
     def compute_bytes(self) -> int:
         return DTYPES[self.config.trainer.memory.autocast or self.config.model.dtype].itemsize
 
@@ -132,10 +137,12 @@ class Plan:
     def states(self) -> dict[str, float]:
         """Return what takes memory in both phases, in bytes."""
         shard = self.model.parameters * self.weight_bytes / self.config.num_gpus
-        trained = self.model.trained * self.weight_bytes / self.config.num_gpus
-        states = {"weights": shard, "optimizer state (AdamW)": 2 * trained}
+        trained = self.model.trained / self.config.num_gpus
+        states = {"weights": shard, "optimizer state (AdamW)": 2 * trained * self.kept_bytes}
+        if self.kept_bytes > self.weight_bytes:
+            states["master weights (float32)"] = trained * self.kept_bytes
         if self.model.adapters:
-            states["adapters"] = trained
+            states["adapters"] = trained * self.weight_bytes
         if self.config.loss.beta > 0:
             states["reference model"] = shard
         return states
@@ -162,7 +169,7 @@ class Plan:
         block = model.parameters - (model.layers - 1) * model.layer  # all but the layers whose turn it is not
         gathered = copies * block * self.weight_bytes if self.config.num_gpus > 1 else 0
         needs = {
-            "gradients": model.trained * self.weight_bytes / self.config.num_gpus,
+            "gradients": model.trained * self.kept_bytes / self.config.num_gpus,
             "embeddings, head and a layer, gathered, with gradients": gathered,
             "activations": activations,
             f"logits ({chunk:,} x {model.vocabulary:,}, three in float32)": 3 * chunk * model.vocabulary * 4,

@@ -30,6 +30,7 @@ from lens.distributed.collectives import failing_together, gather_tensor, is_fir
 from lens.errors import ConfigError, FailedElsewhere, RunFailed
 from lens.files import checksum, flush_to_disk
 from lens.models.lora import iterate_adapter_weights, save_adapters
+from lens.models.master_weights import empty_state
 from lens.models.sharding import gather_weights
 from lens.seeding import random_states
 
@@ -184,17 +185,23 @@ def restore_optimizer(
         checkpoint: the folder of the checkpoint.
         model, optimizer: the same model and optimizer as at saving; they may be sharded or not.
         groups: the param_groups of the training state.
+
+    Raises:
+        ConfigError: the checkpoint lacks tensors, such as master weights, which earlier versions did not have.
     """
     for group, saved in zip(optimizer.param_groups, groups, strict=True):
         group.update({key: value for key, value in saved.items() if key != "params"})
     if not (checkpoint / OPTIMIZER_FOLDER).exists():  # the checkpoint is from before the first update
         return
     for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
-        moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
-        optimizer.state[parameter] = {"step": torch.zeros((), dtype=torch.float32), **moments}
+        optimizer.state[parameter] = empty_state(parameter)
     reader = HuggingFaceStorageReader(str(checkpoint / OPTIMIZER_FOLDER))
+    tensors = name_optimizer_tensors(model, optimizer)
+    if absent := sorted(tensors.keys() - reader.read_metadata().state_dict_metadata.keys()):
+        valid = f"must be a checkpoint of this version of the program ({OPTIMIZER_FOLDER} has no {absent[0]})"
+        raise ConfigError("resume", str(checkpoint), valid)
     with silence_one_process_warning():
-        dcp.load(name_optimizer_tensors(model, optimizer), storage_reader=reader, no_dist=world_size() == 1)
+        dcp.load(tensors, storage_reader=reader, no_dist=world_size() == 1)
 
 
 @contextmanager

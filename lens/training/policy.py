@@ -12,13 +12,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 
 from lens.distributed.collectives import gather_tensor
 from lens.models.logprobs import ForwardPass
+from lens.models.master_weights import MasterWeightAdamW, needs_master
+from lens.training.changed_weights import changed_share, sample_weights
 from lens.training.update import Loss
 
 
 def make_optimizer(model: PreTrainedModel, settings: DictConfig) -> torch.optim.Optimizer:
-    """Make AdamW over the trainable parameters; ``settings`` is the config's optimizer section."""
-    return torch.optim.AdamW(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
+    """Make AdamW over the trainable parameters, with master weights for those narrower than float32.
+
+    ``settings`` is the config's optimizer section.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    make = MasterWeightAdamW if any(map(needs_master, trained)) else torch.optim.AdamW
+    return make(
+        trained,
         lr=settings.learning_rate,
         betas=tuple(settings.adam_betas),
         eps=settings.adam_eps,
@@ -71,6 +78,21 @@ class Policy:
     def clip_gradient(self) -> float:
         """Scale the gradient down to max_grad_norm, and return the norm that it had before."""
         return gather_tensor(clip_grad_norm_(self.model.parameters(), self.max_grad_norm)).item()
+
+    def update_weights(self) -> dict[str, float]:
+        """Apply the gradient, and return the share of the trained weights that this changed.
+
+        Returns:
+            weights/changed_share, of the model's own weights. If some have masters, also weights/master_changed_share,
+            of what the optimizer keeps.
+        """
+        groups = self.optimizer.param_groups
+        kinds = {"weights/changed_share": [weight for group in groups for weight in group["params"]]}
+        if isinstance(self.optimizer, MasterWeightAdamW):
+            kinds["weights/master_changed_share"] = self.optimizer.masters()
+        before = {name: [part.clone() for part in sample_weights(weights)] for name, weights in kinds.items()}
+        self.optimizer.step()
+        return {name: changed_share(before[name], weights) for name, weights in kinds.items()}
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint stores besides the weights and the optimizer's tensors."""

@@ -120,7 +120,7 @@ class Trainer:
             metrics["learning_rate"] = policy.learning_rate
             finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
             if "loss" in finite and "grad_norm" in finite:
-                policy.optimizer.step()
+                finite |= policy.update_weights()
             else:
                 self._stop_or_skip(batch)
             policy.scheduler.step()

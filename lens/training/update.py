@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from lens.distributed.collectives import gather_tensor, local_part, sum_over_processes
 from lens.losses.aggregation import LossAggMode, token_weights
 from lens.losses.ppo_clip import clipped_surrogate, kl_to_reference
+from lens.models.head import widened_dtype
 from lens.models.logprobs import ForwardPass
 from lens.models.packing import split_into_microbatches
 from lens.objectives.groups import group_kinds
@@ -145,16 +146,15 @@ def compute_gradient(
     Completions whose advantage is exactly 0 cost nothing while beta and entropy_coef are 0.
 
     Args:
-        model: the policy. Its gradients are overwritten, and are zero (not None) if nothing teaches.
+        model: the policy. Its gradients are overwritten, and are zero (not None) if nothing teaches. They are in
+            float32 or wider, so that the sum over many micro-batches loses nothing.
         experience: the whole optimizer batch.
         loss: the surrogate.
         forward_pass: how the policy's log-probabilities are computed.
         compare_groups: compute the gradients of negative groups and of all others separately, and also return
             groups/grad_norm_share_negative and groups/grad_cosine.
     """
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.zero_()
+    _zero_gradients(model)
     weights, teaches = loss.weights(experience), loss.teaches(experience)
     generations = experience.rollouts.num_generations
     negative = group_kinds(experience.correct, experience.valid).negative.flatten().repeat_interleave(generations)
@@ -187,7 +187,7 @@ def find_non_finite(model: PreTrainedModel, experience: Experience, loss: Loss, 
     batches = split_into_microbatches(model, experience.rollouts, rows.tolist(), forward_pass.max_tokens_per_microbatch)
     parts = [[row for pack in packs for row in pack] for packs in batches]
     for number, part in enumerate(parts, start=1):
-        model.zero_grad()
+        _zero_gradients(model)
         value = loss.accumulate(model, experience, forward_pass, torch.as_tensor(part), weights).loss
         norm = gather_tensor(torch.nn.utils.get_total_norm([p.grad for p in _parameters_with_gradient(model)])).item()
         if not (math.isfinite(value) and math.isfinite(norm)):
@@ -196,6 +196,19 @@ def find_non_finite(model: PreTrainedModel, experience: Experience, loss: Loss, 
             answers = f"{len(part)} answers to {', '.join(of)}"
             return f"micro-batch {number} of {len(parts)} ({answers}) has loss {value:g} and gradient norm {norm:g}"
     return f"the sum of {len(parts)} micro-batches is not finite, though each of them is"
+
+
+def _zero_gradients(model: PreTrainedModel) -> None:
+    """Set the gradients of the trained parameters to zero, in float32 or wider whatever the parameter's data type."""
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        dtype = widened_dtype(parameter)
+        if parameter.grad is None or parameter.grad.dtype != dtype:
+            parameter.grad = None  # torch wants it so before another data type
+            parameter.grad_dtype = dtype
+            parameter.grad = torch.zeros_like(parameter, dtype=dtype)
+        parameter.grad.zero_()
 
 
 def _parameters_with_gradient(model: PreTrainedModel) -> list[torch.nn.Parameter]:

@@ -21,7 +21,17 @@ from lens.runs.checkpoints import ADAPTER_FOLDER
 from lens.sampling.parallel_sampler import merge_rollouts
 from lens.sampling.rollouts import Rollouts
 from lens.training.experience import Experience, make_experience
-from tests.support.command_line import ROOT, Command, environment, metrics_of, run, steps_in, training
+from tests.support.command_line import (
+    ROOT,
+    Command,
+    assert_same_end,
+    environment,
+    kept_weights,
+    metrics_of,
+    run,
+    steps_in,
+    training,
+)
 from tests.support.gradients import TOLERANCE, changed, error
 from tests.support.vllm_engine import VLLM
 
@@ -278,6 +288,26 @@ def test_adapters_that_some_processes_have_trained_are_trained_on_by_others(adap
     assert "Resuming from step 3" in result.stdout
     assert_same_up_to_rounding(folder, alone)
     assert_same_tensors(folder, alone, f"{ADAPTER_FOLDER}/{WEIGHTS_FILE}")
+
+
+def test_two_processes_in_bfloat16_resume_bit_for_bit_and_one_goes_on(command, logs, tmp_path):
+    command = [*command, "model.dtype=bfloat16", "optimizer.learning_rate=1e-6"]
+    whole, parts = ([*command, f"hydra.run.dir={tmp_path / name}"] for name in ("whole", "parts"))
+    for arguments, steps in ((whole, 4), (parts, 3), (parts, 4)):
+        result = run(*arguments, f"trainer.max_steps={steps}", folder=logs, processes=2)
+        assert result.code == 0, result.stderr
+    assert "Resuming from step 3" in result.stdout
+    assert_same_end(tmp_path / "parts", tmp_path / "whole")
+
+    before = kept_weights(tmp_path / "parts", 4)
+    result = run(*parts, "trainer.max_steps=5", folder=logs)
+    assert result.code == 0, result.stderr
+    after = kept_weights(tmp_path / "parts", 5)
+    # The first updates of AdamW are at most the learning rate, but for a few percent. Masters that began anew as the
+    # rounded weights would jump back by up to all four of them.
+    rounding = max((master - master.bfloat16()).abs().max().item() for master in before.values())
+    assert rounding > 3e-6
+    assert max((after[name] - master).abs().max().item() for name, master in before.items()) < 1.5e-6
 
 
 def test_an_evaluation_by_two_is_that_by_one(alone, logs, tmp_path):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from lens.errors import ConfigError
 from lens.files import CONFIGS
+from lens.models.loading import load_model
 from lens.planning.architecture import architecture_of
 from lens.planning.forecast import GIB, RULES, make_plan
+from lens.training.policy import make_optimizer
 from tests.support.command_line import run
 
 PAPER = ["table1_llama", "table1_qwen", "table2_ablation", "table3_llama", "table3_qwen"]
@@ -75,6 +78,41 @@ def test_memory_is_what_a_pencil_says():
     (logits,) = [size for name, size in update.items() if name.startswith("logits")]
     assert logits == 3 * 4096 * 128_256 * 4
     assert made.room_for_cache == pytest.approx(0.5 * 80 * GIB - 2 * 8_030_261_248)
+
+
+def test_weights_in_bfloat16_also_need_masters_and_their_moments_and_gradients_are_in_float32():
+    made = make_plan(composed("experiment=paper/table1_llama", "num_gpus=8", "model.dtype=bfloat16"))
+    weights = 8_030_261_248 / 8
+    assert made.states() == {
+        "weights": 2 * weights,
+        "optimizer state (AdamW)": 8 * weights,
+        "master weights (float32)": 4 * weights,
+    }
+    assert made.update()["gradients"] == 4 * weights
+    adapted = make_plan(
+        composed("experiment=paper/table1_llama", "num_gpus=8", "model.dtype=bfloat16", "model/lora=default")
+    )
+    adapters = adapted.model.adapters / 8
+    assert adapted.states() == {
+        "weights": 2 * weights,
+        "optimizer state (AdamW)": 8 * adapters,
+        "master weights (float32)": 4 * adapters,
+        "adapters": 2 * adapters,
+    }
+    assert adapted.update()["gradients"] == 4 * adapters
+
+
+def test_the_plan_counts_the_bytes_that_an_update_leaves(tiny_folder):
+    for dtype in ("float32", "bfloat16", "float64"):
+        config = composed(f"model.name_or_path={tiny_folder}", f"model.dtype={dtype}")
+        model, _ = load_model(str(tiny_folder), dtype=dtype)
+        optimizer = make_optimizer(model, config.optimizer)
+        for weight in model.parameters():
+            weight.grad = torch.zeros_like(weight)
+        optimizer.step()
+        kept = [value for state in optimizer.state.values() for value in state.values() if value.dim()]
+        made = make_plan(config)
+        assert sum(made.states().values()) == sum(value.nbytes for value in [*kept, *model.parameters()])
 
 
 def test_hours_are_what_a_pencil_says():

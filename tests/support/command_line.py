@@ -18,14 +18,18 @@ from typing import Any
 
 import pandas as pd
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from wandb.proto.wandb_internal_pb2 import Record
 
 from hydra_plugins.lens_launcher import places_of
 from lens.cli.sweep_progress import read_last_step
 from lens.config.moved import MOVED_KEYS
+from lens.models.loading import load_model
 from lens.models.tiny import IGNORED, SEPARATOR, TinyRecipe, make_model, make_tokenizer
 from lens.problems.worlds import arithmetic
+from lens.runs.checkpoints import load_state, restore_optimizer
+from lens.training.policy import make_optimizer
 from tests.support.faults import kill_at
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -245,6 +249,16 @@ def without_times(line: dict[str, float]) -> dict[str, float]:
 def weights_of(folder: Path) -> bytes:
     """The weights of a run's last checkpoint."""
     return (sorted((folder / "checkpoints").iterdir())[-1] / "model.safetensors").read_bytes()
+
+
+def kept_weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    """What the optimizer of a run in its folder updates, by the names of the weights: their masters, or themselves."""
+    checkpoint = folder / "checkpoints" / f"step_{step:06d}"
+    state = load_state(checkpoint)
+    model, _ = load_model(str(checkpoint), dtype=state["config"]["model"]["dtype"])
+    optimizer = make_optimizer(model, OmegaConf.create(state["config"]["optimizer"]))
+    restore_optimizer(checkpoint, model, optimizer, state["param_groups"])
+    return {name: optimizer.state[weight].get("master", weight).detach() for name, weight in model.named_parameters()}
 
 
 def read_wandb(folder: Path) -> list[Record]:

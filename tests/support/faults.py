@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lens.distributed.processes import rank
+from lens.models.loading import load_model
 from lens.objectives import grpo_advantages
 from lens.sampling.transformers import TransformersSampler
 
@@ -51,6 +53,13 @@ class LimitedSampler(TransformersSampler):
             if rank() == process:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
         return super().sample(*arguments, **options)
+
+
+class FirstPolicySampler(TransformersSampler):
+    """The embedded engine with the weights of a folder in float32 from first to last, whatever is trained."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, folder: str, **options: Any):
+        super().__init__(load_model(folder)[0], tokenizer, **options)
 
 
 def infinite_advantages(correct, confidence, *, lengths=None, valid=None, **choices) -> torch.Tensor:

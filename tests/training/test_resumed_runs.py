@@ -33,6 +33,8 @@ def first(pupil, logs, tmp_path_factory):
 RESUMED = {
     "a round a step": ({}, ["objective=lens"], 2),
     "in mixed precision": ({"autocast": "bfloat16"}, ["objective=lens"], 2),
+    "in bfloat16, with master weights": ({"learning_rate": 1e-5}, ["model.dtype=bfloat16", "objective=lens"], 2),
+    "with adapters in bfloat16": ({}, ["model.dtype=bfloat16", "model/lora=default", "model.lora.r=4"], 2),
     "in the middle of a round": ({"num_prompts_per_rollout": 16}, ["evaluation.every=1"], 1),
     "over the end of an epoch, with random numbers": (
         {"num_prompts_per_rollout": 8, "learning_rate": 1e-3},

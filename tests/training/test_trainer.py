@@ -34,6 +34,7 @@ STEP_METRICS = {
     "entropy",
     "grad_norm",
     "learning_rate",
+    "weights/changed_share",
     "empty_step",
     "tokens_per_second",
     "tokens/trained",

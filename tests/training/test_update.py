@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from lens.losses.aggregation import token_weights
 from lens.models.loading import load_model
 from lens.models.logprobs import ForwardPass
+from lens.models.packing import split_into_microbatches
 from lens.objectives import grpo_advantages, lens_advantages
 from lens.training.experience import Experience
 from lens.training.update import Loss, compute_gradient, find_non_finite
@@ -191,6 +192,23 @@ def test_microbatches_order_and_padding_change_nothing(models, experience, mode,
         difference(wider, max_tokens_per_microbatch=largest, logits_chunk_size=1000),
     ]
     assert max(differences) < TOLERANCE[dtype]
+
+
+def test_many_micro_batches_in_bfloat16_add_up_without_loss(tiny_folder, experience):
+    model, _ = load_model(str(tiny_folder), dtype="bfloat16")
+    loss, forward_pass = changed(beta=0.1, max_tokens_per_microbatch=40)
+    rows = loss.teaches(experience).nonzero().squeeze(1).tolist()
+    total, parts = 0, list(split_into_microbatches(model, experience.rollouts, rows, 40))
+    for packs in parts:
+        model.zero_grad()
+        part = torch.tensor([row for pack in packs for row in pack])
+        loss.accumulate(model, experience, forward_pass, part, loss.weights(experience))
+        total = total + flat_gradient(model).double()
+    model.zero_grad()
+    compute_gradient(model, experience, loss, forward_pass)
+    assert len(parts) > 8
+    # A sum in bfloat16 is off by 2^-9 of each partial sum.
+    assert error(flat_gradient(model).double(), total) < TOLERANCE["float32"]
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float64", 1e-12)])
