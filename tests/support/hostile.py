@@ -53,7 +53,7 @@ SIGNS = "０１２３٣५²³½⅓∞√π−–×÷≤≥≠≈∈∪∅ℝ�
 def hostile_answer(number: int) -> tuple[str, str]:
     """A completion and a gold answer; the number is their seed."""
     rng = random.Random(number)
-    family = rng.choice([grammar, grammar, nesting, huge_number, unicode, mutation, mutation, mutation])
+    (family,) = rng.choices([mutation, grammar, nesting, unicode, huge_number], weights=[10, 4, 3, 2, 1])
     if family is mutation:
         return mutation(rng)
     text = family(rng)
@@ -64,7 +64,7 @@ def grammar(rng: random.Random, depth: int | None = None) -> str:
     """A formula of LaTeX, mostly well formed."""
     depth = rng.randrange(1, 6) if depth is None else depth
     if depth == 0:
-        return rng.choice([*ATOMS, *(str(rng.randrange(10 ** rng.randrange(1, 6))) for _ in ATOMS)])
+        return rng.choice([*ATOMS, *(str(rng.randrange(10 ** rng.randrange(1, 4))) for _ in ATOMS)])
 
     def part() -> str:
         return grammar(rng, rng.randrange(depth))
