@@ -29,7 +29,7 @@ class Experience:
         levels: Q levels; None where the source has none.
         verdicts: Q*G verdicts of the grader.
         correct: bool [Q, G].
-        valid: bool [Q, G], answers that may teach, by their verdict, and that are not masked as truncated.
+        valid: bool [Q, G], answers that may teach: their verdict allows it, and they are not masked as truncated.
         confidence: float32 [Q, G], geometric-mean token probability.
         calibrated: float32 [Q, G], the paper's calibrated reward, whatever the objective.
         advantages: float32 [Q, G], as the objective computed them.
@@ -174,8 +174,7 @@ def make_experience(
 ) -> Experience:
     """Decide which answers may teach, and compute their advantages.
 
-    With ``mask_truncated``, an answer that the token limit cut does not teach. Nor does one whose gold answer cannot be
-    judged.
+    One whose gold answer cannot be judged does not; nor does one cut by the token limit, with ``mask_truncated``.
 
     Args:
         rollouts, levels, verdicts: Q questions x G completions, judged.
