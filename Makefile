@@ -23,8 +23,9 @@ WORKERS ?= 2
 PYTEST  := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 # A test file stays in one worker, so that what its tests share is made once.
 PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+FUZZ    ?= 10000
 
-.PHONY: help setup demo map confirm test test-all test-slow kill-test page-test lint format docs clean
+.PHONY: help setup demo map confirm test test-all test-slow kill-test fuzz page-test lint format docs clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -85,6 +86,9 @@ test-all: test test-slow  ## run every test
 
 kill-test: $(STAMP)  ## kill a training run at every kind of point and at 20 random moments, and compare its end
 	LENS_KILLS=20 $(PYTEST) -rP tests/training/test_kills.py
+
+fuzz: $(STAMP)  ## grade 10,000 generated hostile answers twice, and compare: FUZZ=10000
+	LENS_FUZZ=$(FUZZ) $(PYTEST) -rP --timeout=0 tests/grading/test_fuzz.py
 
 page-test: $(STAMP)  ## click through a report's page in Chromium (Debian: chromium chromium-driver)
 	$(PYTEST) -rP tests/reporting/page/test_chromium.py

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lens.benchmarking.measuring import count_training_flops
 from lens.benchmarking.meter import Meter
 from lens.commands.assembly import longest_sequence, make_sampler, use_threads
-from lens.grading.pool import Grader, grade_groups
+from lens.grading.groups import grade_groups
+from lens.grading.pool import Grader
 from lens.models.layers import check_layers
 from lens.models.loading import load_model
 from lens.models.logprobs import ForwardPass

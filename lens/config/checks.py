@@ -18,6 +18,7 @@ from lens.config.keys import RESUME_KEYWORDS
 from lens.config.moved import MOVED_KEYS
 from lens.errors import ConfigError
 from lens.evaluation.scores import ks_up_to
+from lens.grading.judge import Unjudgeable
 from lens.losses.aggregation import LossAggMode
 from lens.losses.importance import ImportanceSampling
 
@@ -129,6 +130,7 @@ RULES: dict[str, Rule] = {
     "trainer.max_entropy": number(lambda v: v > 0, "a number > 0 (nats), or null for no limit"),
     "trainer.rollouts.rollouts_every": at_least(0),
     "trainer.memory.num_threads": at_least(1),
+    "grader.unjudgeable": one_of(*get_args(Unjudgeable)),
     "evaluation.every": at_least(0),
     "evaluation.num_samples": at_least(1),
     "evaluation.temperature": NOT_NEGATIVE,

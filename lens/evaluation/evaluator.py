@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from lens.errors import ConfigError
 from lens.evaluation.scores import count_per_problem
-from lens.grading.pool import AnyGrader, grade_groups
+from lens.grading.groups import AnyGrader, grade_groups
 from lens.problems.prompts import Prompt
 from lens.sampling.rollouts import Rollouts, Sampler
 from lens.seeding import derive_seed

@@ -49,7 +49,7 @@ def count_per_problem(answers: pd.DataFrame) -> pd.DataFrame:
     Returns:
         A row per problem, in the same order, with set, id, level, subject and counts. ``n`` counts all its answers,
         ``correct`` the correct ones, and ``truncated`` those that the token limit cut (they are graded all the same).
-        ``no_answer``, ``timeout`` and ``error`` count verdicts that are wrong in pass@k.
+        ``no_answer``, ``timeout``, ``error`` and ``bad_gold`` count verdicts that are wrong in pass@k.
     """
     counted = {name: answers["verdict"] == name for name in ("correct", *COUNTED)}
     counted["truncated"] = answers["finish_reason"] == "length"
@@ -83,7 +83,8 @@ def pass_at_ks(per_problem: pd.DataFrame) -> pd.DataFrame:
 def compute_metrics(per_problem: pd.DataFrame, *, by_level: bool = True) -> dict[str, float]:
     """Return eval/<set>/pass@k, eval/<set>/level_<n>/pass@k and so on: means over problems, in [0, 1].
 
-    Also returns eval/<set>/truncated_rate, no_answer_rate, timeout_rate and error_rate: shares of the answers.
+    Also returns eval/<set>/truncated_rate, no_answer_rate, timeout_rate, error_rate and bad_gold_rate, and the sum of
+    the last three, unjudged_rate: shares of the answers.
     """
     metrics = {}
     for name, of_set in per_problem.groupby("set", sort=False):
@@ -95,6 +96,7 @@ def compute_metrics(per_problem: pd.DataFrame, *, by_level: bool = True) -> dict
         answers = int(of_set["n"].sum())
         for count in ("truncated", *COUNTED):
             metrics[f"eval/{name}/{count}_rate"] = int(of_set[count].sum()) / answers
+        metrics[f"eval/{name}/unjudged_rate"] = int(of_set[list(UNJUDGED)].sum().sum()) / answers
     return metrics
 
 

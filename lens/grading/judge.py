@@ -14,11 +14,15 @@ from itertools import product
 from types import ModuleType
 from typing import Any, Literal, get_args
 
-Verdict = Literal["correct", "incorrect", "no_answer", "timeout", "error"]
+Verdict = Literal["correct", "incorrect", "no_answer", "timeout", "error", "bad_gold"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
-JUDGED: tuple[Verdict, ...] = ("correct", "incorrect", "no_answer")  # the grader could judge, so these may teach
-WRONG: tuple[Verdict, ...] = ("incorrect", "no_answer")  # judged, and not correct
-UNJUDGED: tuple[Verdict, ...] = ("timeout", "error")  # wrong in pass@k, and counted beside it
+JUDGED: tuple[Verdict, ...] = ("correct", "incorrect", "no_answer")
+UNJUDGEABLE: tuple[Verdict, ...] = ("timeout", "error")  # the answer is to blame: its gold answer can be judged
+UNJUDGED: tuple[Verdict, ...] = (*UNJUDGEABLE, "bad_gold")  # wrong in pass@k, and counted beside it
+WRONG: tuple[Verdict, ...] = ("incorrect", "no_answer", *UNJUDGEABLE)  # what an answer is penalised for by default
+
+Unjudgeable = Literal["incorrect", "invalid"]  # what an answer that cannot be judged counts as in training
+MAY_TEACH: dict[Unjudgeable, tuple[Verdict, ...]] = {"incorrect": (*JUDGED, *UNJUDGEABLE), "invalid": JUDGED}
 
 
 @dataclass(frozen=True)
@@ -29,9 +33,10 @@ class Settings:
         boxed_only: the prediction is the content of the last ``\boxed{}`` and nothing else: no number at the end, no
             formula after "the answer is", no earlier box. (math-verify alone joins neighbouring boxes into a set, so a
             model could collect guesses.) The gold is put into a box too, so that text, numbers and LaTeX are all parsed
-            in one way. False passes both texts to math-verify as they are.
+            in one way. Where the LaTeX of a prediction cannot be read, as in ``= 12.``, math-verify's search for a
+            plain number follows, in the box alone. False passes both texts to math-verify as they are.
         latex: look for LaTeX.
-        expr: look for plain numbers and expressions, which only matter outside a box.
+        expr: look for plain numbers and expressions outside a box too.
         boxed_match_priority: the rank of boxes among math-verify's patterns; 0 is the first.
         float_rounding: decimals that must agree if one side is a decimal fraction (math-verify's default).
         strict: variables must agree by name, and a tuple is not a set (math-verify's default).
@@ -69,7 +74,8 @@ def judge(gold: str, prediction: str, settings: Settings = REWARD_SETTINGS) -> V
     """Compare a prediction with a gold answer by math-verify, in this process and for as long as it takes.
 
     math-verify reads a text as a formula, as a string or as both. A match between any two readings is enough. Its own
-    time limits are off, as they would turn an answer that takes too long into a wrong one.
+    time limits are off, as they would turn an answer that takes too long into a wrong one. sympy starts each comparison
+    with an empty cache and the same random numbers, so a verdict does not depend on what was judged before.
 
     Args:
         gold: the right answer, without a box. It comes first, as the comparison is not symmetric.
@@ -79,36 +85,55 @@ def judge(gold: str, prediction: str, settings: Settings = REWARD_SETTINGS) -> V
     Returns:
         ``correct`` or ``incorrect``; ``no_answer`` if nothing can be read from the prediction; ``error`` if nothing can
         be read from the gold, or if math-verify fails on some readings and the others do not match.
+
+    Raises:
+        MemoryError: the process has too little memory left.
     """
     rules = {name: getattr(settings, name) for name in ("float_rounding", "strict", "allow_set_relation_comp")}
     math_verify = _math_verify()
     failed = False
+    _forget()
     # Computer algebra on model output fails in ways nobody can list. Only here does a failure become a verdict.
     try:
-        if not (predictions := _parse(prediction, settings)):
+        if not (predictions := _parse(prediction, settings, numbers=True)):
             return "no_answer"
         golds = _parse(gold, settings)
+    except MemoryError:
+        raise
     except Exception:
         return "error"
     for readings in product(golds, predictions):
         try:
             if math_verify.verify(*readings, **rules, timeout_seconds=None, raise_on_error=True):
                 return "correct"
+        except MemoryError:
+            raise
         except Exception:
             failed = True
     return "error" if failed or not golds else "incorrect"
 
 
 @lru_cache(maxsize=4096)
-def _parse(text: str, settings: Settings) -> list[Any]:
-    """Return math-verify's readings of a text. The cache lets a gold be parsed once for all its predictions."""
+def _parse(text: str, settings: Settings, *, numbers: bool = False) -> list[Any]:
+    """Return math-verify's readings of a text. The cache lets a gold be parsed once for all its predictions.
+
+    ``numbers``: read a plain number in a box whose LaTeX cannot be read. Not for golds: a matrix would become a number.
+    """
     math_verify = _math_verify()
     anywhere = not settings.boxed_only
     latex = math_verify.LatexExtractionConfig(anywhere, boxed_match_priority=settings.boxed_match_priority)
-    expr = math_verify.ExprExtractionConfig(anywhere)
-    targets = [target for target, wanted in ((latex, settings.latex), (expr, settings.expr)) if wanted]
+    numbers = numbers and settings.boxed_only
+    expr = math_verify.ExprExtractionConfig(anywhere or numbers)
+    targets = [target for target, wanted in ((latex, settings.latex), (expr, settings.expr or numbers)) if wanted]
     text = text if anywhere else rf"\boxed{{{text}}}"
     return math_verify.parse(text, targets, parsing_timeout=None, raise_on_error=True)
+
+
+def _forget() -> None:
+    from sympy.core import cache, random
+
+    cache.clear_cache()
+    random.seed(0)
 
 
 @cache

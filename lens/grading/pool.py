@@ -6,38 +6,40 @@ The caller's process does only what is cheap and cannot hang. Workers do the alg
     workers (lens/grading/worker.py)         judge ─▶ one byte a verdict, written the moment it is known
 
 A worker shares two pipes with its parent and nothing else, in particular not the parent's ``__main__``. It announces
-each verdict at once, so the parent knows which answer a worker is on, and since when. If an answer takes too long, the
-parent kills the worker, starts another, and gives the rest of the chunk to any free worker. A worker that dies costs
-only the answer it was on. Workers end with their parent, for whatever reason it ends: idle ones because their pipe
-closes, busy ones because the kernel kills them (Linux's parent-death signal).
+each verdict at once, so the parent knows which answer a worker is on, and since when. An answer that takes too much
+processor time or memory ends its worker. The parent starts another, and gives the rest of the chunk to any free worker.
+The answer itself gets a second try, last of all and in a worker that has judged nothing before. So neither another
+answer nor a busy machine decides its verdict. Workers end with their parent, for whatever reason it ends: idle ones
+because their pipe closes, busy ones because the kernel kills them (Linux's parent-death signal).
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import re
-import subprocess
-import sys
 import time
 from collections import OrderedDict, deque
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing.connection import wait
-from pathlib import Path
-from typing import Protocol
 
 from lens.errors import ConfigError
-from lens.grading.judge import REWARD_SETTINGS, VERDICTS, Settings, Verdict, last_boxed
+from lens.grading.judge import (
+    JUDGED,
+    MAY_TEACH,
+    REWARD_SETTINGS,
+    UNJUDGEABLE,
+    Settings,
+    Unjudgeable,
+    Verdict,
+    last_boxed,
+)
+from lens.grading.worker_process import Pair, WorkerProcess
 
-Pair = tuple[str, str]  # gold, prediction: the order in which math-verify takes them
 CHUNK = 16  # most pairs that a worker gets at a time; few, so that no worker is idle at the end of a batch
 SHORT_INTEGER = re.compile(r"-?[0-9]{1,15}")  # math-verify compares two of these as integers; so can the parent
 EXCESS_LENGTH = 1_000  # characters by which a right answer may be longer than the gold
 MIN_MEMORY_GB = 0.25  # a worker takes less than 0.1 before it judges anything
-START_LIMIT_S = 120.0  # a worker takes about 1 s to start, but the machine may be busy
 START_ATTEMPTS = 3  # failed starts in one call after which the installation is taken to be broken
 
 
@@ -53,53 +55,47 @@ class Grade:
         return self.verdict == "correct"
 
 
-class AnyGrader(Protocol):
-    """What grades answers: a `Grader`, or those of all processes as one (lens/grading/parallel_grader.py)."""
-
-    def grade(self, completions: Sequence[str], answers: Sequence[str]) -> list[Grade]:
-        """Grade each completion against the gold answer at the same place."""
-
-
-def grade_groups(grader: AnyGrader, texts: Sequence[str], golds: Sequence[str], num_generations: int) -> list[Verdict]:
-    """Grade whole groups: return the verdict on each answer, in order.
-
-    Args:
-        grader: the grader.
-        texts: the answers, ``num_generations`` in a row for each gold.
-        golds: the gold answers.
-        num_generations: answers to each question.
-    """
-    repeated = [gold for gold in golds for _ in range(num_generations)]
-    return [grade.verdict for grade in grader.grade(texts, repeated)]
-
-
 class Grader:
     """A pool of worker processes that judge answers, each within limits of time and memory.
 
     Use it as a context manager, from one thread at a time. Workers start on entering, in the background, and are
     replaced when they are lost. Equal pairs of gold and prediction are judged once, within a call and across calls (the
-    last 100,000). Only an ``error`` is not remembered, as it may be due to the worker and not to the answer.
+    last 100,000). A ``timeout`` or ``error`` is not remembered, as it may be due to the machine and not to the answer.
 
     Args:
         num_workers: number of worker processes.
-        timeout_s: seconds of wall-clock time that one answer may take.
+        timeout_s: seconds of processor time that one answer may take.
         memory_gb: address space of one worker, in GiB.
+        unjudgeable: what an answer that cannot be judged counts as in training: ``incorrect``, or ``invalid``, which
+            teaches nothing. It changes no verdict.
 
     Raises:
         ConfigError: no worker could work with a value.
     """
 
     remembered = 100_000  # verdicts kept for pairs that come again
+    # Seconds of wall-clock time after which a worker is taken to be stuck; more for a long timeout_s. An answer never
+    # makes a worker wait, so this only ends workers that something else has stopped.
+    stall_s = 600.0
 
-    def __init__(self, num_workers: int = 2, timeout_s: float = 5.0, memory_gb: float = 2.0):
+    def __init__(
+        self,
+        num_workers: int = 2,
+        timeout_s: float = 5.0,
+        memory_gb: float = 2.0,
+        unjudgeable: Unjudgeable = "incorrect",
+    ):
         if not num_workers >= 1:
             raise ConfigError("grader.num_workers", num_workers, "must be at least 1")
         if not 0 < timeout_s < math.inf:
             raise ConfigError("grader.timeout_s", timeout_s, "must be a finite number of seconds above 0")
         if not memory_gb >= MIN_MEMORY_GB:
             raise ConfigError("grader.memory_gb", memory_gb, f"must be at least {MIN_MEMORY_GB} (GiB for each worker)")
+        if unjudgeable not in MAY_TEACH:
+            raise ConfigError("grader.unjudgeable", unjudgeable, f"must be one of {', '.join(MAY_TEACH)}")
         self.num_workers, self.timeout_s, self.memory_gb = num_workers, timeout_s, memory_gb
-        self._workers: list[_Worker] = []
+        self.unjudgeable = unjudgeable
+        self._workers: list[WorkerProcess] = []
         self._seen: OrderedDict[tuple[Pair, Settings], Verdict] = OrderedDict()
 
     def __enter__(self) -> Grader:
@@ -121,7 +117,8 @@ class Grader:
 
         Some completions need no algebra. Without a box the verdict is ``no_answer``. If the box holds over 1,000
         characters more than the gold, it is ``incorrect``: nothing that long answers the question. Two short integers
-        are compared as numbers.
+        are compared as numbers. Where an answer cannot be judged, its gold is graded against itself: if that fails,
+        the verdict is ``bad_gold``.
 
         Args:
             completions: what the model wrote.
@@ -139,12 +136,12 @@ class Grader:
             raise ValueError(f"{len(completions)} completions, but {len(answers)} answers")
         predictions = map(last_boxed, completions) if settings.boxed_only else completions
         pairs = list(zip(answers, predictions, strict=True))
-        verdicts = {pair: self._known(*pair, settings) for pair in dict.fromkeys(pairs)}
-        judged = self._judge(sorted(pair for pair, verdict in verdicts.items() if verdict is None), settings)
-        self._seen |= {(pair, settings): verdict for pair, verdict in judged.items() if verdict != "error"}
-        while len(self._seen) > self.remembered:
-            self._seen.popitem(last=False)
-        verdicts |= judged
+        verdicts = self._decide(pairs, settings)
+        blamed = list(dict.fromkeys(gold for (gold, _), verdict in verdicts.items() if verdict in UNJUDGEABLE))
+        of_golds = self._decide_golds(blamed, settings)
+        for pair, verdict in verdicts.items():
+            if verdict in UNJUDGEABLE and of_golds[pair[0]] != "correct":
+                verdicts[pair] = "bad_gold"
         return [Grade(verdicts[pair], extracted=pair[1]) for pair in pairs]
 
     def list_failing_golds(self, answers: Sequence[str]) -> list[tuple[int, str, Verdict]]:
@@ -152,9 +149,23 @@ class Grader:
 
         No answer of a model can be correct if the gold itself is not.
         """
-        grades = self.grade([rf"\boxed{{{answer}}}" for answer in answers], answers)
-        checked = enumerate(zip(answers, grades, strict=True))
-        return [(place, answer, grade.verdict) for place, (answer, grade) in checked if not grade.correct]
+        verdicts = self._decide_golds(answers, REWARD_SETTINGS)
+        return [(place, gold, verdicts[gold]) for place, gold in enumerate(answers) if verdicts[gold] != "correct"]
+
+    def _decide_golds(self, golds: Sequence[str], settings: Settings) -> dict[str, Verdict]:
+        """Return the verdict on each gold answer, graded against itself."""
+        pairs = {gold: (gold, last_boxed(rf"\boxed{{{gold}}}") if settings.boxed_only else gold) for gold in golds}
+        verdicts = self._decide(list(pairs.values()), settings)
+        return {gold: verdicts[pair] for gold, pair in pairs.items()}
+
+    def _decide(self, pairs: Sequence[tuple[str, str | None]], settings: Settings) -> dict[tuple, Verdict]:
+        """Return the verdict on each pair, and remember it if it was judged."""
+        verdicts = {pair: self._known(*pair, settings) for pair in dict.fromkeys(pairs)}
+        judged = self._judge(sorted(pair for pair, verdict in verdicts.items() if verdict is None), settings)
+        self._seen |= {(pair, settings): verdict for pair, verdict in judged.items() if verdict in JUDGED}
+        while len(self._seen) > self.remembered:
+            self._seen.popitem(last=False)
+        return verdicts | judged
 
     def _known(self, gold: str, prediction: str | None, settings: Settings) -> Verdict | None:
         """Return the verdict on a pair if it can be told without a worker, else None."""
@@ -169,17 +180,27 @@ class Grader:
         return self._seen.get(key)
 
     def _judge(self, pairs: Sequence[Pair], settings: Settings) -> dict[Pair, Verdict]:
-        """Have workers judge distinct, sorted pairs. Thanks to the order, mostly a single worker parses a gold."""
+        """Have workers judge distinct, sorted pairs. Thanks to the order, mostly a single worker parses a gold.
+
+        A pair that its worker did not survive is tried once more, by a fresh worker.
+        """
         size = max(1, min(CHUNK, len(pairs) // (4 * self.num_workers)))
         chunks = deque(pairs[start : start + size] for start in range(0, len(pairs), size))
         verdicts: dict[Pair, Verdict] = {}
+        lost: set[Pair] = set()  # those that a worker did not survive
+        again: deque[Pair] = deque()  # those of them that wait for their second try
         failed_starts = 0
         try:
             while len(verdicts) < len(pairs):
                 self._start_missing()
-                for worker in self._workers:
-                    if chunks and worker.idle:
+                for worker in [worker for worker in self._workers if worker.idle]:
+                    if chunks:
                         worker.give(chunks.popleft(), settings)
+                    elif again and worker.fresh:
+                        worker.give([again.popleft()], settings)
+                    elif again and not any(other.fresh for other in self._workers):
+                        self._end(worker)
+                self._start_missing()
                 next_deadline = min(worker.deadline for worker in self._workers)
                 heard = wait([worker.output for worker in self._workers], max(0.0, next_deadline - time.monotonic()))
                 for worker in list(self._workers):
@@ -191,7 +212,12 @@ class Grader:
                     if failed_starts == START_ATTEMPTS:
                         raise RuntimeError("grading workers do not start; what they wrote to stderr says why")
                     if worker.pairs:
-                        verdicts[worker.pairs.popleft()] = loss
+                        pair = worker.pairs.popleft()
+                        if pair in lost:
+                            verdicts[pair] = loss
+                        else:
+                            lost.add(pair)
+                            again.append(pair)
                     if worker.pairs:
                         chunks.append(worker.pairs)
         finally:  # after an exception, such as Ctrl-C, no worker may continue with pairs that the next call lacks
@@ -203,60 +229,8 @@ class Grader:
         for worker in [worker for worker in self._workers if worker.idle and worker.process.poll() is not None]:
             self._end(worker)
         while len(self._workers) < self.num_workers:
-            self._workers.append(_Worker(self.timeout_s, self.memory_gb))
+            self._workers.append(WorkerProcess(self.timeout_s, self.memory_gb, max(self.stall_s, 20 * self.timeout_s)))
 
-    def _end(self, worker: _Worker) -> None:
+    def _end(self, worker: WorkerProcess) -> None:
         worker.kill()
         self._workers.remove(worker)
-
-
-class _Worker:
-    """The parent's view of a worker process. ``pairs`` are those it was given but has not judged yet, in order."""
-
-    def __init__(self, timeout_s: float, memory_gb: float):
-        root = str(Path(__file__).resolve().parents[2])
-        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "lens.grading.worker", str(memory_gb)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": path, "PYTHONHASHSEED": "0"},  # fixes sympy's order of terms
-        )
-        self.output = self.process.stdout
-        self.timeout_s = timeout_s
-        self.pairs: deque[Pair] = deque()
-        self.ready = False
-        self.deadline = time.monotonic() + START_LIMIT_S
-
-    @property
-    def idle(self) -> bool:
-        return self.ready and not self.pairs
-
-    def give(self, pairs: Sequence[Pair], settings: Settings) -> None:
-        self.pairs.extend(pairs)
-        self.deadline = time.monotonic() + self.timeout_s
-        with suppress(BrokenPipeError):  # the worker has just died; `listen` will notice
-            self.process.stdin.write(json.dumps([asdict(settings), list(pairs)]).encode() + b"\n")
-            self.process.stdin.flush()
-
-    def listen(self, verdicts: dict[Pair, Verdict]) -> Verdict | None:
-        """Enter the verdicts that the worker has announced, and restart its clock. Return ``error`` if it is dead."""
-        announced = os.read(self.output.fileno(), 4096)
-        if not announced:
-            return "error"
-        if not self.ready:
-            self.ready, announced = True, announced[1:]
-        for code in announced:
-            verdicts[self.pairs.popleft()] = VERDICTS[code]
-        self.deadline = time.monotonic() + self.timeout_s if self.pairs else math.inf
-        return None
-
-    def overdue(self) -> Verdict | None:
-        return "timeout" if time.monotonic() > self.deadline else None
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.output.close()
-        with suppress(BrokenPipeError):
-            self.process.stdin.close()

@@ -14,13 +14,18 @@ from lens.distributed.processes import end_with_parent
 from lens.grading.judge import VERDICTS, Settings, judge
 
 
-def serve(memory_gb: float) -> None:
+def serve(timeout_s: float, memory_gb: float) -> None:
     """Read chunks of pairs from stdin, judge them, and write one byte per verdict to the original stdout.
 
+    The kernel counts the processor time of each answer, and kills this process by SIGPROF at the limit. Time during
+    which the process does not run does not count, and no computation can put it off, in C or in Python.
+
     Args:
+        timeout_s: seconds of processor time that one answer may take.
         memory_gb: address space that this process may use, in GiB.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is meant for the parent, which then ends its workers
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # a parent may have left it ignored
     end_with_parent()
     limit = int(memory_gb * 2**30)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -40,8 +45,11 @@ def serve(memory_gb: float) -> None:
         fields, pairs = json.loads(line)
         settings = Settings(**fields)
         for gold, prediction in pairs:
-            os.write(announcements, bytes([VERDICTS.index(judge(gold, prediction, settings))]))
+            signal.setitimer(signal.ITIMER_PROF, timeout_s)
+            verdict = judge(gold, prediction, settings)
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            os.write(announcements, bytes([VERDICTS.index(verdict)]))
 
 
 if __name__ == "__main__":
-    serve(memory_gb=float(sys.argv[1]))
+    serve(timeout_s=float(sys.argv[1]), memory_gb=float(sys.argv[2]))

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from lens.distributed.stop_signals import StopSignals
-from lens.grading.pool import AnyGrader, grade_groups
+from lens.grading.groups import AnyGrader, grade_groups
 from lens.problems.prompts import Prompt
 from lens.seeding import derive_seed
 from lens.training.experience import Experience, make_experience
@@ -88,6 +88,7 @@ class Collector:
             list(problems["level"]),
             verdicts,
             self.objective,
+            unjudgeable=self.grader.unjudgeable,
             trainer_logprobs=logprobs,
             reference_logprobs=reference,
             entropies=entropies,

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from lens.grading.judge import JUDGED
+from lens.grading.judge import MAY_TEACH, UNJUDGED, Unjudgeable
 from lens.losses.importance import ImportanceSampling, importance_weights
 from lens.objectives import calibrated_rewards
 from lens.objectives.groups import group_kinds
@@ -29,7 +29,7 @@ class Experience:
         levels: Q levels; None where the source has none.
         verdicts: Q*G verdicts of the grader.
         correct: bool [Q, G].
-        valid: bool [Q, G], answers that may teach: the grader could judge them, and they are not masked as truncated.
+        valid: bool [Q, G], answers that may teach: their verdict allows it, and they are not masked as truncated.
         confidence: float32 [Q, G], geometric-mean token probability.
         calibrated: float32 [Q, G], the paper's calibrated reward, whatever the objective.
         advantages: float32 [Q, G], as the objective computed them.
@@ -124,8 +124,9 @@ class Experience:
                 "sampling/importance_ratio_max": ratios.max().item(),
                 "sampling/importance_weight_mean": mean_where(self.importance, r.mask),
             }
-        for verdict in ("no_answer", "error", "timeout"):
+        for verdict in ("no_answer", *UNJUDGED):
             metrics[f"grading/{verdict}_rate"] = sum(v == verdict for v in self.verdicts) / len(self.verdicts)
+        metrics["grading/unjudged_rate"] = sum(v in UNJUDGED for v in self.verdicts) / len(self.verdicts)
         buckets = {"": torch.ones(len(self.levels), dtype=torch.bool)}
         for level in sorted(set(self.levels), key=lambda level: (level is None, level)):
             name = "/unlevelled" if level is None else f"/level_{level}"
@@ -161,6 +162,7 @@ def make_experience(
     verdicts: Sequence[str],
     objective: Callable[..., Tensor],
     *,
+    unjudgeable: Unjudgeable = "incorrect",
     trainer_logprobs: Tensor | None = None,
     reference_logprobs: Tensor | None = None,
     entropies: Tensor | None = None,
@@ -172,11 +174,13 @@ def make_experience(
 ) -> Experience:
     """Decide which answers may teach, and compute their advantages.
 
-    An answer may teach if the grader could judge it and, with ``mask_truncated``, the token limit did not cut it.
+    One whose gold answer cannot be judged does not; nor does one cut by the token limit, with ``mask_truncated``.
 
     Args:
         rollouts, levels, verdicts: Q questions x G completions, judged.
         objective: ``objective(correct, confidence, lengths=, valid=) -> advantages``, all [Q, G].
+        unjudgeable: what an answer counts as that cannot be judged although its gold answer can: "incorrect", or
+            "invalid", which does not teach.
         trainer_logprobs: [Q*G, T], the policy's own log-probabilities. Needed if ``old_from`` or ``confidence_from`` is
             "trainer", and for importance sampling.
         reference_logprobs, entropies: see `Experience`.
@@ -188,7 +192,7 @@ def make_experience(
     """
     shape = (len(levels), rollouts.num_generations)
     correct = torch.tensor([verdict == "correct" for verdict in verdicts]).view(shape)  # [Q, G]
-    valid = torch.tensor([verdict in JUDGED for verdict in verdicts]).view(shape)  # [Q, G]
+    valid = torch.tensor([verdict in MAY_TEACH[unjudgeable] for verdict in verdicts]).view(shape)  # [Q, G]
     if mask_truncated:
         valid &= ~rollouts.truncated.view(shape)
     by_source = {"sampler": rollouts.logprobs, "trainer": trainer_logprobs}  # [Q*G, T] each

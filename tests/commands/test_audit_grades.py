@@ -31,13 +31,14 @@ ROWS = [
 
 def test_answers_graded_wrong_are_listed_once_the_most_confident_first():
     wrong = find_wrong(answers_of(ROWS).rename(columns={"id": "problem"}))
-    assert wrong["answer"].tolist() == [r"4:30 \text{ p.m.}"] * 2 + ["[/red] 5:30", "7", ""]
+    assert wrong["answer"].tolist() == [r"4:30 \text{ p.m.}"] * 2 + ["[/red] 5:30", "7", "", "9^{9^{9}}"]
     listed = merge_equal_answers(wrong.assign(step=0))
     shown = listed[["problem", "answer", "times", "confidence", "second opinion"]].values.tolist()
     assert shown == [
         ["a", "[/red] 5:30", 1, 0.99, "incorrect"],
         ["a", r"4:30 \text{ p.m.}", 2, 0.95, "correct"],
         ["b", "", 1, 0.8, "incorrect"],
+        ["b", "9^{9^{9}}", 1, 0.8, "incorrect"],
         ["b", "7", 1, 0.5, "correct"],
     ]
 
@@ -73,10 +74,10 @@ def test_the_command_lists_what_was_trained_on_and_writes_all_of_it(run_folder):
 def test_the_command_lists_what_was_evaluated(run_folder, tmp_path):
     result = audit_grades(run_folder, "source=evaluations", "limit=1", f"target={tmp_path / 'new' / 'all.csv'}")
     assert (result.code, result.stderr) == (0, "")
-    assert "7 answers of evaluations: 5 graded wrong, 4 of them with an answer in a box." in result.stdout
-    assert "Second opinion on those: 3 are correct, 75.0 %." in result.stdout
-    assert "[/red] 5:30" in result.stdout and "all 3 different ones" in result.stdout
-    assert len(pd.read_csv(tmp_path / "new" / "all.csv")) == 3
+    assert "7 answers of evaluations: 6 graded wrong, 5 of them with an answer in a box." in result.stdout
+    assert "Second opinion on those: 3 are correct, 60.0 %." in result.stdout
+    assert "[/red] 5:30" in result.stdout and "all 4 different ones" in result.stdout
+    assert len(pd.read_csv(tmp_path / "new" / "all.csv")) == 4
     assert not (run_folder / "graded_wrong.csv").exists()
 
 

@@ -56,6 +56,7 @@ OUT_OF_BOUNDS = {
     "trainer.max_entropy": [0],
     "trainer.rollouts.rollouts_every": [-1],
     "trainer.memory.num_threads": [0],
+    "grader.unjudgeable": ["wrong", True],
     "evaluation.every": [-1],
     "evaluation.num_samples": [0],
     "evaluation.temperature": [-0.1],

@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 
 from lens.errors import ConfigError
 from lens.evaluation.evaluator import EvaluationSet, Evaluator
-from lens.evaluation.scores import compute_metrics, iterate_slices, ks_up_to, make_table, pass_at_k, pass_at_ks
+from lens.evaluation.scores import (
+    compute_metrics,
+    count_per_problem,
+    iterate_slices,
+    ks_up_to,
+    make_table,
+    pass_at_k,
+    pass_at_ks,
+)
 from lens.grading.pool import Grader
 from lens.problems import load_problems
 from lens.problems.problem import FEATURES
@@ -257,10 +265,23 @@ def counts(correct: Sequence[int], samples: int = 4, name: str = "s") -> pd.Data
     """The rows of an evaluation with these numbers of right answers."""
     rows = [
         {"set": name, "id": str(place), "level": 1 + place % 5, "subject": None, "n": samples, "correct": right}
-        | dict.fromkeys(("truncated", "no_answer", "timeout", "error"), 0)
+        | dict.fromkeys(("truncated", "no_answer", "timeout", "error", "bad_gold"), 0)
         for place, right in enumerate(correct)
     ]
     return pd.DataFrame(rows).astype({"level": "Int64"})
+
+
+def test_answers_that_could_not_be_judged_are_wrong_and_counted():
+    verdicts = ["correct", "timeout", "error", "incorrect", "bad_gold", "timeout", "no_answer", "correct"]
+    answers = pd.DataFrame({"verdict": verdicts, "set": "s", "id": list("aaaabbbb"), "sample": [*range(4)] * 2})
+    answers = answers.assign(level=1, subject=None, finish_reason="stop").astype({"level": "Int64"})
+    per_problem = count_per_problem(answers)
+    assert per_problem[["correct", "timeout", "error", "bad_gold"]].values.tolist() == [[1, 1, 1, 0], [1, 1, 0, 1]]
+    metrics = compute_metrics(per_problem)
+    assert metrics["eval/s/pass@1"] == 0.25
+    rates = {name: metrics[f"eval/s/{name}_rate"] for name in ("timeout", "error", "bad_gold", "unjudged")}
+    assert rates == {"timeout": 2 / 8, "error": 1 / 8, "bad_gold": 1 / 8, "unjudged": 4 / 8}
+    assert make_table(per_problem)["unjudged"].tolist()[0] == 4
 
 
 def interval(cell: str) -> tuple[float, float, float]:

@@ -77,7 +77,7 @@ def test_equal_answers_are_correct(grader: Grader, gold: str, prediction: str):
         ("[0,1)", r"\boxed{0 \le x < 1}", "incorrect"),  # not symmetric: the gold comes first
         ("(3,4)", r"\boxed{(3,4}", "incorrect"),
         ("5", r"\boxed{\text{}}", "no_answer"),
-        ("", r"\boxed{5}", "error"),
+        ("", r"\boxed{5}", "bad_gold"),
     ],
 )
 def test_what_is_not_the_boxed_answer_earns_nothing(grader: Grader, gold: str, completion: str, verdict: str):

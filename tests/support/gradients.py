@@ -52,6 +52,7 @@ def sample_experience(model_folder: Path) -> Experience:
         list(problems["level"]),
         VERDICTS,
         partial(lens_advantages, alpha=2.0),
+        unjudgeable="invalid",
         reference_logprobs=rollouts.logprobs + noise[1],
     )
     return replace(weighed, old_logprobs=rollouts.logprobs + noise[0])

@@ -84,7 +84,7 @@ def make_run(
                     "subject": "Algebra",
                     "n": 4,
                     "correct": rng.binomial(4, skill),
-                    **dict.fromkeys(("truncated", "no_answer", "timeout", "error"), 0),
+                    **dict.fromkeys(("truncated", "no_answer", "timeout", "error", "bad_gold"), 0),
                 }
                 for name in sets
                 for number in range(50)

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
-from lens.training.experience import Experience
+from lens.objectives import grpo_advantages
+from lens.training.experience import Experience, make_experience
 from tests.support.command_line import is_equal
 
 
@@ -51,3 +52,35 @@ def test_an_experience_survives_torch(experience, tmp_path: Path):
     loaded = Experience.from_state(torch.load(tmp_path / "state.pt", weights_only=True))
     assert is_equal(loaded.state(), experience.state())
     assert loaded.rollouts.prompts == experience.rollouts.prompts
+
+
+UNJUDGED = ["incorrect", "timeout", "correct", "error"]
+
+
+def judged_as(experience: Experience, verdicts: list[str], unjudgeable: str) -> Experience:
+    """The first question's four answers with these verdicts, under GRPO."""
+    rollouts = experience.split(1)[0].rollouts
+    return make_experience(rollouts, [1], verdicts, grpo_advantages, unjudgeable=unjudgeable)
+
+
+def test_an_answer_that_cannot_be_judged_is_penalised_like_a_wrong_one(experience):
+    unjudged = judged_as(experience, UNJUDGED, "incorrect")
+    wrong = judged_as(experience, ["incorrect", "incorrect", "correct", "incorrect"], "incorrect")
+    assert torch.equal(unjudged.advantages, wrong.advantages) and torch.equal(unjudged.calibrated, wrong.calibrated)
+    assert unjudged.valid.all() and unjudged.advantages[0, 1] == unjudged.advantages[0, 0] < 0
+    assert unjudged.to_frame()["verdict"].tolist() == UNJUDGED  # why it is wrong stays to be seen
+    metrics = unjudged.metrics(torch.ones(4))
+    rates = {name: metrics[f"grading/{name}_rate"] for name in ("timeout", "error", "bad_gold", "unjudged")}
+    assert rates == {"timeout": 0.25, "error": 0.25, "bad_gold": 0, "unjudged": 0.5}
+
+
+def test_it_teaches_nothing_if_the_config_says_so_or_its_gold_answer_cannot_be_judged(experience):
+    for verdicts, unjudgeable in (
+        (UNJUDGED, "invalid"),
+        (["incorrect", "bad_gold", "correct", "bad_gold"], "invalid"),
+        (["incorrect", "bad_gold", "correct", "bad_gold"], "incorrect"),
+    ):
+        neutral = judged_as(experience, verdicts, unjudgeable)
+        assert neutral.valid.tolist() == [[True, False, True, False]]
+        assert neutral.advantages[0, [1, 3]].tolist() == [0, 0]
+        assert neutral.advantages[0, 2] == -neutral.advantages[0, 0] > 0  # of two answers, one right

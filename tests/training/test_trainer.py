@@ -49,7 +49,7 @@ STEP_METRICS = {
     "clip_ratio/low_mean",
     "clip_ratio/high_mean",
     *(f"completions/{name}" for name in ("mean_length", "clipped_ratio", "valid_ratio", "trained")),
-    *(f"grading/{name}_rate" for name in ("no_answer", "error", "timeout")),
+    *(f"grading/{name}_rate" for name in ("no_answer", "error", "timeout", "bad_gold", "unjudged")),
     *(f"time/{name}_s" for name in ("sample", "grade", "logprobs", "update", "step")),
 }
 EVALUATED = ("", *(f"level_{level}/" for level in range(1, 6)), "levels_4-5/")

@@ -7,7 +7,7 @@
   const index = JSON.parse(document.getElementById("browser-index").textContent);
   const FIELDS = Object.fromEntries(index.fields.map((name, place) => [name, place]));
   const UNLEVELLED = "none";
-  const WRONG = new Set(["incorrect", "no_answer"]);
+  const WRONG = new Set(["incorrect", "no_answer", "timeout", "error"]);
   const state = { run: 0, step: 0, level: null, group: null, answer: null, raw: false };
   const parsed = new Map();
 

@@ -162,7 +162,7 @@ def test_the_counts_on_the_screen_are_those_of_the_parquet(chromium, reported):
         assert {problem for problem, _, _ in listed} == set(problems.index)
         for problem, kind, told in listed:
             group = stored[stored["problem_id"] == problem]
-            wrong = group[group["verdict"].isin(["incorrect", "no_answer"])]
+            wrong = group[group["verdict"].isin(["incorrect", "no_answer", "timeout", "error"])]
             assert kind == kinds[problem]
             assert told.startswith(f"{(group['verdict'] == 'correct').sum()} of {G} right")
             if len(wrong):
