@@ -24,7 +24,7 @@ PYTEST  := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 # A test file stays in one worker, so that what its tests share is made once.
 PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo map confirm test test-all test-slow kill-test page-test lint format docs clean
+.PHONY: help setup demo map confirm test test-all test-slow kill-test kill-soak page-test lint format docs clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,7 @@ help:  ## list the targets
 	@echo "  TORCH=$(TORCH)  the torch build, cpu or cuda; TORCH_INDEX=URL is where CPU builds come from"
 	@echo "  VLLM=$(VLLM)  the vLLM build, cpu, gpu or none"
 	@echo "  WORKERS=$(WORKERS)  test files that run at the same time"
+	@echo "  KILLS=$(KILLS) SEED=$(SEED)  how often kill-soak kills, and what decides which runs and when"
 	@echo "  PYTHON=$(PYTHON) VENV=$(VENV)"
 
 setup: $(STAMP) $(VLLM_STAMP)  ## make .venv and install lens with everything it needs, vLLM included
@@ -85,6 +86,12 @@ test-all: test test-slow  ## run every test
 
 kill-test: $(STAMP)  ## kill a training run at every kind of point and at 20 random moments, and compare its end
 	LENS_KILLS=20 $(PYTEST) -rP tests/training/test_kills.py
+
+# The same command goes on with a soak that was stopped.
+KILLS ?= 1000
+SEED  ?= 0
+kill-soak: setup  ## kill tiny runs 1,000 times, in every way, and compare their ends: an hour; it may be stopped
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.soak --kills $(KILLS) --seed $(SEED)
 
 page-test: $(STAMP)  ## click through a report's page in Chromium (Debian: chromium chromium-driver)
 	$(PYTEST) -rP tests/reporting/page/test_chromium.py

@@ -16,6 +16,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+from lens.errors import INTERRUPTED
 from tests.soak import ledger
 from tests.soak.campaigns import KILLS, deal
 from tests.soak.killing import can_mount, run_campaign
@@ -38,7 +39,11 @@ def main() -> int:
             return 2
         print(ledger.tables(ledger.read(files[-1])))
         return 0
-    return soak(chosen.folder / ledger.name_state(), chosen.kills, chosen.seed)
+    try:
+        return soak(chosen.folder / ledger.name_state(), chosen.kills, chosen.seed)
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on after the last finished run", file=sys.stderr)
+        return INTERRUPTED
 
 
 def soak(home: Path, kills: int, seed: int) -> int:

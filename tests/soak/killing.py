@@ -98,8 +98,8 @@ class Attempt:
                 self._kill(self.aim if begun else "moment")
             time.sleep(0.001)
 
-    def _on_write(self, what: str, nth: int) -> bool:
-        """Fill the disk or kill before a write, if that is planned."""
+    def _on_write(self, what: str, nth: int, thread: int) -> bool:
+        """Fill the disk or kill before a write, if that is planned; return whether the write may happen."""
         self.started.wait()
         if self.watch.phase == "starting":
             self.early_writes = self.watch.writes
@@ -107,26 +107,36 @@ class Attempt:
             self.full = {"write": what, "left": self.left, "phase": self.watch.phase}
             fill(self.folder.parent, self.left)
         if self.aim == "write" and (what, nth) == (self.what, self.nth):
-            self._kill("write", what)
-        return self.kill is None or self.kill["who"] != "machine"
+            writer = find_process(thread)
+            return writer not in self._kill("write", what)
+        return True
 
-    def _kill(self, aim: str, write: str | None = None) -> None:
-        """Kill the run, once."""
+    def _kill(self, aim: str, write: str | None = None) -> list[int]:
+        """Kill the run, once, and return the processes that were killed."""
         with self.lock:
             if self.kill or not self.command.is_running():
-                return
+                return []
             second = self.watch.second if self.who == "second" else 0
             who = self.who if second or self.who != "second" else "first"
             phase, step = self.watch.phase, steps_in(self.folder)
             self.kill = {"aim": aim, "who": who, "phase": phase, "step": step, "write": write}
         if who == "machine":
-            kill_all(self.command.process.pid)
-        else:
-            os.kill(second or self.command.process.pid, signal.SIGKILL)
+            return kill_all(self.command.process.pid)
+        os.kill(second or self.command.process.pid, signal.SIGKILL)
+        return [second or self.command.process.pid]
 
 
-def kill_all(pid: int) -> None:
-    """Kill a process and all below it."""
+def find_process(thread: int) -> int:
+    """The process of a thread; 0 if it has ended."""
+    try:
+        status = Path(f"/proc/{thread}/status").read_text()
+    except OSError:
+        return 0
+    return int(status.partition("Tgid:")[2].split()[0])
+
+
+def kill_all(pid: int) -> list[int]:
+    """Kill a process and all below it, and return them."""
     parents = {}
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -141,6 +151,7 @@ def kill_all(pid: int) -> None:
             os.kill(process, signal.SIGKILL)
         except ProcessLookupError:
             continue
+    return below
 
 
 # --- the disk --------------------------------------------------------------------------------------------------------

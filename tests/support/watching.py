@@ -26,6 +26,8 @@ from typing import Any
 
 import numpy as np
 
+from lens.distributed.processes import end_with_parent
+
 # Phases of a run, and the functions that they are. A command starts in the first; of nested ones the inner one counts.
 PHASES = {
     "starting": None,
@@ -88,7 +90,11 @@ def can_watch() -> bool:
 
 
 def be_watched(address: str) -> None:
-    """Have this process, and all that it starts, watched by the `Watch` at an address from now on."""
+    """Have this process, and all that it starts, watched by the `Watch` at an address from now on.
+
+    It ends with its parent: without an answer from the watch, its writes would fail.
+    """
+    end_with_parent()
     memory = os.memfd_create("phase")
     os.ftruncate(memory, mmap.PAGESIZE)
     mark_phases(np.frombuffer(mmap.mmap(memory, mmap.PAGESIZE)))
@@ -164,8 +170,8 @@ class Watch:
 
     Args:
         folder: the folder whose writes count.
-        on_write: called before a write happens, with what it is and how often such a one has come; False: it never
-            happens.
+        on_write: called before a write happens, with what it is, how often such a one has come, and the thread's
+            number. If it returns False, the write never happens: it has to kill the thread.
 
     Attributes:
         address: for `be_watched`.
@@ -175,7 +181,7 @@ class Watch:
 
     numbers = iter(range(10**9))
 
-    def __init__(self, folder: Path, on_write: Callable[[str, int], bool]):
+    def __init__(self, folder: Path, on_write: Callable[[str, int, int], bool]):
         self.folder, self.on_write = str(folder), on_write
         self.address = f"lens-soak-{os.getpid()}-{next(self.numbers)}"
         self.writes, self.seen, self.state = 0, {}, np.zeros(mmap.PAGESIZE // 8)
@@ -252,7 +258,7 @@ class Watch:
         self.writes += 1
         count, phase = self.seen.get(what, (0, self.phase))
         self.seen[what] = count + 1, phase
-        return self.on_write(what, count + 1)
+        return self.on_write(what, count + 1, pid)
 
 
 def find_path(pid: int, kind: str, place: int, arguments: list[int]) -> str:
