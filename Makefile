@@ -25,7 +25,7 @@ PYTEST  := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 FUZZ    ?= 10000
 
-.PHONY: help setup demo map confirm test test-all test-slow kill-test fuzz page-test lint format docs clean
+.PHONY: help setup demo map confirm test test-all test-slow kill-test kill-soak fuzz page-test lint format docs clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,7 @@ help:  ## list the targets
 	@echo "  TORCH=$(TORCH)  the torch build, cpu or cuda; TORCH_INDEX=URL is where CPU builds come from"
 	@echo "  VLLM=$(VLLM)  the vLLM build, cpu, gpu or none"
 	@echo "  WORKERS=$(WORKERS)  test files that run at the same time"
+	@echo "  KILLS=$(KILLS) SEED=$(SEED)  how often kill-soak kills, and what decides which runs and when"
 	@echo "  PYTHON=$(PYTHON) VENV=$(VENV)"
 
 setup: $(STAMP) $(VLLM_STAMP)  ## make .venv and install lens with everything it needs, vLLM included
@@ -86,6 +87,12 @@ test-all: test test-slow  ## run every test
 
 kill-test: $(STAMP)  ## kill a training run at every kind of point and at 20 random moments, and compare its end
 	LENS_KILLS=20 $(PYTEST) -rP tests/training/test_kills.py
+
+# The same command goes on with a soak that was stopped.
+KILLS ?= 1000
+SEED  ?= 0
+kill-soak: setup  ## kill tiny runs 1,000 times, in every way, and compare their ends: an hour; it may be stopped
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.soak --kills $(KILLS) --seed $(SEED)
 
 fuzz: $(STAMP)  ## grade 10,000 generated hostile answers twice, and compare: FUZZ=10000
 	LENS_FUZZ=$(FUZZ) $(PYTEST) -rP --timeout=0 tests/grading/test_fuzz.py

@@ -108,12 +108,16 @@ class Tracker:
         self._fed = max(self._fed, len(lines))
 
     def finish(self, summary: dict[str, Any] | None) -> None:
-        """End the W&B run. With a summary, also write summary.json, which marks the run as finished."""
+        """End the W&B run. With a summary, then write summary.json, which marks the run as finished.
+
+        In this order, a kill at any point loses nothing: a run that is not marked resumes, and feeds W&B what it lacks.
+        """
         if summary is not None:
             self.commit()
             self._wandb.summary.update(summary["metrics"])
-            write_json(self.folder / SUMMARY, summary)
         self._wandb.finish(exit_code=0 if summary is not None else 1)
+        if summary is not None:
+            write_json(self.folder / SUMMARY, summary)
 
 
 class SilentTracker:

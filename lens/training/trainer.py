@@ -194,7 +194,8 @@ class Trainer:
         at, s = self.state, self.settings.checkpoints
         if self.saved_at == at.step:
             return
-        state = {**at.state(), **self.policy.state(), "lines": self.tracker.lines}
+        synced = {"weight_sync": self.collector.weight_sync.state()}
+        state = {**at.state(), **self.policy.state(), **synced, "lines": self.tracker.lines}
         kept = {"keep": s.keep_checkpoints, "best": at.best.get("step")}
         self.checkpoints.save(self.policy.model, self.policy.tokenizer, self.policy.optimizer, state, **kept)
         self.saved_at = at.step
@@ -205,4 +206,6 @@ class Trainer:
         self.state, self.saved_at = TrainState.from_state(state), state["step"]
         restore_optimizer(checkpoint, self.policy.model, self.policy.optimizer, state["param_groups"])
         self.policy.scheduler.load_state_dict(state["scheduler"])
+        if synced := state.get("weight_sync"):  # checkpoints of 0.2.0 have none
+            self.collector.weight_sync.restore(synced)
         restore_random_states(state["random"])

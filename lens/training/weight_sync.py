@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -24,7 +25,8 @@ class WeightSync:
     """Hands out the engine, and syncs its weights first if the policy has changed.
 
     After the first sync, and then after every ``sampler.parity_every`` syncs, a probe compares the log-probabilities
-    that engine and trainer give the same tokens.
+    that engine and trainer give the same tokens. The engine of a resumed run is probed too, but that probe only checks:
+    the run's metrics stay those of a run that never stopped.
 
     Attributes:
         sampler: the engine.
@@ -38,8 +40,9 @@ class WeightSync:
     prompts: Sequence[Prompt]
     forward_pass: ForwardPass
     parity: dict[str, float] = field(default_factory=dict)
-    _synced_at: int | None = None
-    _syncs: int = 0
+    _synced_at: int | None = None  # the step whose weights this engine has
+    _counted_at: int | None = None  # the step of the run's last sync
+    _syncs: int = 0  # of the run
 
     def sampler_at(self, step: int) -> Sampler:
         """Return the engine with the policy's weights after ``step`` updates.
@@ -48,12 +51,24 @@ class WeightSync:
             ConfigError: a probe found a difference above sampler.max_logp_difference.
         """
         if self._synced_at != step:
+            is_first, is_new = self._synced_at is None, self._counted_at != step
             self.sampler.sync(gather_named_weights(self.model))
-            self._synced_at, self._syncs = step, self._syncs + 1
+            self._synced_at = self._counted_at = step
+            self._syncs += is_new
             every = self.sampler.parity_every
-            if self._syncs == 1 or (every > 0 and self._syncs % every == 0):
-                self.parity = probe_engine(self.sampler, self.model, self.prompts, self.forward_pass)
+            due = is_new and (self._syncs == 1 or (every > 0 and self._syncs % every == 0))
+            if is_first or due:
+                found = probe_engine(self.sampler, self.model, self.prompts, self.forward_pass)
+                self.parity = found if due else self.parity
         return self.sampler
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint stores, so that a resumed run probes and logs as one that never stopped."""
+        return {"counted_at": self._counted_at, "syncs": self._syncs, "parity": self.parity}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Restore what `state` returned; the engine is synced and probed at its next use."""
+        self._counted_at, self._syncs, self.parity = state["counted_at"], state["syncs"], state["parity"]
 
 
 def probe_engine(

@@ -215,6 +215,21 @@ def test_an_engine_is_synced_when_the_policy_has_changed_and_probed_now_and_then
     assert seldom.calls == ["sync", "sample", *["sync"] * 4]
 
 
+def test_the_engine_of_a_resumed_run_is_synced_and_probed_and_the_metrics_stay(policy, engine, prompts):
+    whole, parts = (WeightSync(Recorder(engine, parity_every=3), policy[0], prompts, PASS) for _ in range(2))
+    for step in (0, 1):
+        whole.sampler_at(step)
+    parts.restore(whole.state())
+    known = parts.parity
+    parts.sampler_at(1)
+    assert parts.sampler.calls == ["sync", "sample"]
+    assert parts.parity == known
+    for weight_sync in (whole, parts):
+        weight_sync.sampler_at(2)
+    assert parts.sampler.calls == ["sync", "sample", "sync", "sample"]  # the run's third sync
+    assert parts.state() == whole.state()
+
+
 # --- whose memory ---
 
 

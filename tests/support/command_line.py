@@ -31,6 +31,7 @@ from lens.problems.worlds import arithmetic
 from lens.runs.checkpoints import load_state, restore_optimizer
 from lens.training.policy import make_optimizer
 from tests.support.faults import kill_at
+from tests.support.watching import be_watched
 
 ROOT = Path(__file__).resolve().parents[2]
 TIME_LIMIT_S = 1200.0
@@ -159,6 +160,8 @@ def run_script(
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), descriptor)
     os.environ.clear()
     os.environ.update(env)
+    if address := os.environ.pop("WATCHED_BY", None):
+        be_watched(address)
     if processes > 1:
         first, *others = places_of(processes)
         os.environ.update(next((place for place in others if os.fork() == 0), first))

@@ -41,7 +41,7 @@ POINTS = {
     "before the checkpoint has its name": "pathlib:Path.rename:2",
     "dropping the old checkpoint": "lens.runs.checkpoints:drop_checkpoint:1",
     "before W&B is fed": "lens.runs.tracker:Tracker.commit:2",
-    "before the summary": "lens.runs.tracker:Tracker.finish:1",
+    "before the end of W&B": "wandb:Run.finish:1",
 }
 
 
