@@ -25,7 +25,7 @@ PYTEST  := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 FUZZ    ?= 10000
 
-.PHONY: help setup demo map confirm test test-all test-slow kill-test kill-soak fuzz page-test lint format docs clean
+.PHONY: help setup demo map confirm test test-all test-slow test-kernels kill-test kill-soak fuzz page-test lint format docs clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,7 +83,14 @@ test: setup lint  ## check lint, format and layers, and run the tests but for th
 test-slow: setup  ## run what is slow by nature: whole sweeps, many kills, the benchmark, the page in Chromium
 	$(PYTEST) $(PARALLEL) -m slow
 
-test-all: test test-slow  ## run every test
+# What torch computes with on a processor without AVX-512, without AVX2, and where bfloat16 has no instructions.
+KERNELS := ATEN_CPU_CAPABILITY=avx2 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2
+# The folders whose tests compute with torch; NUMERICAL=tests is all of them.
+NUMERICAL ?= $(addprefix tests/,models losses objectives training sampling evaluation commands benchmarking distributed runs configs cli)
+test-kernels: setup  ## run the tests that compute with torch under the kernels of other processors
+	for kernels in $(KERNELS); do env $$kernels $(PYTEST) $(PARALLEL) -m "not slow" $(NUMERICAL) || exit; done
+
+test-all: test test-slow test-kernels  ## run every test, and those that compute under other kernels too
 
 kill-test: $(STAMP)  ## kill a training run at every kind of point and at 20 random moments, and compare its end
 	LENS_KILLS=20 $(PYTEST) -rP tests/training/test_kills.py

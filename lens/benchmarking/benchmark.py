@@ -21,6 +21,7 @@ from lens.commands.assembly import model_path, use_threads
 from lens.config.checks import check_values
 from lens.errors import ConfigError
 from lens.files import write_json
+from lens.models.precision import settle_precision
 from lens.runs.provenance import describe_provenance
 from lens.terminal import show_table
 
@@ -39,14 +40,16 @@ def benchmark(config: DictConfig, folder: Path) -> pd.DataFrame:
     """
     check_values(config)
     check_arms(config)
+    use_threads(config.trainer.memory.num_threads)
+    settle_precision(config)  # before other keys take what model.dtype is
     config = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
     config.model.name_or_path = model_path(config)
     part = PARTS[config.part]
 
-    use_threads(config.trainer.memory.num_threads)
-    before, peaks = describe_machine(), measure_matrix_peaks(config.peak_size)
+    dtypes = sorted({"bfloat16", "float32", config.model.dtype})
+    before, peaks = describe_machine(), measure_matrix_peaks(config.peak_size, dtypes)
     rows = part.measure(config)
-    again, after = measure_matrix_peaks(config.peak_size), describe_machine()
+    again, after = measure_matrix_peaks(config.peak_size, dtypes), describe_machine()
     peaks = {dtype: max(peaks[dtype], again[dtype]) for dtype in peaks}
     write_json(folder / "provenance.json", describe_provenance())
     write_json(

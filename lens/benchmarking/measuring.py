@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable, Iterable, Sequence
 
 import pandas as pd
@@ -14,11 +13,15 @@ from transformers import PreTrainedModel
 from lens.benchmarking.meter import Row
 from lens.errors import ConfigError
 from lens.models.flops import Flops
+from lens.models.precision import time_product
 from lens.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
 PEAK_ATTEMPTS = 5
+SMALLEST = 256  # rows and columns of the first product
+LONGEST_S = 1.0  # a product that would take longer than this is left out
+UPDATE_FLOPS = "update_flops_"  # with a data type behind it: the column of an update's FLOPs in that type
 
 
 def alternate(arms: dict[str, Callable[[int], Row]], *, rounds: int, warmup: int) -> list[Row]:
@@ -78,21 +81,27 @@ def format_paired_ratio(rows: Sequence[Row], value: str, arm: str, baseline: str
     return f"{ratios.median():.2f} [{ratios.min():.2f}, {ratios.max():.2f}]"
 
 
-def measure_matrix_peaks(size: int) -> dict[str, float]:
-    """Return the FLOP/s of a product of two square matrices of this size, by data type; the best of a few attempts."""
-    peaks = {}
-    for dtype in (torch.bfloat16, torch.float32):
-        a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
-        seconds = []
-        for _ in range(PEAK_ATTEMPTS):
-            started = time.perf_counter()
-            torch.matmul(a, b)
-            seconds.append(time.perf_counter() - started)
-        peaks[str(dtype).removeprefix("torch.")] = 2 * size**3 / min(seconds)
+def measure_matrix_peaks(largest: int, dtypes: Iterable[str]) -> dict[str, float]:
+    """Return the highest FLOP/s of a product of two square matrices, by data type. It takes some seconds a type.
+
+    Sizes double up to ``largest``, as long as the next product will take less than LONGEST_S.
+    """
+    peaks: dict[str, float] = {}
+    with progress_bar(None, unit="product", desc="Measuring the peak of this machine") as bar:
+        for dtype in dtypes:
+            size, peaks[dtype] = min(SMALLEST, largest), 0.0
+            while size <= largest and (peaks[dtype] == 0 or 2 * size**3 / peaks[dtype] < LONGEST_S):
+                bar.set_postfix_str(f"{dtype}, {size} x {size}")
+                seconds = time_product(size, dtype, attempts=PEAK_ATTEMPTS, limit_s=LONGEST_S)
+                peaks[dtype] = max(peaks[dtype], 2 * size**3 / seconds)
+                size *= 2
+                bar.update()
     return peaks
 
 
-def count_training_flops(model: PreTrainedModel, sequences: Iterable[tuple[int, Sequence[int]]]) -> float:
+def count_training_flops(
+    model: PreTrainedModel, sequences: Iterable[tuple[int, Sequence[int]]], *, body: str, head: str
+) -> Row:
     """Return the FLOPs of one forward and backward pass; padding and recomputation do not count.
 
     The forward pass takes 2 FLOPs for each weight and token, and 4 for each attention channel and pair of tokens that
@@ -101,12 +110,17 @@ def count_training_flops(model: PreTrainedModel, sequences: Iterable[tuple[int, 
     Args:
         model: a decoder whose layers are alike.
         sequences: for each pass, the tokens of the prompt and of each completion that shares it.
+        body, head: data types of the matrix products in the layers and in the head.
+
+    Returns:
+        update_flops, and how many of them are in which data type.
     """
-    flops, forward = Flops.of(model), 0.0
+    flops, of_type = Flops.of(model), dict.fromkeys((body, head), 0.0)
     for prompt, completions in sequences:
         pairs = prompt * (prompt + 1) / 2 + sum(n * prompt + n * (n + 1) / 2 for n in completions)
-        forward += flops.body * (prompt + sum(completions)) + flops.attention * pairs + flops.head * sum(completions)
-    return 3 * forward
+        of_type[body] += 3 * (flops.body * (prompt + sum(completions)) + flops.attention * pairs)
+        of_type[head] += 3 * flops.head * sum(completions)
+    return {"update_flops": sum(of_type.values())} | {f"{UPDATE_FLOPS}{name}": count for name, count in of_type.items()}
 
 
 def describe_machine() -> Row:
@@ -114,6 +128,15 @@ def describe_machine() -> Row:
     return {"niceness": os.nice(0), "threads": torch.get_num_threads(), "load_1min": os.getloadavg()[0]}
 
 
-def format_share(flops_per_s: float, peaks: dict[str, float]) -> str:
-    """Format a speed in percent of the machine's bfloat16 peak."""
-    return f"{100 * flops_per_s / peaks['bfloat16']:.1f} %"
+def format_share(values: pd.Series, peaks: dict[str, float]) -> str:
+    """Format the speed of an update in percent of the machine's peak in the data types that it ran in.
+
+    It is the time that its FLOPs take at the peak of their types, over the time that the update took.
+
+    Args:
+        values: a row's numbers: update_s and the counts of `count_training_flops`.
+        peaks: FLOP/s by data type.
+    """
+    counts = {dtype: values.get(f"{UPDATE_FLOPS}{dtype}", 0.0) for dtype in peaks}
+    at_the_peak = sum(count / peaks[dtype] for dtype, count in counts.items())
+    return f"{100 * at_the_peak / values.update_s:.1f} %"

@@ -50,7 +50,7 @@ def tabulate_step(rows: Sequence[Row], peaks: dict[str, float]) -> pd.DataFrame:
                 "tokens/s": f"{values.tokens_per_s:.0f}",
                 "tokens": f"{values.completion_tokens:.0f}",
                 "peak GiB": f"{values.peak_gib:.2f}",
-                "update's share of bf16 peak": format_share(values.update_flops / values.update_s, peaks),
+                "update's share of peak": format_share(values, peaks),
                 f"{other} / arm": format_paired_ratio(rows, "step_s", other, arm),
             }
             for arm, values in middle.iterrows()

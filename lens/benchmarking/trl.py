@@ -80,8 +80,8 @@ def serve_trl(turn: Turn, report: Report, config: DictConfig) -> None:
             passes = ((prompt, [length]) for prompt, length in zip(each, lengths, strict=True))
             update = self.meter.seconds["step"] - seconds["sample"] - seconds["grade"]
             times = {"sync_s": 0.0, "sample_s": seconds["sample"], "grade_s": seconds["grade"], "logprobs_s": 0.0}
-            flops = {"update_s": update, "update_flops": count_training_flops(work.model, passes)}
-            report(self.meter.row() | times | flops | count_tokens(prompts, lengths))
+            flops = count_training_flops(work.model, passes, body=work.products, head=work.products)
+            report(self.meter.row() | times | {"update_s": update} | flops | count_tokens(prompts, lengths))
 
     with instantiate(config.grader) as grader, tempfile.TemporaryDirectory() as folder:
 

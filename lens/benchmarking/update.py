@@ -40,8 +40,9 @@ def measure_update(config: DictConfig) -> list[Row]:
         meter = Meter()
         with meter.phase("update"):
             work.update(naive) if experience is None else work.learn(experience, **choices)
-        flops = count_training_flops(work.model, alone if experience is None else work.sequences(experience))
-        return meter.row() | {"update_flops": flops}
+        if experience is not None:
+            return meter.row() | work.count_flops(experience)
+        return meter.row() | count_training_flops(work.model, alone, body=work.products, head=work.products)
 
     arms = {
         "naive": partial(turn, None),
@@ -66,7 +67,7 @@ def tabulate_update(rows: Sequence[Row], peaks: dict[str, float]) -> pd.DataFram
                 "seconds": f"{values.update_s:.2f}",
                 "naive / this": format_paired_ratio(rows, "update_s", "naive", arm),
                 "model TFLOP": f"{values.update_flops / 1e12:.3g}",
-                "share of bf16 peak": format_share(values.update_flops / values.update_s, peaks),
+                "share of peak": format_share(values, peaks),
                 "GiB above weights": f"{values.update_gib:.2f}",
             }
             for arm, values in take_medians(rows).iterrows()

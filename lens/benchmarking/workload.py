@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lens.benchmarking.measuring import count_training_flops
-from lens.benchmarking.meter import Meter
+from lens.benchmarking.meter import Meter, Row
 from lens.commands.assembly import longest_sequence, make_sampler, use_threads
 from lens.grading.groups import grade_groups
 from lens.grading.pool import Grader
@@ -52,6 +52,11 @@ class Workload:
     def __post_init__(self):
         self.loss, self.forward_pass = Loss.build(self.config), ForwardPass.build(self.config.trainer)
         self.optimizer = make_optimizer(self.model, self.config.optimizer)
+
+    @property
+    def products(self) -> str:
+        """Return the data type of the layers' matrix products; the head of lens keeps that of the weights."""
+        return self.forward_pass.autocast or self.config.model.dtype
 
     @property
     def rollouts(self) -> DictConfig:
@@ -141,6 +146,11 @@ class Workload:
             for pack in packs:
                 yield len(r.prompts[pack[0] // r.num_generations].token_ids), r.lengths[pack].tolist()
 
+    def count_flops(self, experience: Experience) -> Row:
+        """Return the counts of `count_training_flops` for an update of lens."""
+        types = {"body": self.products, "head": self.config.model.dtype}
+        return count_training_flops(self.model, self.sequences(experience), **types)
+
     def step(self, sampler: Sampler, grader: Grader, number: int) -> dict[str, float]:
         """Take and measure one step of GRPO.
 
@@ -159,8 +169,7 @@ class Workload:
         with meter.phase("update"):
             self.learn(experience)
         tokens = count_tokens([len(prompt.token_ids) for prompt in batch.prompts], rollouts.lengths.tolist())
-        flops = count_training_flops(self.model, self.sequences(experience))
-        return meter.row() | tokens | {"step_s": sum(meter.seconds.values()), "update_flops": flops}
+        return meter.row() | tokens | self.count_flops(experience) | {"step_s": sum(meter.seconds.values())}
 
 
 def count_tokens(prompts: Sequence[int], completions: Sequence[int]) -> dict[str, int]:

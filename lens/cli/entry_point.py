@@ -28,7 +28,10 @@ from lens.errors import BAD_INPUT, FAILED, INTERRUPTED, NO_SPACE, ConfigError, R
 from lens.files import CONFIGS
 from lens.progress import close_open_bars
 
-os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported; silences vllm's kernels
+# Both are read when torch is imported. The first silences vllm's kernels. By the second, torch's threads sleep while
+# they wait for each other: where a core has something else to do, small products else take ten times as long.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 HALF_MADE = {".hydra"}  # what Hydra itself writes to a run folder, besides the log
 SAYS = {FAILED: "failed", BAD_INPUT: "error", INTERRUPTED: "stopped"}
 STARTED = [datetime.now()]

@@ -27,6 +27,7 @@ from lens.files import write_json, write_parquet
 from lens.grading.golds import count_failing
 from lens.grading.parallel_grader import ParallelGrader
 from lens.models.loading import load_model
+from lens.models.precision import settle_precision
 from lens.models.sharding import gather_named_weights
 from lens.problems import load_evaluation_sets
 from lens.runs import checkpoints
@@ -54,6 +55,7 @@ def evaluate(config: DictConfig, folder: Path) -> pd.DataFrame:
         config.trainer.rollouts.max_completion_length = trained.trainer.rollouts.max_completion_length
     check_values(config)
     use_threads(config.trainer.memory.num_threads)
+    settle_precision(config)
     raw_sets = load_evaluation_sets(config.evaluation.sets)
     model, tokenizer = load_model(checkpoint, **loading_options(config), key="checkpoint")
     evaluator = make_evaluator(config, raw_sets, tokenizer)

@@ -36,12 +36,13 @@ from lens.grading.parallel_grader import ParallelGrader
 from lens.models.layers import check_layers
 from lens.models.loading import load_model
 from lens.models.lora import add_adapters, check_adapters, load_adapters
+from lens.models.precision import settle_precision
 from lens.models.probe import check_forward_pass, make_probe
 from lens.models.sharding import shard_model
 from lens.problems import load_evaluation_sets
 from lens.runs.checkpoints import ADAPTER_FOLDER, CheckpointFolder, prune_checkpoints, restore_replaced_name
 from lens.runs.provenance import describe_provenance
-from lens.runs.resuming import check_prompts, copy_history, find_state, read_finished_summary
+from lens.runs.resuming import check_prompts, copy_history, find_state, find_stored_config, read_finished_summary
 from lens.runs.run import FAILURE, PROVENANCE
 from lens.runs.tracker import SilentTracker, Tracker
 from lens.runs.wandb_account import resolve_wandb_mode
@@ -90,6 +91,7 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
     check_objective(objective)
     wandb_mode = resolve_wandb_mode(config.tracking.wandb.mode)
     check_inputs(config)
+    settle_precision(config, find_stored_config(folder, config.resume))
     plain = OmegaConf.to_container(config, resolve=True)
     if summary := read_finished_summary(folder, plain):
         store_config(config, folder)

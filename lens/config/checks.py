@@ -101,7 +101,7 @@ RULES: dict[str, Rule] = {
     "trainer.rollouts.confidence": one_of("sampler", "trainer"),
     "trainer.rollouts.importance_sampling": one_of(*get_args(ImportanceSampling)),
     "trainer.rollouts.importance_cap": number(lambda v: v > 1, "a number > 1"),
-    "trainer.memory.autocast": one_of("bfloat16"),
+    "trainer.memory.autocast": one_of("auto", "bfloat16"),
     "loss.epsilon_low": number(lambda v: 0 < v < 1, "a number between 0 and 1"),
     "loss.epsilon_high": POSITIVE,
     "loss.dual_clip": number(lambda v: v > 1, "a number > 1, or null for none"),

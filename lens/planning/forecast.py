@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from lens.config.checks import POSITIVE, at_least, check_training, check_values, number
 from lens.errors import ConfigError
 from lens.models.loading import DTYPES
+from lens.models.precision import resolve_autocast
 from lens.planning.architecture import Architecture, architecture_of
 
 GIB = 2**30
@@ -118,7 +119,9 @@ class Plan:
 
     @property
     def compute_bytes(self) -> int:
-        return DTYPES[self.config.trainer.memory.autocast or self.config.model.dtype].itemsize
+        """Return the bytes of a number in matrix products; GPUs multiply bfloat16."""
+        dtype = self.config.model.dtype
+        return DTYPES[resolve_autocast(self.config.trainer.memory.autocast, dtype, True) or dtype].itemsize
 
     @property
     def engine_bytes(self) -> int:

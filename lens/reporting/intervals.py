@@ -99,6 +99,18 @@ class Difference(Estimate):
             ]
         return [f"{self.mean:+.1f} ± {self.half_width:.1f}", f"[{self.low:+.1f}, {self.high:+.1f}]", self.verdict]
 
+    @property
+    def sentence(self) -> str:
+        """Return in words how large the difference in pass@1 is, and whether that many seeds decide it."""
+        seeds = f"{self.seeds} paired seed{'s' if self.seeds > 1 else ''}"
+        points = f"{self.mean:+.1f} points of pass@1"
+        if math.isnan(self.half_width):
+            return f"{points}: not decided, as {seeds} give{'s' if self.seeds == 1 else ''} no interval"
+        over_seeds = f"{self.mean - self.half_width:+.1f}, {self.mean + self.half_width:+.1f}"
+        both = f"95 % intervals [{over_seeds}] over seeds, [{self.low:+.1f}, {self.high:+.1f}] over seeds and problems"
+        word = "not decided" if self.verdict == "undecided" else f"{self.verdict}, decided"
+        return f"{points}, {both}: {word} on {seeds}"
+
     def __str__(self) -> str:
         return " ".join(self.lines)
 

@@ -105,7 +105,22 @@ def report(runs: Sequence[Path], baseline: str | None, target: Path, *, completi
     )
     print("\n".join(files))
     print(f"page:    {page}")
+    if len(settings) == 1:  # with more of them, the tables say it
+        for line in verdict_lines(difference_table(settings[0], baseline), baseline):
+            print(line)
     return page
+
+
+def verdict_lines(differences: pd.DataFrame, baseline: str | None) -> list[str]:
+    """Say in words, a line for each arm and evaluation set, whether its pass@1 differs from the baseline's."""
+    if differences.empty:
+        return []
+    whole = differences[differences["part"].str.endswith("all")]
+    of_set = whole["part"].str.removesuffix("all").str.removesuffix(": ")
+    return [
+        f"{arm} over {baseline}{name and f' on {name}'}: {cell.sentence}"
+        for arm, name, cell in zip(whole["arm"], of_set, whole["pass@1"], strict=True)
+    ]
 
 
 def report_setting(

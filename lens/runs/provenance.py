@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from lens.files import SOURCE
+from lens.models.precision import find_bfloat16_unit
 
 PACKAGES = (
     "torch",
@@ -47,6 +48,8 @@ def describe_provenance() -> dict[str, Any]:
             "processor": platform.processor() or platform.machine(),
             "cpus": os.cpu_count(),
             "threads": torch.get_num_threads(),
+            "kernels": torch.backends.cpu.get_cpu_capability(),
+            "multiplies_bfloat16": find_bfloat16_unit(),
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
     }

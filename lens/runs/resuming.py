@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,20 @@ def read_finished_summary(folder: Path, config: dict[str, Any]) -> dict[str, Any
         raise ConfigError("resume", config["resume"], valid)
     check_config(config, json.loads((folder / PROVENANCE).read_text())["config"], folder)
     return summary
+
+
+def find_stored_config(folder: Path, resume: str) -> dict[str, Any] | None:
+    """Return the config of the run that goes on in a folder; None if it is a new run, or its provenance is damaged.
+
+    Args:
+        folder: the run folder.
+        resume: the config's ``resume``. A run folder or checkpoint to start from counts if the folder holds no run.
+    """
+    places = [folder] if resume in RESUME_KEYWORDS else [folder, Path(resume), Path(resume).parent.parent]
+    for place in places:
+        with suppress(OSError, ValueError, KeyError):
+            return json.loads((place / PROVENANCE).read_text())["config"]
+    return None
 
 
 def find_state(folder: Path, config: dict[str, Any]) -> tuple[Path, dict[str, Any]] | None:

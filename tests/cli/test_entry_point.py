@@ -72,6 +72,15 @@ def test_keys_are_completed(logs):
     assert "trainer.max_steps=" in result.stdout.split()
 
 
+@pytest.mark.parametrize("given", [None, "active"])
+def test_threads_sleep_while_they_wait_unless_told_otherwise(logs, given):
+    env = environment(OMP_DISPLAY_ENV="true", OMP_WAIT_POLICY=given)  # the runtime itself says what it has read
+    result = run("scripts/train.py", "seed=-1", folder=logs, env=env, real=True)
+    assert result.code == 2
+    policies = re.findall(r"OMP_WAIT_POLICY = '(\w+)'", result.stderr)
+    assert policies and set(policies) == {(given or "passive").upper()}
+
+
 THE_TWENTY = ["evaluation.sets.arithmetic.split=train", "evaluation.sets.arithmetic.size=20"]
 
 

@@ -164,7 +164,11 @@ def test_what_lies_on_a_bound_is_taken(plain, key, value):
     [
         ("seed", -1, "seed=-1: must be an integer >= 0"),
         ("trainer.memory.num_threads", 0, "trainer.memory.num_threads=0: must be an integer >= 1, or null"),
-        ("trainer.memory.autocast", "float16", "trainer.memory.autocast='float16': must be bfloat16, or null"),
+        (
+            "trainer.memory.autocast",
+            "float16",
+            "trainer.memory.autocast='float16': must be one of auto, bfloat16, or null",
+        ),
         ("loss.dual_clip", 1, "loss.dual_clip=1: must be a number > 1, or null for none"),
         (
             "trainer.num_prompts_per_step",

@@ -120,6 +120,7 @@ def test_the_head_is_the_same_in_several_pieces(with_entropies):
 def test_the_head_in_bfloat16_is_near_that_of_float32(chunk, is_frozen):
     """Whatever autocast is around it, which would be another one in the backward pass."""
     generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
     head = torch.nn.Linear(16, 50)
     hidden = torch.randn(40, 16, generator=generator).bfloat16()
     targets = torch.randint(50, (40,), generator=generator)

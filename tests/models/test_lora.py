@@ -26,6 +26,7 @@ from lens.training.policy import make_optimizer
 from tests.support.command_line import assert_same_end, metrics_of, run, training, weights_of
 from tests.support.losses import plain_pass
 from tests.support.rollouts import ALL, random_rollouts
+from tests.support.rounding import TOLERANCE
 
 ADAM = OmegaConf.create({"learning_rate": 1e-2, "adam_betas": [0.9, 0.999], "adam_eps": 1e-8, "weight_decay": 0.01})
 IDS = torch.arange(3, 23)[None]
@@ -143,7 +144,7 @@ def test_layers_that_are_stored_transposed_are_merged_too():
     add_adapters(model, settings(target_modules=["c_attn"]), seed=0)
     perturb(model)
     plain.load_state_dict(dict(gather_named_weights(model)))
-    torch.testing.assert_close(logits(plain), logits(model))
+    torch.testing.assert_close(logits(plain), logits(model), atol=TOLERANCE["float32"], rtol=TOLERANCE["float32"])
 
 
 def test_the_sampler_and_the_update_use_the_adapted_model(adapted, tiny):
@@ -151,7 +152,7 @@ def test_the_sampler_and_the_update_use_the_adapted_model(adapted, tiny):
     sampled = TransformersSampler(*tiny, max_num_seqs=8).sample(rollouts.prompts, 2, 0, max_completion_length=6)
     with torch.no_grad():
         rated = plain_pass(logits_chunk_size=5).rate_packs(adapted, sampled, [[n] for n in range(6)]).logprobs
-    torch.testing.assert_close(sampled.logprobs[sampled.mask], rated, atol=1e-5, rtol=0)
+    torch.testing.assert_close(sampled.logprobs[sampled.mask], rated, atol=TOLERANCE["float32"], rtol=0)
 
 
 # --- what is stored ---
@@ -162,7 +163,7 @@ def test_a_checkpoint_is_the_sum_as_a_plain_model_and_the_adapters_beside_it(ada
     checkpoint = save_checkpoint(tmp_path, *tiny, optimizer, {"step": 1, "config": {}}, keep=1)
     whole = AutoModelForCausalLM.from_pretrained(checkpoint)
     assert not any("lora" in name for name in load_file(checkpoint / "model.safetensors"))
-    torch.testing.assert_close(logits(whole), logits(adapted), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits(whole), logits(adapted), atol=TOLERANCE["float32"], rtol=TOLERANCE["float32"])
     base = AutoModelForCausalLM.from_pretrained(tiny_folder)
     assert not torch.allclose(logits(base), logits(adapted), atol=1e-2)
     theirs = PeftModel.from_pretrained(base, checkpoint / ADAPTER_FOLDER)

@@ -22,6 +22,7 @@ from lens.models.loading import load_model
 from lens.models.packing import lay_out, split_into_microbatches
 from tests.support.losses import plain_pass
 from tests.support.rollouts import GENERATIONS, random_rollouts
+from tests.support.rounding import TOLERANCE
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -90,8 +91,8 @@ def test_sequences_in_one_row_do_not_see_each_other(tiny_folder, flat, rollouts)
     assert layout.sharing is None
     forward_pass = plain_pass(temperature=0.9, logits_chunk_size=7)
     expected, values = (forward_pass.rate_packs(each, rollouts, packs) for each in (padded, flat))
-    torch.testing.assert_close(values.logprobs, expected.logprobs, atol=1e-5, rtol=0)
-    torch.testing.assert_close(values.entropies, expected.entropies, atol=1e-5, rtol=0)
+    torch.testing.assert_close(values.logprobs, expected.logprobs, atol=TOLERANCE["float32"], rtol=0)
+    torch.testing.assert_close(values.entropies, expected.entropies, atol=TOLERANCE["float32"], rtol=0)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -15,12 +15,13 @@ from lens.models.shared_prompts import SHARED_PROMPTS, Collect, Sharing, Spread,
 from tests.support.losses import plain_pass
 from tests.support.models import MODELS, alone, gradients_of
 from tests.support.rollouts import ALL, LENGTHS, PROMPT_LENGTHS, random_rollouts
+from tests.support.rounding import TOLERANCE
 
 
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 def test_completions_that_share_a_prompt_are_as_if_alone(make):
     torch.manual_seed(0)
-    model = make().eval()
+    model = make().eval().double()  # but for the norms of some, which transformers computes in float32
     assert model.config._attn_implementation == "sdpa"
     expected = alone(model)
     gradient = gradients_of(model, expected)
@@ -29,8 +30,8 @@ def test_completions_that_share_a_prompt_are_as_if_alone(make):
     rollouts = random_rollouts(PROMPT_LENGTHS, LENGTHS)
     for choices in ({}, {"gradient_checkpointing": True}):
         values = plain_pass(temperature=0.9, logits_chunk_size=5, **choices).rate_packs(model, rollouts, ALL)
-        torch.testing.assert_close(values.logprobs, expected, atol=1e-5, rtol=0)
-        assert (gradients_of(model, values.logprobs) - gradient).norm() < 1e-5 * gradient.norm()
+        torch.testing.assert_close(values.logprobs, expected, atol=TOLERANCE["float32"], rtol=0)
+        assert (gradients_of(model, values.logprobs) - gradient).norm() < TOLERANCE["float32"] * gradient.norm()
 
 
 def test_a_prompt_is_computed_once():

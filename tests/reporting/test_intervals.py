@@ -58,12 +58,19 @@ def test_a_difference_is_decided_where_both_intervals_leave_out_zero():
     assert one_problem.verdict == "undecided"
     assert str(up).endswith("higher")
     assert str(one_problem).endswith("undecided")
+    assert up.sentence.endswith("over seeds and problems: higher, decided on 6 paired seeds")
+    assert one_problem.sentence.endswith(
+        f"[+0.0, {one_problem.high:+.1f}] over seeds and problems: not decided on 6 paired seeds"
+    )
 
 
 def test_two_seeds_give_their_values_and_no_interval():
     two = Difference.paired(np.array([[1.0, 2.0], [-1.0, 0.0]]))
     assert str(two) == "+0.5 (+1.5; -0.5)"
     assert two.verdict == "undecided"
+    assert two.sentence == "+0.5 points of pass@1: not decided, as 2 paired seeds give no interval"
     assert math.isnan(two.low)
-    assert str(Difference.paired(np.array([[1.0, 2.0]]))) == "+1.5 (one seed)"
+    one = Difference.paired(np.array([[1.0, 2.0]]))
+    assert str(one) == "+1.5 (one seed)"
+    assert one.sentence == "+1.5 points of pass@1: not decided, as 1 paired seed gives no interval"
     assert str(Estimate.over([math.nan])) == "missing"

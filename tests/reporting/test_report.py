@@ -140,7 +140,12 @@ def test_a_report_prints_tables_and_writes_them_with_figures(runs, tmp_path, cap
     assert signal.loc["grpo", "share of |A|"] == 0
     assert signal.loc["lens", "share of |A|"] == pytest.approx(2 * signal.loc["lens", "share of gradient"], rel=0.5)
     assert signal.loc["lens", "tokens trained"] == pytest.approx(60)
-    assert printed.splitlines()[-1] == f"page:    {tmp_path / 'report' / 'index.html'}"
+    page, verdict = printed.splitlines()[-2:]
+    assert page == f"page:    {tmp_path / 'report' / 'index.html'}"
+    values = accuracies(runs, "lens", PARTS["all"], 1)[:3] - accuracies(runs, "grpo", PARTS["all"], 1)[:3]
+    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert verdict.startswith(f"lens over grpo: {values.mean():+.1f} points of pass@1, 95 % intervals [{low:+.1f}, ")
+    assert verdict.endswith(f"{'not decided' if low < 0 < high else 'higher, decided'} on 3 paired seeds")
     for name in ("accuracy", "difference", "signal", "compute", "results", "table1", "table2", "table3"):
         latex = (tmp_path / "report" / f"{name}.tex").read_text()
         assert latex.count(r"\toprule") == 1
@@ -157,7 +162,7 @@ def test_one_arm_is_reported_without_differences(tmp_path, capsys):
     report([tmp_path / "runs"], None, tmp_path / "report", completions=0)
     printed = capsys.readouterr().out
     assert "Accuracy" in printed
-    assert "Difference" not in printed
+    assert "Difference" not in printed and "paired seed" not in printed
 
 
 def test_runs_that_never_measured_the_gradients_are_reported(tmp_path, capsys):

@@ -131,6 +131,8 @@ def test_a_run_with_vllm_probes_its_engine_and_learns(finished):
     assert len(steps) == 4
     assert all(line["sampling/logp_difference_max"] < 1e-3 for line in steps)
     assert any(line["grad_norm"] > 0 for line in steps)
+    said = (finished / "train.log").read_text()
+    assert said.count("sampler=vllm: on a CPU it does not pay for a model of 0.1 million parameters") == 1
 
 
 def stop(pupil: Path, logs: Path, outputs: Path, number: signal.Signals) -> Path:

@@ -22,7 +22,6 @@ from lens.training.experience import Experience, make_experience
 from lens.training.update import Loss, compute_gradient
 from tests.support.losses import plain_loss, plain_pass
 
-TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
 MAX_LENGTH = 10
 GENERATIONS = 4
 # A mixed, a negative, a positive and another mixed group, the last with answers that the grader could not judge.
