@@ -78,7 +78,7 @@ SWEEPS = {
     "tiny/paired": ["objective=lens"],
     "tiny/tune": ["objective=grpo", "optimizer.learning_rate=1e-4", "evaluation.sets.arithmetic.split=train"],
 }
-LARGER = ("smollm2/arithmetic", "smollm2/math")
+LARGER = ("smollm2/arithmetic", "smollm2/math", "gemma3/arithmetic")
 
 
 def test_every_experiment_is_here():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,19 +20,76 @@ from tests.support.command_line import environment, run
 from tests.support.losses import plain_loss, plain_pass
 from tests.support.vllm_engine import largest_difference, make_engine, weights
 
+# The text with which llama.cpp (build 11549) went on after a prompt longer than the sliding window: its tokens, and
+# their log-probabilities.
+LLAMA_CPP_PROMPT = " ".join(f"{n} squared is {n * n}." for n in range(1, 75)) + "\n\nOnce upon a time"
+LLAMA_CPP = [
+    (236764, -0.508),
+    (993, -1.266),
+    (691, -0.462),
+    (496, -0.132),
+    (3953, -2.587),
+    (7489, -0.927),
+    (8712, -3.289),
+    (236761, -0.823),
+]
+
 LONGER = plain_loss(max_completion_length=32), plain_pass(max_tokens_per_microbatch=4096, logits_chunk_size=512)
 
 
+@dataclass(frozen=True)
+class Known:
+    """What is known of a model without asking it."""
+
+    choice: str  # model=
+    folder: str
+    parameters: int
+    template: str
+    asked: str  # "What is 2 + 2?" in the template
+    fact: str
+    word: str  # that follows
+
+
+SMOLLM2 = Known(
+    "smollm2",
+    "SmolLM2-135M-Instruct",
+    134_515_008,
+    "chat",
+    "<|im_start|>user\nWhat is 2 + 2?<|im_end|>\n<|im_start|>assistant\n",
+    "The capital of France is",
+    "Paris",
+)
+GEMMA3 = Known(
+    "gemma3_270m",
+    "gemma-3-270m",
+    268_098_176,
+    "plain",
+    "<bos>Question:\nWhat is 2 + 2?\nAnswer:\n",
+    "Italy: Rome\nSpain: Madrid\nFrance:",
+    "Paris",
+)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[SMOLLM2, pytest.param(GEMMA3, marks=pytest.mark.slow)],  # 240 MB in four packages, and 4 GB to train
+    ids=lambda known: known.choice,
+)
+def known(request) -> Known:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(known, tmp_path_factory) -> Path:
     """The model as scripts/fetch_model.py leaves it; from the package, as tests have no hub."""
     outputs = tmp_path_factory.mktemp("fetched")
     logs = tmp_path_factory.mktemp("logs")
-    result = run("scripts/fetch_model.py", f"outputs={outputs}", folder=logs, env=environment(), real=True)
+    command = ["scripts/fetch_model.py", f"model={known.choice}", f"outputs={outputs}"]
+    result = run(*command, folder=logs, env=environment(), real=True)
     assert result.code == 0, result.stderr
-    folder = outputs / "models" / "SmolLM2-135M-Instruct"
+    folder = outputs / "models" / known.folder
     assert result.stdout.splitlines()[-1] == str(folder)
-    again = run("scripts/fetch_model.py", f"outputs={outputs}", folder=logs, env=environment())
+    again = run(*command, folder=logs, env=environment())
     assert "Already fetched" in again.stdout + again.stderr
     return folder
 
@@ -44,23 +102,40 @@ def model(folder) -> Iterator[PreTrainedModel]:
     torch.set_num_threads(threads)
 
 
-def test_the_folder_is_a_plain_model_with_its_chat_template(folder, model):
+def test_the_folder_is_a_plain_model_that_is_asked_as_it_should_be(known, folder, model):
     names = {path.name for path in folder.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "origin.json"} <= names
     assert not any(name.endswith((".bin", ".pt", ".pkl", ".gguf", ".py")) for name in names)
     assert "quantization_config" not in (folder / "config.json").read_text()
-    assert model.num_parameters() == 134_515_008
+    assert model.num_parameters() == known.parameters
     tokenizer = load_model(str(folder))[1]
-    ids = PromptFormat(template="chat").encode("What is 2 + 2?", tokenizer)
-    assert tokenizer.decode(ids).endswith("<|im_start|>user\nWhat is 2 + 2?<|im_end|>\n<|im_start|>assistant\n")
+    ids = PromptFormat(template=known.template).encode("What is 2 + 2?", tokenizer)
+    assert tokenizer.decode(ids).endswith(known.asked)
 
 
-def test_it_speaks(folder, model):
+def test_it_speaks(known, folder, model):
     tokenizer = load_model(str(folder))[1]
-    ids = torch.tensor([tokenizer("The capital of France is").input_ids])
+    ids = torch.tensor([tokenizer(known.fact).input_ids])
     with torch.no_grad():
         following = model(ids).logits[0, -1].argmax().item()
-    assert tokenizer.decode([following]).strip() == "Paris"
+    assert tokenizer.decode([following]).strip() == known.word
+
+
+@pytest.mark.parametrize("known", [pytest.param(GEMMA3, marks=pytest.mark.slow)], indirect=True)
+def test_gemma_is_the_model_that_llama_cpp_reads_from_the_same_file(folder, model):
+    """Tokens and log-probabilities that llama.cpp gave; it rounds activations to 8 bits, and 0.07 is noise.
+
+    Without the sliding window, or with one rope for all layers, one of them is off by 3.7 or more.
+    """
+    config = model.config
+    assert config.layer_types == (["sliding_attention"] * 5 + ["full_attention"]) * 3
+    assert (config.sliding_window, config.query_pre_attn_scalar, config.tie_word_embeddings) == (512, 256, True)
+    tokenizer = load_model(str(folder))[1]
+    ids = tokenizer(LLAMA_CPP_PROMPT).input_ids + [token for token, _ in LLAMA_CPP]
+    with torch.no_grad():
+        logprobs = model(torch.tensor([ids])).logits[0, -len(LLAMA_CPP) - 1 : -1].log_softmax(dim=-1)
+    ours = [logprobs[place, token].item() for place, (token, _) in enumerate(LLAMA_CPP)]
+    assert ours == pytest.approx([value for _, value in LLAMA_CPP], abs=0.2)
 
 
 def test_a_fetched_model_has_to_be_there(tmp_path, logs):

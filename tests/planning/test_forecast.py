@@ -27,10 +27,11 @@ def composed(*overrides: str) -> DictConfig:
 @pytest.mark.parametrize(
     ("model", "parameters", "layer"),
     [
-        # By their model cards: 8.03 B, 3.09 B and 135 M; exactly, by the sizes of their weight files.
+        # By their model cards: 8.03 B, 3.09 B, 135 M and 270 M; exactly, by the sizes of their weight files.
         ("llama3.1_8b", 8_030_261_248, 2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14336 + 2 * 4096),
         ("qwen2.5_3b", 3_085_938_688, 2 * 2048**2 + 2 * 2048 * 256 + 3 * 2048 * 11008 + 2 * 2048 + 2048 + 2 * 256),
         ("smollm2", 134_515_008, 2 * 576**2 + 2 * 576 * 192 + 3 * 576 * 1536 + 2 * 576),
+        ("gemma3_270m", 268_098_176, 2 * 640 * 1024 + 2 * 640 * 256 + 3 * 640 * 2048 + 4 * 640 + 2 * 256),
     ],
 )
 def test_parameters_are_those_of_the_published_weights(model, parameters, layer):

@@ -205,7 +205,14 @@ def test_an_evaluation_set_remembers_how_many_of_its_problems_were_too_long(capl
 
 
 @pytest.mark.parametrize(
-    ("model", "template"), [("smollm2", "chat"), ("llama3.1_8b", "chat"), ("qwen2.5_3b", "plain"), ("hf", "chat")]
+    ("model", "template"),
+    [
+        ("smollm2", "chat"),
+        ("gemma3_270m", "plain"),
+        ("llama3.1_8b", "chat"),
+        ("qwen2.5_3b", "plain"),
+        ("hf", "chat"),
+    ],
 )
 def test_every_pretrained_model_is_asked_for_a_box(model, template):
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
