@@ -317,8 +317,8 @@ def test_hostile_answers_harm_neither_the_others_nor_the_pool():
     assert used < 200.0  # 2,000 answers, and at most two tries and two new workers for each of the 20
     assert 0 < max(peaks.values()) <= memory_gb
     timeouts = sum(grade.verdict == "timeout" for grade in grades)
-    peak = f"{len(peaks)} workers, peak {max(peaks.values()):.2f} GiB"
-    print(f"\n{used:.1f} s of processor time, {timeouts} ran into the limit, {peak}")
+    peak = max(peaks.values())
+    print(f"\n{used:.1f} s of processor time, {timeouts} ran into the limit, {len(peaks)} workers, peak {peak:.2f} GiB")
 
 
 def test_memory_beyond_the_limit_is_not_given():
