@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -43,3 +45,13 @@ def restore_random_states(states: dict[str, Any]) -> None:
     np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
     torch.set_rng_state(states["torch"])
     torch.cuda.set_rng_state_all(states["cuda"][: torch.cuda.device_count()])
+
+
+@contextmanager
+def keeping_random_states() -> Iterator[None]:
+    """Put the global generators back when the block ends, so that what it draws changes nothing outside."""
+    states = random_states()
+    try:
+        yield
+    finally:
+        restore_random_states(states)

@@ -19,7 +19,7 @@ from lens.errors import ConfigError
 from lens.problems.prompts import Prompt
 from lens.progress import progress_bar
 from lens.sampling.rollouts import Rollouts, end_token_ids
-from lens.seeding import derive_seed
+from lens.seeding import derive_seed, keeping_random_states
 
 # vllm reads these when it is imported. The engine runs in this process, so weights reach it in memory, not by file.
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -147,11 +147,13 @@ class VLLMSampler:
             )
             for prompt in prompts
         ]
-        outputs = self.llm.generate(
-            [TokensPrompt(prompt_token_ids=list(prompt.token_ids)) for prompt in prompts],
-            requests,
-            use_tqdm=progress is not None and partial(make_question_bar, title=progress),
-        )
+        # vLLM also draws from torch's global generator: how much depends on this process's share, and on probes.
+        with keeping_random_states():
+            outputs = self.llm.generate(
+                [TokensPrompt(prompt_token_ids=list(prompt.token_ids)) for prompt in prompts],
+                requests,
+                use_tqdm=progress is not None and partial(make_question_bar, title=progress),
+            )
         if self.sleep:
             self.llm.sleep(level=1)  # moves weights to the host and drops the cache
             self.asleep = set(MEMORY)

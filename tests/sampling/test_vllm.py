@@ -23,7 +23,9 @@ from lens.problems import load_problems
 from lens.problems.prompts import Prompt, PromptFormat, encode_problems
 from lens.sampling.rollouts import Rollouts, Sampler
 from lens.sampling.transformers import TransformersSampler
+from lens.seeding import random_states
 from lens.training.weight_sync import WeightSync, probe_engine
+from tests.support.command_line import is_equal
 from tests.support.losses import plain_pass
 from tests.support.rollouts import by_question
 from tests.support.rounding import TOLERANCE
@@ -234,6 +236,12 @@ def test_the_engine_of_a_resumed_run_is_synced_and_probed_and_the_metrics_stay(p
         weight_sync.sampler_at(2)
     assert parts.sampler.calls == ["sync", "sample", "sync", "sample"]  # the run's third sync
     assert parts.state() == whole.state()
+
+
+def test_sampling_leaves_the_random_numbers_of_the_run_alone(engine, prompts):
+    before = random_states()
+    engine.sample(prompts, GENERATIONS, 0, max_completion_length=MAX_LENGTH)
+    assert is_equal(random_states(), before)
 
 
 # --- whose memory ---
