@@ -53,9 +53,9 @@ def evaluate(config: DictConfig, folder: Path) -> pd.DataFrame:
         trained = read_config(run, "checkpoint")
         config.model.prompt = OmegaConf.merge(config.model.prompt, trained.model.prompt)  # older runs lack newer keys
         config.trainer.rollouts.max_completion_length = trained.trainer.rollouts.max_completion_length
+    settle_precision(config)  # before the engine takes what model.dtype is
     check_values(config)
     use_threads(config.trainer.memory.num_threads)
-    settle_precision(config)
     raw_sets = load_evaluation_sets(config.evaluation.sets)
     model, tokenizer = load_model(checkpoint, **loading_options(config), key="checkpoint")
     evaluator = make_evaluator(config, raw_sets, tokenizer)
@@ -75,7 +75,7 @@ def evaluate(config: DictConfig, folder: Path) -> pd.DataFrame:
     metrics = compute_metrics(per_problem, by_level=evaluator.by_level)
     write_json(folder / "failing_golds.json", failing)
     counts = {"failing_golds": count_failing(failing), "prompts_too_long": count_too_long(evaluator)}
-    write_json(folder / SUMMARY, {"checkpoint": checkpoint, "metrics": metrics, **counts})
+    write_json(folder / SUMMARY, {"checkpoint": checkpoint, "dtype": config.model.dtype, "metrics": metrics, **counts})
     table = make_table(per_problem, by_level=evaluator.by_level)
     show_table(f"{checkpoint}: pass@k in %, 95 % bootstrap interval over problems", table)
     print(f"rows and answers: {folder}")

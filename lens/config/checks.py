@@ -219,6 +219,9 @@ def check_training(config: DictConfig, num_processes: int = 1) -> None:
         ConfigError: a combination that cannot work; the message has the numbers.
     """
     trainer, rollouts, memory = config.trainer, config.trainer.rollouts, config.trainer.memory
+    if config.model.dtype == "auto":
+        valid = "must be float32, bfloat16 or float64: trained weights have one type on every machine, and "
+        raise ConfigError("model.dtype", "auto", valid + "trainer.memory.autocast=auto chooses that of the products")
     if rollouts.num_prompts_per_rollout % trainer.num_prompts_per_step:
         valid = f"must be a divisor of trainer.rollouts.num_prompts_per_rollout={rollouts.num_prompts_per_rollout}"
         raise ConfigError("trainer.num_prompts_per_step", trainer.num_prompts_per_step, valid)

@@ -12,6 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from lens.cli.entry_point import remove_half_made
+from lens.models.precision import find_bfloat16_unit
 from tests.support.command_line import Command, environment, run, training
 
 
@@ -148,8 +149,11 @@ def test_any_model_is_evaluated(pupil, logs, tmp_path):
         "model.prompt.instruction=null",
         "trainer.rollouts.max_completion_length=26",
         "evaluation.by_level=false",
+        "model.dtype=auto",
     ]
     result, rows, summary = evaluate(pupil, tmp_path, logs, *overrides)
+    assert summary["dtype"] == ("bfloat16" if find_bfloat16_unit() else "float32")
+    assert f"model.dtype=auto: {summary['dtype']}, as " in result.stdout
     assert rows["correct"].sum() > 0
     assert summary["metrics"]["eval/arithmetic/pass@1"] == pytest.approx(rows["correct"].sum() / 80)
     assert not [name for name in summary["metrics"] if "level" in name]

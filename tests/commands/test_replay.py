@@ -15,6 +15,7 @@ from lens.errors import ConfigError
 from lens.objectives import grpo_advantages, lens_advantages, shuffled_advantages
 from lens.training.stored_experience import name_group_kinds, weigh_again
 from tests.support.command_line import make_pupil, run, training
+from tests.support.rounding import IN_A_GROUP
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +67,8 @@ def test_what_lens_would_have_done_with_the_samples_of_grpo(trained, tmp_path, c
                 expected = (rewards - rewards.mean()) / (rewards.std() + 1e-6)
             else:
                 rewards, expected = right.astype(float), 0 * confidence
-            assert group["recalibrated_reward"].to_numpy() == pytest.approx(rewards.to_numpy(), abs=1e-6)
-            assert group["advantage"].to_numpy() == pytest.approx(expected.to_numpy(), abs=1e-6)
+            assert group["recalibrated_reward"].to_numpy() == pytest.approx(rewards.to_numpy(), abs=IN_A_GROUP)
+            assert group["advantage"].to_numpy() == pytest.approx(expected.to_numpy(), abs=IN_A_GROUP)
     assert {"negative", "mixed"} <= seen
 
 
@@ -105,7 +106,7 @@ def test_a_preference_of_the_objective_is_in_its_rewards(trained):
     for name, objective in {"rho": functools.partial(lens_advantages, rho="policy"), "none": lens_advantages}.items():
         rewards = weigh_again(stored, objective)["recalibrated_reward"][wrong]
         spread[name] = rewards.groupby(stored["problem_id"][wrong]).agg(lambda group: group.max() - group.min())
-    assert spread["rho"].max() < 1e-6
+    assert spread["rho"].max() < IN_A_GROUP
     assert spread["none"].max() > 1e-3
 
 

@@ -169,6 +169,12 @@ def test_what_lies_on_a_bound_is_taken(plain, key, value):
             "float16",
             "trainer.memory.autocast='float16': must be one of auto, bfloat16, or null",
         ),
+        (
+            "model.dtype",
+            "auto",
+            "model.dtype='auto': must be float32, bfloat16 or float64: trained weights have one type on every machine, "
+            "and trainer.memory.autocast=auto chooses that of the products",
+        ),
         ("loss.dual_clip", 1, "loss.dual_clip=1: must be a number > 1, or null for none"),
         (
             "trainer.num_prompts_per_step",

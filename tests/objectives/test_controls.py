@@ -10,6 +10,7 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from lens.objectives import grpo_advantages, lens_advantages, shuffled_advantages, uniform_advantages
+from tests.support.rounding import IN_A_GROUP
 
 GROUP_SIZE = 6
 
@@ -54,12 +55,12 @@ def test_shuffled_keeps_every_penalty_of_a_group(groups):
     shuffled = shuffled_advantages(correct, confidence, valid=valid)
     plain = lens_advantages(correct, confidence, valid=valid)
     right, wrong = correct & valid, ~correct & valid
-    torch.testing.assert_close(shuffled[right], plain[right], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(shuffled[right], plain[right], atol=IN_A_GROUP, rtol=IN_A_GROUP)
     for row, members in enumerate(wrong):
         penalties = shuffled[row, members].sort().values
-        torch.testing.assert_close(penalties, plain[row, members].sort().values, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(penalties, plain[row, members].sort().values, atol=IN_A_GROUP, rtol=IN_A_GROUP)
     assert (shuffled[~valid] == 0).all()
-    moved = ((shuffled - plain).abs() > 1e-6).any(dim=1)
+    moved = ((shuffled - plain).abs() > IN_A_GROUP).any(dim=1)
     assert moved[wrong.sum(dim=1) > 2].float().mean() > 0.8  # of n! orders, one moves nothing
 
 

@@ -18,3 +18,6 @@ def rounding(dtype: str, terms: int) -> float:
 # each of a dozen products, forward and back; and a gradient adds the tokens of its batch.
 TERMS = 2000
 TOLERANCE = {dtype: rounding(dtype, TERMS) for dtype in ("float32", "float64")}
+
+# Of the numbers of a group, which has at most forty answers; advantages and rewards are of size 1, in float32.
+IN_A_GROUP = rounding("float32", 40)
