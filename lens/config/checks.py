@@ -146,7 +146,7 @@ RULES: dict[str, Rule] = {
     "objective.rho": ((str, *NUMBER), lambda v: v == "policy" if isinstance(v, str) else 0 < v <= 1, RHO),
     "objective.scale_by_std": (bool, lambda v: True, "true or false"),
     "sampler.max_num_seqs": at_least(1),
-    "sampler.dtype": one_of("float32", "bfloat16", "float16"),
+    "sampler.dtype": one_of("auto", "float32", "bfloat16", "float16"),
     "sampler.max_model_len": at_least(2),
     "sampler.kv_cache_space": POSITIVE,
     "sampler.gpu_memory_utilization": number(lambda v: 0 < v <= 1, "a share of the GPU's memory in (0, 1]"),

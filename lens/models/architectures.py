@@ -170,7 +170,7 @@ def make_random_model(model_type: str, attention: str | None = None, **changes: 
         config = make_config(text_config=sizes, vision_config=NESTED[model_type], tie_word_embeddings=False)
     else:
         config = make_config(**sizes)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, trust_remote_code=False).eval()
     head = model.get_output_embeddings()
     with torch.no_grad():
         ids = torch.arange(3, 23)[None]

@@ -106,8 +106,7 @@ def report(runs: Sequence[Path], baseline: str | None, target: Path, *, completi
     print("\n".join(files))
     print(f"page:    {page}")
     if len(settings) == 1:  # with more of them, the tables say it
-        for line in verdict_lines(difference_table(settings[0], baseline), baseline):
-            print(line)
+        print("\n".join(verdict_lines(difference_table(settings[0], baseline), baseline)))
     return page
 
 

@@ -94,11 +94,12 @@ def probe_engine(
     found = measure_logp_difference(logprobs, rollouts.logprobs, rollouts.mask)
     largest, mean = found["sampling/logp_difference_max"], found["sampling/logp_difference_mean"]
     if is_policy:
-        allowed = TOLERANCES[coarsest_dtype(model, forward_pass.autocast)]
+        allowed = TOLERANCES[coarsest_dtype(model, forward_pass.autocast or "float32")]  # rollouts are in float32
         if not (largest <= allowed.largest and mean <= allowed.mean):
             valid = (
                 f"must be vllm: token by token, {type(model).__name__} gives other log-probabilities than on whole "
-                f"answers, by up to {largest:.3g} (mean {mean:.3g}); rounding explains {allowed.largest:g}"
+                f"answers, by up to {largest:.3g} (mean {mean:.3g}); rounding explains {allowed.largest:g} (mean "
+                f"{allowed.mean:g})"
             )
             raise ConfigError("sampler", "transformers", valid)
         return {}

@@ -58,7 +58,7 @@ def test_hydra_errors_are_explained(override, says):
     [
         ("experiment/map=alpha", "experiment/map='alpha': type experiment=map/alpha"),
         ("experiment/map=alpha,long", "experiment/map='alpha,long': type experiment=map/alpha,map/long"),
-        ("experiment/map=alhpa", "experiment='map/alhpa': must be one of demo, map/alpha, "),
+        ("experiment/map=alhpa", "experiment='map/alhpa': must be one of demo, gemma3/arithmetic, map/alpha, "),
         ("experiment/mapp=alpha", "experiment/mapp='alpha': no such key; valid here: seed, "),
     ],
 )
@@ -93,7 +93,7 @@ def test_an_old_option_is_answered_with_the_new_one(group, option):
 @pytest.mark.parametrize(
     ("override", "among", "not_among"),
     [
-        ("experiment=map/midle", "demo, map/alpha, map/collapse", None),
+        ("experiment=map/midle", "demo, gemma3/arithmetic, map/alpha, map/collapse", None),
         ("model=nope", "hf, llama3.1_8b, qwen2.5_3b", "lora/default"),  # which is a group of its own
         ("hydra/launcher=nope", "basic, local", None),  # Hydra's own besides those that are shipped
     ],

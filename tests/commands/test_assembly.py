@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import datasets
 import pytest
 from hydra.core.hydra_config import HydraConfig
+from transformers import LlamaConfig, MambaConfig
 
 from lens.commands.assembly import check_inputs, longest_evaluation_sequence, longest_sequence
 from lens.errors import ConfigError
@@ -96,10 +97,12 @@ def test_a_rollout_engine_that_is_not_installed_is_refused(monkeypatch):
 
 
 def test_a_sequence_longer_than_the_model_is_refused_by_the_key_of_its_length():
-    model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=64))
+    model = SimpleNamespace(config=LlamaConfig(max_position_embeddings=64))
+    without_limit = SimpleNamespace(config=MambaConfig())
     prompts = [Prompt("short", (1,)), Prompt("long", (1, 2, 3, 4))]
     evaluator = SimpleNamespace(sets=[SimpleNamespace(prompts=prompts)], max_completion_length=60)
     assert longest_sequence(model, prompts, 60) == longest_evaluation_sequence(model, evaluator) == 64
+    assert longest_sequence(without_limit, prompts, 10_000) == 10_004
     evaluator.max_completion_length = 61
     for key, refuse in (
         ("trainer.rollouts.max_completion_length", lambda: longest_sequence(model, prompts, 61)),

@@ -91,7 +91,12 @@ def test_every_experiment_is_here():
 @pytest.mark.parametrize("experiment", LARGER)
 def test_the_first_update_of_a_pretrained_models_experiment_runs(pupil, tmp_path, experiment):
     folder = tmp_path / "run"
-    prompts = ["model.prompt.template=chat", "model.prompt.max_length=64", "~sampler.max_logp_difference"]  # vLLM's key
+    prompts = [
+        "model.prompt.template=chat",
+        "model.prompt.max_length=64",
+        "~sampler.max_logp_difference",
+        "~sampler.max_mean_logp_difference",
+    ]
     problems = ["dataset.arithmetic.size=20", *QUESTIONS]
     if experiment == "smollm2/math":
         problems += ["~evaluation.sets.math"]  # whose size the experiment sets

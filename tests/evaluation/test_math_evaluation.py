@@ -168,8 +168,8 @@ def test_evaluation_problems_are_left_out_of_training_where_the_config_says_so(t
 GOOD = math500_row(1)
 BAD_ROWS = {
     "a column is missing": ({name: GOOD[name] for name in GOOD if name != "answer"}, "has no column answer, which"),
-    "a level outside 1 to 5": (math500_row(2, level=6), "row 2 (counted from 1): level is 6, not 1 to 5"),
-    "an id that occurs twice": (GOOD, "row 2 (counted from 1): the id 'test/algebra/1.json' has occurred before"),
+    "a level outside 1 to 5": (math500_row(2, level=6), "row 2 (rows.jsonl, line 2): level is 6, not 1 to 5"),
+    "an id that occurs twice": (GOOD, "row 2 (rows.jsonl, line 2): the id 'test/algebra/1.json' has occurred before"),
 }
 
 
