@@ -88,7 +88,7 @@ kill-test: $(STAMP)  ## kill a training run at every kind of point and at 20 ran
 	LENS_KILLS=20 $(PYTEST) -rP tests/training/test_kills.py
 
 fuzz: $(STAMP)  ## grade 10,000 generated hostile answers twice, and compare: FUZZ=10000
-	LENS_FUZZ=$(FUZZ) $(PYTEST) -rP --timeout=0 tests/grading/test_fuzz.py
+	LENS_FUZZ=$(FUZZ) $(PYTEST) -s --timeout=0 tests/grading/test_fuzz.py
 
 page-test: $(STAMP)  ## click through a report's page in Chromium (Debian: chromium chromium-driver)
 	$(PYTEST) -rP tests/reporting/page/test_chromium.py
