@@ -102,7 +102,7 @@ kill-soak: setup  ## kill tiny runs 1,000 times, in every way, and compare their
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.soak --kills $(KILLS) --seed $(SEED)
 
 fuzz: $(STAMP)  ## grade 10,000 generated hostile answers twice, and compare: FUZZ=10000
-	LENS_FUZZ=$(FUZZ) $(PYTEST) -rP --timeout=0 tests/grading/test_fuzz.py
+	LENS_FUZZ=$(FUZZ) $(PYTEST) -s --timeout=0 tests/grading/test_fuzz.py
 
 page-test: $(STAMP)  ## click through a report's page in Chromium (Debian: chromium chromium-driver)
 	$(PYTEST) -rP tests/reporting/page/test_chromium.py

@@ -18,7 +18,7 @@ from pathlib import Path
 from lens.grading.judge import VERDICTS, Settings, Verdict
 
 Pair = tuple[str, str]  # gold, prediction: the order in which math-verify takes them
-START_LIMIT_S = 120.0  # a worker takes about 1 s to start, but the machine may be busy
+START_LIMIT_S = 600.0  # a worker takes about 1 s to start, but the machine may be busy
 
 
 class WorkerProcess:
