@@ -92,6 +92,8 @@ def test_the_first_update_of_a_pretrained_models_experiment_runs(pupil, tmp_path
     folder = tmp_path / "run"
     prompts = ["model.prompt.template=chat", "model.prompt.max_length=64", "~sampler.max_logp_difference"]  # vLLM's key
     problems = ["dataset.arithmetic.size=20", *QUESTIONS]
+    if experiment == "gemma3/arithmetic":
+        prompts += ["~sampler.kv_cache_space"]  # vLLM's too
     if experiment == "smollm2/math":
         problems += ["~evaluation.sets.math"]  # whose size the experiment sets
     overrides = [f"experiment={experiment}", "objective=lens", f"model.name_or_path={pupil}", *SWAPPED, *prompts]
