@@ -106,8 +106,7 @@ def test_the_first_update_of_a_pretrained_models_experiment_runs(pupil, tmp_path
     result = run("scripts/train.py", *overrides, *problems, f"hydra.run.dir={folder}", folder=tmp_path / "logs")
     assert result.code == 0, result.stderr
     config = OmegaConf.load(folder / ".hydra" / "config.yaml")
-    asked = OmegaConf.load(CONFIGS / "experiment" / f"{experiment}.yaml")
-    assert asked.trainer.memory.autocast == "auto"
+    assert composed(f"experiment={experiment}").trainer.memory.autocast == "auto"
     assert config.trainer.memory.autocast == ("bfloat16" if find_bfloat16_unit() else None)
     assert config.trainer.rollouts.num_generations == 8
     (update,) = [line for line in metrics_of(folder) if "loss" in line]
