@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from lens.files import CONFIGS
 from lens.models.precision import find_bfloat16_unit
 from tests.support.command_line import make_pupil, metrics_of, run
+from tests.support.configs import composed
 
 SWAPPED = [
     "model=tiny",
