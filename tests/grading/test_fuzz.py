@@ -25,7 +25,7 @@ TIMEOUT_S, MEMORY_GB = 0.5, 0.5
 PROBES = [("0.5", r"\frac12", "correct"), (r"x^2+x", "x(x+1)", "correct"), ("2.5", "3.5", "incorrect")]
 
 
-def watch(grader: Grader, done: threading.Event, peaks: dict[int, float]) -> None:
+def watch(grader: Grader, done: threading.Event, peaks: dict[int, tuple[float, ...]]) -> None:
     """Note the largest address space and resident memory of each worker, in GiB."""
     while not done.wait(0.05):
         for worker in list(grader._workers):
@@ -36,7 +36,7 @@ def watch(grader: Grader, done: threading.Event, peaks: dict[int, float]) -> Non
                 )
 
 
-def grade_in_batches(order: list[int], size: int) -> tuple[dict[int, Grade], dict[int, tuple[float, float]]]:
+def grade_in_batches(order: list[int], size: int) -> tuple[dict[int, Grade], dict[int, tuple[float, ...]]]:
     """Grade the answers with these numbers, so many at a time, by a pool of their own."""
     grades, peaks, done = {}, {}, threading.Event()
     with Grader(num_workers=2, timeout_s=TIMEOUT_S, memory_gb=MEMORY_GB) as grader:
