@@ -103,10 +103,9 @@ def report(runs: Sequence[Path], baseline: str | None, target: Path, *, completi
         arms=arms,
         browsed=browsed,
     )
-    print("\n".join(files))
-    print(f"page:    {page}")
-    if len(settings) == 1:  # with more of them, the tables say it
-        print("\n".join(verdict_lines(difference_table(settings[0], baseline), baseline)))
+    # With more settings, the tables say it.
+    verdicts = verdict_lines(difference_table(settings[0], baseline), baseline) if len(settings) == 1 else []
+    print("\n".join([*files, f"page:    {page}", *verdicts]))
     return page
 
 
