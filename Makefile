@@ -98,7 +98,7 @@ kill-test: $(STAMP)  ## kill a training run at every kind of point and at 20 ran
 # The same command goes on with a soak that was stopped.
 KILLS ?= 1000
 SEED  ?= 0
-kill-soak: setup  ## kill tiny runs 1,000 times, in every way, and compare their ends: an hour; it may be stopped
+kill-soak: setup  ## kill tiny runs 1,000 times, in every way, and compare their ends: hours; it may be stopped
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.soak --kills $(KILLS) --seed $(SEED)
 
 fuzz: $(STAMP)  ## grade 10,000 generated hostile answers twice, and compare: FUZZ=10000
