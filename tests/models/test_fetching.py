@@ -145,11 +145,11 @@ def test_a_fetched_model_has_to_be_there(tmp_path, logs):
 
 
 @pytest.mark.slow
-def test_after_three_updates_and_syncs_vllm_rates_tokens_as_the_trainer_does(folder, model):
+def test_after_three_updates_and_syncs_vllm_rates_tokens_as_the_trainer_does(known, folder, model):
     """The weights arrive: 0.001 apart at most over 512 tokens and more, and more than 0.01 before the sync."""
     tokenizer = load_model(str(folder))[1]
     problems = load_problems("arithmetic", split="train", size=20)
-    _, prompts, _ = encode_problems(problems, tokenizer, PromptFormat(template="chat"))
+    _, prompts, _ = encode_problems(problems, tokenizer, PromptFormat(template=known.template))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     engine = make_engine(model, tokenizer, max_model_len=256, kv_cache_space=1)
     try:
