@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,14 +70,12 @@ def check_architecture(name: str) -> Checked:
     scale, cap = find_logit_transform(model.config)
     logits = [f"times {scale:g}"] if scale != 1 else []
     logits += [] if cap is None else [f"soft cap {cap:g}"]
-    found = []
-    for autocast in (None, "bfloat16"):
-        forward_pass = ForwardPass(TEMPERATURE, max_tokens_per_microbatch=4096, logits_chunk_size=5, autocast=autocast)
-        found.append(compare_forward_passes(model, forward_pass, make_probe(PROMPTS)))
+    plain = ForwardPass(TEMPERATURE, max_tokens_per_microbatch=4096, logits_chunk_size=5)
+    found = compare_forward_passes(model, [plain, replace(plain, autocast="bfloat16")], make_probe(PROMPTS))
     engine = ""
     try:
         sampler = TransformersSampler(model, OnlyIds(), max_num_seqs=8)
-        probe_engine(sampler, model, PROMPTS, ForwardPass(TEMPERATURE, 4096, logits_chunk_size=5))
+        probe_engine(sampler, model, PROMPTS, plain)
     except ConfigError as error:
         engine = error.valid
     return Checked(name, ", ".join(logits), shares, *found, engine)

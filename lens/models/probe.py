@@ -65,8 +65,9 @@ def check_forward_pass(model: PreTrainedModel, forward_pass: ForwardPass, rollou
     Raises:
         ConfigError: they differ by more than TOLERANCES allow.
     """
-    for autocast in dict.fromkeys((None, forward_pass.autocast)):
-        found = compare_forward_passes(model, replace(forward_pass, autocast=autocast), rollouts)
+    autocasts = dict.fromkeys((None, forward_pass.autocast))
+    passes = [replace(forward_pass, autocast=autocast) for autocast in autocasts]
+    for autocast, found in zip(autocasts, compare_forward_passes(model, passes, rollouts), strict=True):
         if not is_within(found, TOLERANCES[coarsest_dtype(model, autocast)]):
             raise explain_difference(model, found, autocast)
 
@@ -104,8 +105,19 @@ def make_probe(prompts: Sequence[Prompt]) -> Rollouts:
     return Rollouts([shortest], len(lengths), ids, torch.zeros(ids.shape), lengths, ["length"] * 2, [""] * 2)
 
 
-def compare_forward_passes(model: PreTrainedModel, forward_pass: ForwardPass, rollouts: Rollouts) -> Difference:
-    """Return the `Difference` on two completions of one prompt. The gradients of all weights are None afterwards."""
+def compare_forward_passes(
+    model: PreTrainedModel, passes: Sequence[ForwardPass], rollouts: Rollouts
+) -> list[Difference]:
+    """Compare some ways of computing with the model's own on two completions of one prompt.
+
+    Args:
+        model: the model. The gradients of all its weights are None afterwards.
+        passes: how training computes; all at one temperature.
+        rollouts: from `make_probe`.
+
+    Returns:
+        The `Difference` of each pass.
+    """
 
     def differentiate(logprobs: Tensor) -> tuple[Tensor, list[Tensor]]:
         signs = torch.tensor([1.0, -1.0], device=logprobs.device).repeat_interleave(
@@ -116,15 +128,19 @@ def compare_forward_passes(model: PreTrainedModel, forward_pass: ForwardPass, ro
         model.zero_grad()
         return logprobs.detach().double(), sampled
 
+    (temperature,) = {each.temperature for each in passes}
     model.zero_grad()
-    ours, our_gradients = differentiate(forward_pass.rate_packs(model, rollouts, [[0, 1]], entropies=False).logprobs)
-    theirs, their_gradients = differentiate(rate_plainly(model, rollouts, forward_pass.temperature))
-    apart = (ours - theirs).abs()
-    squares = torch.zeros(2, dtype=torch.float64)  # of the difference and of the model's own gradient
-    for one, other in zip(our_gradients, their_gradients, strict=True):
-        squares += torch.stack([(one - other).square().sum(), other.square().sum()]).cpu()
-    difference, norm = sum_over_processes(squares).sqrt().tolist()
-    return Difference(apart.max().item(), apart.mean().item(), difference / norm if norm else difference)
+    theirs, their_gradients = differentiate(rate_plainly(model, rollouts, temperature))
+    found = []
+    for each in passes:
+        ours, our_gradients = differentiate(each.rate_packs(model, rollouts, [[0, 1]], entropies=False).logprobs)
+        apart = (ours - theirs).abs()
+        squares = torch.zeros(2, dtype=torch.float64)  # of the difference and of the model's own gradient
+        for one, other in zip(our_gradients, their_gradients, strict=True):
+            squares += torch.stack([(one - other).square().sum(), other.square().sum()]).cpu()
+        difference, norm = sum_over_processes(squares).sqrt().tolist()
+        found.append(Difference(apart.max().item(), apart.mean().item(), difference / norm if norm else difference))
+    return found
 
 
 def rate_plainly(model: PreTrainedModel, rollouts: Rollouts, temperature: float) -> Tensor:

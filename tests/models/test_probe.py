@@ -79,13 +79,14 @@ def test_models_with_a_state_do_not_share_prompts(name):
 def test_a_head_that_forgets_the_transform_is_refused(name, monkeypatch):
     model = make_random_model(name)
     share_prompts(model)
-    assert is_within(compare_forward_passes(model, hot_pass(), make_probe(PROMPTS)), TOLERANCES["float32"])
+    (found,) = compare_forward_passes(model, [hot_pass()], make_probe(PROMPTS))
+    assert is_within(found, TOLERANCES["float32"])
     monkeypatch.setattr("lens.models.logprobs.find_logit_transform", lambda config: PLAIN)
     with pytest.raises(ConfigError, match=r"model\.attention='\w+': must be eager: training and"):
         check_forward_pass(model, hot_pass(), make_probe(PROMPTS))
     for autocast in (None, "bfloat16"):
         forward_pass = plain_pass(temperature=0.7, autocast=autocast)
-        found = compare_forward_passes(model, forward_pass, make_probe(PROMPTS))
+        (found,) = compare_forward_passes(model, [forward_pass], make_probe(PROMPTS))
         assert not is_within(found, TOLERANCES[coarsest_dtype(model, autocast)])
 
 
@@ -106,7 +107,7 @@ def test_a_wrong_gradient_alone_is_refused(tiny, monkeypatch):
         return values._replace(logprobs=values.logprobs.detach() / 2 + values.logprobs / 2)
 
     monkeypatch.setattr(ForwardPass, "rate_packs", half_the_gradient)
-    found = compare_forward_passes(model, hot_pass(), make_probe(PROMPTS))
+    (found,) = compare_forward_passes(model, [hot_pass()], make_probe(PROMPTS))
     assert found.largest < 1e-4 and found.gradient == pytest.approx(0.5, rel=1e-3)
     with pytest.raises(ConfigError, match=r"by 0\.5 of the gradient"):
         check_forward_pass(model, hot_pass(), make_probe(PROMPTS))

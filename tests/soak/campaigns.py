@@ -15,7 +15,7 @@ MAX_STEPS = 24
 KILLS = {"transformers": 8, "vllm": 4}  # of one run; an engine of vLLM takes seconds to start
 # What one pass through the cards deals, one card a campaign.
 CARDS = {
-    "engine": [("transformers", 1)] * 10 + [("transformers", 2)] * 5 + [("vllm", 1)] * 3 + [("vllm", 2)] * 2,
+    "engine": [("transformers", 1)] * 14 + [("transformers", 2)] * 3 + [("vllm", 1)] * 2 + [("vllm", 2)],
     "adapters": [False, True],
     "updates": [1, 2, 2],
     "disk": [False, False, True],
