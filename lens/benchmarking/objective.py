@@ -13,6 +13,7 @@ from lens.benchmarking.measuring import rotate_names, sort_rows
 from lens.benchmarking.meter import Meter, Row
 from lens.benchmarking.workload import Workload
 from lens.objectives.groups import group_kinds
+from lens.objectives.inputs import call_by_name
 from lens.training.experience import make_experience
 
 ADVANTAGE_CALLS = 20  # a call takes a millisecond or less
@@ -45,11 +46,10 @@ def measure_objective(config: DictConfig) -> list[Row]:
                     trainer_logprobs=recomputed,
                     old_from=work.rollouts.old_logprobs,
                 )
-                arguments = experience.correct, experience.confidence
-                options = {"lengths": rollouts.lengths.view_as(experience.correct), "valid": experience.valid}
+                known = experience.inputs(max_completion_length=work.rollouts.max_completion_length)
                 started = time.perf_counter()
                 for _ in range(ADVANTAGE_CALLS):
-                    objectives[name](*arguments, **options)
+                    call_by_name(objectives[name], known)
                 advantages = (time.perf_counter() - started) / ADVANTAGE_CALLS
                 with own.phase("update"):
                     seen = work.learn(experience)
@@ -63,7 +63,7 @@ def measure_objective(config: DictConfig) -> list[Row]:
                     | {
                         "advantages_s": advantages,
                         "step_s": step,
-                        "groups_negative": int(group_kinds(*arguments[:1], experience.valid).negative.sum()),
+                        "groups_negative": int(group_kinds(experience.correct, experience.valid).negative.sum()),
                         "completions_trained": int(seen["completions/trained"]),
                         "tokens_trained": int(seen["tokens/trained"]),
                     }

@@ -9,13 +9,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from lens.config.checks import check_objective, check_writable
+from lens.config.callables import check_objective
+from lens.config.checks import check_writable
 from lens.files import write_parquet
 from lens.losses.aggregation import token_weights
 from lens.runs.answers import find_answers, read_answers
 from lens.runs.run import read_config
 from lens.terminal import show_table
-from lens.training.stored_experience import STORED, compare_advantages, weigh_again
+from lens.training.stored_experience import ALSO_USED, STORED, compare_advantages, weigh_again
 
 
 def replay(run: Path, objective: Callable[..., Tensor], *, name: str, step: int | None, target: Path) -> pd.DataFrame:
@@ -38,7 +39,7 @@ def replay(run: Path, objective: Callable[..., Tensor], *, name: str, step: int 
         ConfigError: the objective cannot work, there are no such rollouts, or the target cannot be written to.
     """
     check_objective(objective)
-    mode, longest = "seq-mean-token-mean", 1
+    mode, longest = "seq-mean-token-mean", None
     if (run / ".hydra" / "config.yaml").exists():
         trained = read_config(run, "run")
         mode, longest = trained.loss.loss_agg_mode, trained.trainer.rollouts.max_completion_length
@@ -46,11 +47,13 @@ def replay(run: Path, objective: Callable[..., Tensor], *, name: str, step: int 
     check_writable("target", target)
     rows = []
     for at, file in files.items():
-        stored = read_answers(file, STORED)
-        again = weigh_again(stored, objective)
-        before = stored.rename(columns={"advantage": "advantage_trained"})
+        stored = read_answers(file, STORED, ALSO_USED)
+        again = weigh_again(stored, objective, step=(at or 1) - 1, max_completion_length=longest)
+        before = stored[STORED].rename(columns={"advantage": "advantage_trained"})
         write_parquet(target / file.name, before.join(again))
-        weights = token_weights(torch.tensor(stored["length"] * stored["valid"]), mode, max_completion_length=longest)
+        weights = token_weights(
+            torch.tensor(stored["length"] * stored["valid"]), mode, max_completion_length=longest or 1
+        )
         rows.append(
             {"step": at} | compare_advantages(stored, again["advantage"], weights.numpy() * stored["length"].to_numpy())
         )

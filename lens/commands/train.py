@@ -27,7 +27,8 @@ from lens.commands.assembly import (
     use_threads,
 )
 from lens.commands.training_set import TrainingSet, announce_plan, hash_all_prompts
-from lens.config.checks import check_objective, check_training, check_values
+from lens.config.callables import check_objective, check_shaping
+from lens.config.checks import check_training, check_values
 from lens.distributed.collectives import barrier, is_first, world_size
 from lens.distributed.stop_signals import StopSignals
 from lens.errors import RunFailed
@@ -39,6 +40,7 @@ from lens.models.lora import add_adapters, check_adapters, load_adapters
 from lens.models.precision import settle_precision
 from lens.models.probe import check_forward_pass, make_probe
 from lens.models.sharding import shard_model
+from lens.objectives.inputs import find_inputs
 from lens.problems import load_evaluation_sets
 from lens.runs.checkpoints import ADAPTER_FOLDER, CheckpointFolder, prune_checkpoints, restore_replaced_name
 from lens.runs.provenance import describe_provenance
@@ -87,8 +89,8 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
     """
     check_values(config)
     check_training(config, world_size())
-    objective = instantiate(config.objective)
-    check_objective(objective)
+    objective, stages = instantiate(config.objective), make_stages(config)
+    check_objective(objective, config.trainer.rollouts.num_generations)
     wandb_mode = resolve_wandb_mode(config.tracking.wandb.mode)
     check_inputs(config)
     settle_precision(config, find_stored_config(folder, config.resume))
@@ -102,7 +104,7 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
 
     raw_sets = load_evaluation_sets(config.evaluation.sets)
     problems, contamination = instantiate(config.dataset)(raw_sets)
-    model, tokenizer, reference = load_models(config, start)
+    model, tokenizer, reference = load_models(config, start, "reference_logprobs" in find_inputs(objective))
     evaluator = make_evaluator(config, raw_sets, tokenizer)
     training_set = TrainingSet.encode(config, problems, tokenizer, contamination)
     longest = max(
@@ -129,8 +131,8 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
             write_json(folder / "failing_golds.json", failing)
         weight_sync = WeightSync(sampler, model, training_set.prompts, policy.forward_pass)
         graders = ParallelGrader(grader, stop.interruptible)
-        asked = training_set.problems, training_set.prompts
-        collector = Collector(config.trainer.rollouts, *asked, weight_sync, graders, objective, policy, config.seed)
+        asked, parts = (training_set.problems, training_set.prompts), (weight_sync, graders, objective, policy)
+        collector = Collector(config.trainer.rollouts, *asked, *parts, config.seed, **stages)
         identity = {"config": plain, "prompts": prompts, "wandb_run_id": tracker.run_id}
         checkpoints = CheckpointFolder(folder / "checkpoints", identity)
         parts = config.trainer, policy, collector, evaluator, tracker, checkpoints, stop, show_progress
@@ -152,10 +154,22 @@ def find_start(folder: Path, config: dict[str, Any]) -> Start:
     return start
 
 
+def make_stages(config: DictConfig) -> dict[str, Any]:
+    """Make what a round goes through before and after the objective, as keywords of a `Collector`.
+
+    Raises:
+        ConfigError: one of them cannot work.
+    """
+    shaping, group_filter = (instantiate(config.get(name)) for name in ("reward_shaping", "filter_groups"))
+    if shaping is not None:
+        check_shaping(shaping, config.trainer.rollouts.max_completion_length)
+    return {"reward_shaping": shaping, "group_filter": group_filter}
+
+
 def load_models(
-    config: DictConfig, start: Start
+    config: DictConfig, start: Start, needs_reference: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, PreTrainedModel | None]:
-    """Load the model to train, its tokenizer, and the reference model if loss.beta > 0 (else None).
+    """Load the model to train, its tokenizer, and the reference model if loss.beta > 0 or it is needed (else None).
 
     The weights are the checkpoint's if there is one. With adapters they are the base model's, and `prepare_weights`
     adds the adapters later.
@@ -169,7 +183,8 @@ def load_models(
     if lora:
         check_adapters(model, lora)
     check_layers(model, config.trainer.memory)
-    reference = load_model(name, **loading_options(config))[0] if config.loss.beta > 0 else None
+    needs_reference |= config.loss.beta > 0
+    reference = load_model(name, **loading_options(config))[0] if needs_reference else None
     return model, tokenizer, reference
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -10,7 +9,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from transformers import SchedulerType
 
@@ -257,32 +255,6 @@ def check_training(config: DictConfig, num_processes: int = 1) -> None:
     betas = list(config.optimizer.adam_betas)
     if len(betas) != 2 or not all(isinstance(b, NUMBER) and 0 <= b < 1 for b in betas):
         raise ConfigError("optimizer.adam_betas", betas, "must be two numbers in [0, 1)")
-
-
-def check_objective(objective: Callable[..., torch.Tensor]) -> None:
-    """Call the objective on two small groups, as the training loop will.
-
-    Raises:
-        ConfigError: it does not take the arguments, or returns another shape or no floats.
-    """
-    example = torch.tensor([[True, False], [False, False]])
-    confidence, lengths = torch.tensor([[0.9, 0.8], [0.7, 0.6]]), torch.tensor([[3, 4], [5, 6]])
-    function = getattr(objective, "func", objective)
-    try:
-        inspect.signature(objective).bind(example, confidence, lengths=lengths, valid=example)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            "objective._target_",
-            function.__qualname__,
-            f"must be a function of correct, confidence, lengths and valid: {error}",
-        ) from error
-    states = torch.get_rng_state()
-    advantages = objective(example, confidence, lengths=lengths, valid=torch.ones_like(example))
-    torch.set_rng_state(states)
-    if advantages.shape != example.shape or not advantages.dtype.is_floating_point:
-        returned = f"{advantages.dtype} {list(advantages.shape)}"
-        valid = f"must return floating advantages [Q, G], not {returned}"
-        raise ConfigError("objective._target_", function.__qualname__, valid)
 
 
 def check_writable(key: str, folder: Path) -> None:

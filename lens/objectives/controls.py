@@ -14,6 +14,7 @@ def uniform_advantages(
     correct: Tensor,
     confidence: Tensor | None = None,
     *,
+    rewards: Tensor | None = None,
     alpha: float = 0.25,
     eps: float = 1e-6,
     lengths: Tensor | None = None,
@@ -26,7 +27,8 @@ def uniform_advantages(
 
     Args:
         correct, valid: bool [Q, G], as in `lens_advantages`.
-        confidence, lengths: not used; every objective has the same signature.
+        rewards: [Q, G], finite numbers that mixed groups compare in place of the verdicts; None: 1 and 0.
+        confidence, lengths: not used.
         alpha: weight of negative groups.
         eps: added to the standard deviation in mixed groups.
 
@@ -35,13 +37,15 @@ def uniform_advantages(
     """
     valid = all_valid(correct, valid)
     penalty = -alpha / valid.sum(dim=1, keepdim=True).clamp(min=1) * valid  # [Q, G]
-    return torch.where(group_kinds(correct, valid).negative, penalty, grpo_advantages(correct, eps=eps, valid=valid))
+    elsewhere = grpo_advantages(correct, rewards=rewards, eps=eps, valid=valid)
+    return torch.where(group_kinds(correct, valid).negative, penalty, elsewhere)
 
 
 def shuffled_advantages(
     correct: Tensor,
     confidence: Tensor,
     *,
+    rewards: Tensor | None = None,
     alpha: float = 0.25,
     eps: float = 1e-6,
     lengths: Tensor | None = None,
@@ -53,7 +57,7 @@ def shuffled_advantages(
     knowing which answer had which confidence. The random numbers come from torch's global generator.
 
     Args:
-        correct, confidence, lengths, valid, alpha, eps: as in `lens_advantages`.
+        correct, confidence, rewards, lengths, valid, alpha, eps: as in `lens_advantages`.
 
     Returns:
         float32 [Q, G].
@@ -65,4 +69,5 @@ def shuffled_advantages(
     target = others_last.argsort(dim=1, stable=True)
     shuffled = torch.empty_like(confidence).scatter_(1, target, confidence.gather(1, source))
     confidence = torch.where(wrong, shuffled, confidence)
-    return lens_advantages(correct, confidence, alpha=alpha, eps=eps, lengths=lengths, valid=valid)
+    options = {"rewards": rewards, "alpha": alpha, "eps": eps, "lengths": lengths, "valid": valid}
+    return lens_advantages(correct, confidence, **options)

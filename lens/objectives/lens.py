@@ -22,7 +22,6 @@ The three functions below follow these lines from top to bottom. Verdicts, confi
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
@@ -36,6 +35,7 @@ def estimate_difficulty(
     correct: Tensor,
     confidence: Tensor,
     *,
+    rewards: Tensor | None = None,
     lengths: Tensor | None = None,
     difficulty: Literal["length_normalized", "sequence"] = "length_normalized",
     valid: Tensor | None = None,
@@ -46,7 +46,7 @@ def estimate_difficulty(
     and D = 2 max_j pibar_j. Either way D - pibar_i > 0, and pibar_i / (D - pibar_i) is in (0, 1].
 
     Args:
-        correct, confidence, lengths, valid: as in `calibrated_rewards`.
+        correct, confidence, rewards, lengths, valid: as in `calibrated_rewards`.
         difficulty: what pi_i is in D_imp. "length_normalized": pibar_i, on the same scale as the maximum beside it.
             "sequence": pibar_i^length_i, the probability of the whole answer, as the paper prints it.
 
@@ -56,10 +56,10 @@ def estimate_difficulty(
     valid = all_valid(correct, valid)
     confidence = confidence.double().clamp(min=torch.finfo(torch.float64).tiny)  # it may have underflowed to 0
     log_pi = confidence.log() * (lengths if difficulty == "sequence" else 1)  # [Q, G]
-    right = correct & valid  # [Q, G]
-    log_inverse = torch.where(right, -log_pi, -math.inf).logsumexp(dim=1, keepdim=True)  # [Q, 1], log sum_i r_i / pi_i
+    r = (correct if rewards is None else rewards).double().clamp(0, 1) * valid  # [Q, G]
+    log_inverse = (r.log() - log_pi).logsumexp(dim=1, keepdim=True)  # [Q, 1], log sum_i r_i / pi_i
     size = valid.sum(dim=1, keepdim=True)  # [Q, 1], G
-    d_imp = torch.where(right.any(dim=1, keepdim=True), (size.log() - log_inverse).exp(), 0.0)  # [Q, 1]
+    d_imp = torch.where((r > 0).any(dim=1, keepdim=True), (size.log() - log_inverse).exp(), 0.0)  # [Q, 1]
     return torch.maximum(d_imp, 2 * torch.where(valid, confidence, 0.0).amax(dim=1, keepdim=True))
 
 
@@ -67,6 +67,7 @@ def calibrated_rewards(
     correct: Tensor,
     confidence: Tensor,
     *,
+    rewards: Tensor | None = None,
     lengths: Tensor | None = None,
     difficulty: Literal["length_normalized", "sequence"] = "length_normalized",
     scale_mixed: float | None = None,
@@ -80,6 +81,8 @@ def calibrated_rewards(
         correct: bool [Q, G], the verdicts r.
         confidence: [Q, G] in (0, 1], pibar: the geometric mean of an answer's token probabilities under the policy
             that sampled it.
+        rewards: [Q, G], finite numbers r in place of the verdicts. A wrong answer with a reward above 0 is penalised
+            less, by the factor 1 - r, as in the paper's eq. 9. None: 1 and 0.
         lengths: [Q, G], numbers of tokens. Only difficulty="sequence" and a number as rho need them.
         difficulty: see `estimate_difficulty`.
         scale_mixed, scale_negative: the scale in mixed and in negative groups. None: the paper's 1/G.
@@ -88,22 +91,25 @@ def calibrated_rewards(
         valid: bool [Q, G]. Invalid answers do not count in max, sum and G, and get 0. None: all are valid.
 
     Returns:
-        float32 [Q, G]: 1 for a correct answer, in [-scale, 0) for a wrong one.
+        float32 [Q, G]: r for a correct answer, in [r - scale, r) for a wrong one with r = 0.
     """
     valid = all_valid(correct, valid)
     confidence = confidence_under(rho, confidence, lengths, valid)  # [Q, G]
-    d = estimate_difficulty(correct, confidence, lengths=lengths, difficulty=difficulty, valid=valid)  # [Q, 1]
+    of_group = {"rewards": rewards, "lengths": lengths, "difficulty": difficulty, "valid": valid}
+    d = estimate_difficulty(correct, confidence, **of_group)  # [Q, 1]
     one_over_g = 1 / valid.sum(dim=1, keepdim=True).clamp(min=1).double()  # [Q, 1]
     in_mixed, in_negative = (one_over_g if s is None else s * torch.ones_like(d) for s in (scale_mixed, scale_negative))
     scale = torch.where(group_kinds(correct, valid).negative, in_negative, in_mixed)  # [Q, 1]
-    rewards = torch.where(correct, 1.0, -scale * confidence / (d - confidence))  # [Q, G]
-    return torch.where(valid, rewards, 0.0).float()
+    r = (correct if rewards is None else rewards).double()  # [Q, G]
+    calibrated = torch.where(correct, r, r - (1 - r).clamp(0, 1) * scale * confidence / (d - confidence))  # [Q, G]
+    return torch.where(valid, calibrated, 0.0).float()
 
 
 def lens_advantages(
     correct: Tensor,
     confidence: Tensor,
     *,
+    rewards: Tensor | None = None,
     alpha: float = 0.25,
     groups: Literal["all", "mixed", "negative"] = "all",
     difficulty: Literal["length_normalized", "sequence"] = "length_normalized",
@@ -117,10 +123,11 @@ def lens_advantages(
 ) -> Tensor:
     """Return the advantages of LENS.
 
-    Mixed groups: (r~ - mean) / (std + eps), as in GRPO. Negative groups: alpha * (r~ - mean). Positive groups: 0.
+    Mixed groups: (r~ - mean) / (std + eps), as in GRPO. Negative groups: alpha * (r~ - mean). Equal rewards: 0.
 
     Args:
-        correct, confidence, difficulty, scale_mixed, scale_negative, rho, lengths, valid: see `calibrated_rewards`.
+        correct, confidence, rewards, difficulty, scale_mixed, scale_negative, rho, lengths, valid: see
+            `calibrated_rewards`.
         alpha: weight of negative groups; the paper's only hyperparameter.
         groups: "all" is LENS. The others are the paper's ablations: "mixed" gives negative groups no signal,
             "negative" gives mixed groups the rewards of GRPO.
@@ -131,8 +138,8 @@ def lens_advantages(
     """
     valid = all_valid(correct, valid)
     options = {"difficulty": difficulty, "scale_mixed": scale_mixed, "scale_negative": scale_negative, "rho": rho}
-    rewards = calibrated_rewards(correct, confidence, lengths=lengths, valid=valid, **options)
-    in_mixed = normalise(correct if groups == "negative" else rewards, valid, eps=eps, scale_by_std=scale_by_std)
-    in_negative = 0.0 if groups == "mixed" else alpha * centre(rewards, valid)  # no division by std
-    kinds = group_kinds(correct, valid)
-    return torch.where(kinds.mixed, in_mixed, torch.where(kinds.negative, in_negative, 0.0)).float()
+    calibrated = calibrated_rewards(correct, confidence, rewards=rewards, lengths=lengths, valid=valid, **options)
+    plain = correct if rewards is None else rewards
+    in_mixed = normalise(plain if groups == "negative" else calibrated, valid, eps=eps, scale_by_std=scale_by_std)
+    in_negative = 0.0 if groups == "mixed" else alpha * centre(calibrated, valid)  # no division by std
+    return torch.where(group_kinds(correct, valid).negative, in_negative, in_mixed).float()

@@ -11,16 +11,19 @@ import math
 from dataclasses import dataclass
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from hydra.utils import instantiate
+from omegaconf import DictConfig
 
+from lens.config.callables import check_objective
 from lens.config.checks import POSITIVE, at_least, check_training, check_values, number
 from lens.errors import ConfigError
 from lens.models.loading import DTYPES
 from lens.models.precision import resolve_autocast
+from lens.objectives.inputs import find_inputs
 from lens.planning.architecture import Architecture, architecture_of
+from lens.planning.counting import num_problems
 
 GIB = 2**30
-ROWS = {"math/train": 7_500, "math/test": 5_000, "math500/test": 500, "dapo/train": 17_917, "numina/train": 896_000}
 SHARE = number(lambda v: 0 < v <= 1, "a share in (0, 1]")
 RULES = {
     "num_gpus": at_least(1),
@@ -33,30 +36,8 @@ RULES = {
     "mean_prompt_length": at_least(1),
     "mean_completion_length": at_least(1),
     "trained_share": SHARE,
+    "kept_share": SHARE,
 }
-
-
-def num_problems(sources: DictConfig) -> int:
-    """Return how many problems the sources of a dataset or of evaluation sets give at most, by upstream's row counts.
-
-    Raises:
-        ConfigError: a source is unknown.
-    """
-    total = 0
-    for node in sources.values():
-        if not OmegaConf.is_dict(node):
-            continue
-        if node.source == "arithmetic":
-            from lens.problems import load_problems
-
-            total += len(load_problems(**node)) if node.size is None else node.size
-        else:
-            rows = ROWS.get(f"{node.source}/{node.split}")
-            if rows is None:
-                known = ", ".join(sorted(key.replace("/", " ") for key in ROWS))
-                raise ConfigError("dataset", f"{node.source} {node.split}", f"must be one of {known}, arithmetic")
-            total += rows if node.size is None else min(node.size, rows)
-    return total
 
 
 @dataclass(frozen=True)
@@ -68,12 +49,14 @@ class Plan:
         model: the architecture of its model.
         problems: number of training problems, at most.
         evaluated: number of problems in an evaluation, at most.
+        asked: what the objective asks for (lens/objectives/inputs.py).
     """
 
     config: DictConfig
     model: Architecture
     problems: int
     evaluated: int
+    asked: frozenset[str] = frozenset()
 
     @property
     def answers_a_round(self) -> int:
@@ -107,6 +90,11 @@ class Plan:
     def separate_engine(self) -> bool:
         """Return whether the engine has its own weights, as vLLM does, or samples with the policy's module."""
         return "dtype" in self.config.sampler
+
+    @property
+    def has_reference(self) -> bool:
+        """Return whether the model that training starts with is kept, for a KL term or for the objective."""
+        return self.config.loss.beta > 0 or "reference_logprobs" in self.asked
 
     @property
     def weight_bytes(self) -> int:
@@ -146,7 +134,7 @@ class Plan:
             states["master weights (float32)"] = trained * self.kept_bytes
         if self.model.adapters:
             states["adapters"] = trained * self.weight_bytes
-        if self.config.loss.beta > 0:
+        if self.has_reference:
             states["reference model"] = shard
         return states
 
@@ -262,13 +250,17 @@ class Plan:
         seconds_a_token = read / at_once / traffic_rate
 
         sampled = self.rounds * self.answers_a_round
+        if config.get("filter_groups") is not None:
+            sampled = math.ceil(sampled / config.kept_share)
         trained = (
             config.trainer.max_steps * config.trainer.num_prompts_per_step * config.trainer.rollouts.num_generations
         )
         # Each costs as much as a forward pass: the forward pass itself, the gradients of activations, the gradients of
         # weights (not for frozen ones), and the second forward pass of gradient checkpointing.
         backward = (2 + (not model.adapters) + config.trainer.memory.gradient_checkpointing) * forward
-        passes = (config.trainer.rollouts.old_logprobs == "trainer") + (config.loss.beta > 0)
+        rollouts = config.trainer.rollouts
+        rated = "trainer" in (rollouts.old_logprobs, rollouts.confidence) or "entropies" in self.asked
+        passes = rated + self.has_reference
         parts = {
             "generation for training": (sampled * answer, sampled * answer * seconds_a_token),
             "generation for evaluation": (
@@ -294,6 +286,9 @@ def make_plan(config: DictConfig) -> Plan:
     check_values(config, RULES)
     check_training(config)
     evaluated = num_problems(config.evaluation.sets)
-    made = Plan(config, architecture_of(config), num_problems(config.dataset), evaluated)
+    objective = instantiate(config.objective)
+    check_objective(objective, config.trainer.rollouts.num_generations)
+    counts = num_problems(config.dataset), evaluated
+    made = Plan(config, architecture_of(config), *counts, find_inputs(objective))
     made.check()
     return made

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -16,6 +17,7 @@ from lens.reporting.effect_map import MIDDLE, draw_map, map_table, name_cell
 from lens.reporting.export import write_table
 from lens.reporting.figures import draw_figures
 from lens.reporting.finding_runs import load_arms
+from lens.reporting.league import draw_league, league_sentence, league_table
 from lens.reporting.page.browser import choose_runs
 from lens.reporting.page.page import Captioned, Section, write_page
 from lens.reporting.pairing import split_by_baseline
@@ -44,6 +46,11 @@ GAIN = (
 MAP = (
     "When does it help? Points above {} at the same setting, and of LENS above each control, paired by seed: ± 95 % t "
     "interval, [bootstrap]; negative groups and their share of the gradient in %, entropy at the end in nats"
+)
+LEAGUE = (
+    "League: points above {}, paired by seed: ± 95 % t interval over seeds, [bootstrap over seeds and problems]; "
+    "p-values of a paired t test after Holm's correction over the whole table; differences at equal tokens and equal "
+    "time; entropy at the end in nats, share of |A| in negative groups in %, seconds a step"
 )
 COMPUTE = "Compute spent, summed over runs"
 
@@ -82,8 +89,9 @@ def report(runs: Sequence[Path], baseline: str | None, target: Path, *, completi
         report_setting(members, baseline, title, target / name, is_titled=len(settings) > 1)
         for members, title, name in places
     ]
-    sections, files = [section for section, _, _ in written], [line for _, _, lines in written for line in lines]
-    compute = [(title, table) for title, (_, table, _) in zip(titles, written, strict=True)]
+    sections, files = [part.section for part in written], [line for part in written for line in part.files]
+    compute = [(title, part.compute) for title, part in zip(titles, written, strict=True)]
+    headlines = [part.headline for part in written if part.headline]
     if mapped := report_map(arms, baseline, target):
         sections.insert(0, mapped[0])
         files += mapped[1]
@@ -94,6 +102,7 @@ def report(runs: Sequence[Path], baseline: str | None, target: Path, *, completi
     files.append(list_files("tables", target, ["results", *(table.name for table in TABLES)], "csv,md,tex"))
     page = write_page(
         target / "index.html",
+        headlines=headlines,
         notes=notes,
         results=results,
         sections=sections,
@@ -105,7 +114,7 @@ def report(runs: Sequence[Path], baseline: str | None, target: Path, *, completi
     )
     # With more settings, the tables say it.
     verdicts = verdict_lines(difference_table(settings[0], baseline), baseline) if len(settings) == 1 else []
-    print("\n".join([*files, f"page:    {page}", *verdicts]))
+    print("\n".join([*files, f"page:    {page}", *headlines, *verdicts]))
     return page
 
 
@@ -121,14 +130,24 @@ def verdict_lines(differences: pd.DataFrame, baseline: str | None) -> list[str]:
     ]
 
 
-def report_setting(
-    arms: Sequence[Arm], baseline: str | None, title: str, folder: Path, *, is_titled: bool
-) -> tuple[Section, pd.DataFrame, list[str]]:
-    """Print and write the tables of one setting and draw its figures.
+class Written(NamedTuple):
+    """What was written about a setting.
 
-    Returns:
-        The section of the page, the table of compute spent, and lines that name the files.
+    Attributes:
+        section: its section of the page.
+        compute: the table of compute spent.
+        files: lines that name the files.
+        headline: who won, in a sentence; empty if there are too few arms for a league.
     """
+
+    section: Section
+    compute: pd.DataFrame
+    files: list[str]
+    headline: str
+
+
+def report_setting(arms: Sequence[Arm], baseline: str | None, title: str, folder: Path, *, is_titled: bool) -> Written:
+    """Print and write the tables of one setting and draw its figures."""
     folder.mkdir(exist_ok=True)
     tables = make_tables(arms, baseline)
     if is_titled:
@@ -137,12 +156,17 @@ def report_setting(
         show_table(caption, shorten_for_terminal(table))
         write_table(table, f"{title}: {caption}", folder / stem)
     figures = draw_figures(arms, folder)
-    opened = [tables[stem] for stem in ("difference", "signal") if stem in tables]
+    headline = ""
+    if "league" in tables:
+        league = tables["league"][1]
+        headline = league_sentence(league, baseline)
+        figures = {"League": draw_league(league, folder / "league_of_objectives")} | figures
+    opened = [tables[stem] for stem in ("league", "difference", "signal") if stem in tables]
     files = [
         list_files("tables", folder, tables, "csv,md,tex"),
         list_files("figures", folder, figures.values(), "png,pdf"),
     ]
-    return Section(title, opened, tables["accuracy"], figures), tables["compute"][1], files
+    return Written(Section(title, opened, tables["accuracy"], figures), tables["compute"][1], files, headline)
 
 
 def report_paper(arms: Sequence[Arm], target: Path) -> list[Captioned]:
@@ -173,10 +197,12 @@ def report_map(arms: Sequence[Arm], baseline: str | None, target: Path) -> tuple
 
 def make_tables(arms: Sequence[Arm], baseline: str | None) -> dict[str, Captioned]:
     """Make the tables of one setting, by the name of their files; empty ones are left out."""
+    differences = difference_table(arms, baseline)
     tables = {
         "accuracy": (ACCURACY, accuracy_table(arms)),
         "gain": (GAIN, gain_table(arms)),
-        "difference": (DIFFERENCE.format(baseline), difference_table(arms, baseline)),
+        "league": (LEAGUE.format(baseline), league_table(arms, baseline, differences)),
+        "difference": (DIFFERENCE.format(baseline), differences),
         "signal": (SIGNAL, signal_table(arms)),
         "compute": (COMPUTE, compute_table(arms)),
     }

@@ -45,8 +45,8 @@ def find_answers(
     return {step: files[step]}
 
 
-def read_answers(file: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """Read the rows of one file: all columns, or the named ones.
+def read_answers(file: Path, columns: Sequence[str] | None = None, optional: Sequence[str] = ()) -> pd.DataFrame:
+    """Read the rows of one file: all columns, or the named ones and those of the optional ones that it has.
 
     Raises:
         ConfigError: the file cannot be read, or lacks a column.
@@ -55,6 +55,7 @@ def read_answers(file: Path, columns: Sequence[str] | None = None) -> pd.DataFra
         known = pq.read_schema(file).names
         if missing := [column for column in columns or () if column not in known]:
             raise ConfigError("run", str(file), f"must be a file with the column {', '.join(missing)}")
-        return pd.read_parquet(file, columns=columns)
+        also = [column for column in optional if column in known]
+        return pd.read_parquet(file, columns=None if columns is None else [*columns, *also])
     except (OSError, pa.ArrowException) as error:
         raise ConfigError("run", str(file), f"must be a parquet file that can be read ({error})") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +13,6 @@ from torch import Tensor
 from lens.distributed.collectives import Interruptible, gather_from_each, rank, world_size
 from lens.problems.prompts import Prompt
 from lens.sampling.rollouts import Rollouts, Sampler
-
-T = TypeVar("T")
 
 
 class ParallelSampler:
@@ -54,26 +52,5 @@ class ParallelSampler:
 
 def merge_rollouts(prompts: Sequence[Prompt], parts: Sequence[Rollouts]) -> Rollouts:
     """Merge parts into the rollouts of all prompts. Part i holds prompts i, i + len(parts), i + 2 len(parts), ..."""
-    generations, longest = parts[0].num_generations, max(part.completion_ids.shape[1] for part in parts)
     asked = [place for first in range(len(parts)) for place in range(first, len(prompts), len(parts))]
-    order = torch.argsort(torch.tensor(asked))
-    rows = (order[:, None] * generations + torch.arange(generations)).flatten()
-
-    def padded(name: str) -> Tensor:
-        pad = torch.nn.functional.pad
-        tensors = [getattr(part, name) for part in parts]
-        return torch.cat([pad(tensor, (0, longest - tensor.shape[1])) for tensor in tensors])[rows]
-
-    def in_order(name: str) -> list[str]:
-        values = [value for part in parts for value in getattr(part, name)]
-        return [values[row] for row in rows.tolist()]
-
-    return replace(
-        parts[0],
-        prompts=prompts,
-        completion_ids=padded("completion_ids"),
-        logprobs=padded("logprobs"),
-        lengths=torch.cat([part.lengths for part in parts])[rows],
-        finish_reasons=in_order("finish_reasons"),
-        texts=in_order("texts"),
-    )
+    return replace(Rollouts.join(parts).take_questions(torch.tensor(asked).argsort().tolist()), prompts=prompts)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lens.errors import ConfigError
@@ -55,26 +55,38 @@ class Rollouts:
         """float32 [Q*G], geometric-mean probability of the sampled tokens under the engine."""
         return geometric_mean_probability(self.logprobs, self.mask)
 
-    def take_questions(self, part: slice) -> Rollouts:
-        """Return the rollouts of some questions, given as a slice with both ends."""
+    def take_questions(self, questions: Sequence[int]) -> Rollouts:
+        """Return the rollouts of some questions, given by their places."""
         values = {name: value for name, value in vars(self).items() if name != "num_generations"}
-        return replace(self, **{name: self.cut_values(value, part) for name, value in values.items()})
+        return replace(self, **{name: self.take_values(value, questions) for name, value in values.items()})
 
-    def cut_values(self, values: V, part: slice) -> V:
-        """Return the values of some questions, given as a slice with both ends.
+    def take_values(self, values: V, questions: Sequence[int]) -> V:
+        """Return the values of some questions, given by their places.
 
         Args:
             values: Q or Q*G values, which tells whether they belong to questions or to completions.
-            part: the questions.
+            questions: the places.
 
         Raises:
             ValueError: there are other than Q or Q*G values.
         """
         if len(values) == len(self.prompts):
-            return values[part]
-        if len(values) == len(self.lengths):
-            return values[part.start * self.num_generations : part.stop * self.num_generations]
-        raise ValueError(f"{len(values)} values, but {len(self.prompts)} questions and {len(self.lengths)} completions")
+            places = list(questions)
+        elif len(values) == len(self.lengths):
+            places = [
+                question * self.num_generations + g for question in questions for g in range(self.num_generations)
+            ]
+        else:
+            numbers = f"{len(self.prompts)} questions and {len(self.lengths)} completions"
+            raise ValueError(f"{len(values)} values, but {numbers}")
+        if isinstance(values, Tensor):
+            return values[torch.tensor(places, dtype=torch.long)]
+        return type(values)(values[place] for place in places)
+
+    @classmethod
+    def join(cls, parts: Sequence[Rollouts]) -> Rollouts:
+        """Return the rollouts of all parts, one after the other. They have one number of completions a question."""
+        return replace(parts[0], **{name: join_values([vars(part)[name] for part in parts]) for name in JOINED})
 
     def state(self) -> dict[str, Any]:
         """Return plain lists, numbers and tensors, so that torch can load them with weights_only."""
@@ -84,6 +96,18 @@ class Rollouts:
     def from_state(cls, state: dict[str, Any]) -> Rollouts:
         """Make rollouts from what `state` returned."""
         return cls(**{**state, "prompts": [Prompt(problem_id, tuple(ids)) for problem_id, ids in state["prompts"]]})
+
+
+JOINED = [field.name for field in fields(Rollouts) if field.name != "num_generations"]
+
+
+def join_values(parts: Sequence[V]) -> V:
+    """Join values of questions or of completions. Tensors are padded with 0 on the right to one width."""
+    if not isinstance(parts[0], Tensor):
+        return type(parts[0])(value for part in parts for value in part)
+    width = max(part.shape[-1] for part in parts)
+    same = parts[0].dim() == 1
+    return torch.cat([part if same else nn.functional.pad(part, (0, width - part.shape[-1])) for part in parts])
 
 
 def geometric_mean_probability(logprobs: Tensor, mask: Tensor) -> Tensor:

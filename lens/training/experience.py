@@ -17,7 +17,8 @@ from lens.grading.judge import MAY_TEACH, UNJUDGED, Unjudgeable
 from lens.losses.importance import ImportanceSampling, importance_weights
 from lens.objectives import calibrated_rewards
 from lens.objectives.groups import group_kinds
-from lens.sampling.rollouts import Rollouts, geometric_mean_probability
+from lens.objectives.inputs import call_by_name
+from lens.sampling.rollouts import Rollouts, geometric_mean_probability, join_values
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,11 @@ class Experience:
         verdicts: Q*G verdicts of the grader.
         correct: bool [Q, G].
         valid: bool [Q, G], answers that may teach: their verdict allows it, and they are not masked as truncated.
+        rewards: float32 [Q, G], 1 or 0 by the verdict, after reward shaping.
         confidence: float32 [Q, G], geometric-mean token probability.
         calibrated: float32 [Q, G], the paper's calibrated reward, whatever the objective.
-        advantages: float32 [Q, G], as the objective computed them.
+        advantages: float32 [Q, G], or [Q, G, T] where each token has its own, as the objective computed them. NaN takes
+            an answer out of the batch.
         old_logprobs: float32 [Q*G, T], log-probabilities under the old policy in the surrogate's ratio. None: the
             policy's own at the update.
         trainer_logprobs: float32 [Q*G, T], log-probabilities under the policy. None: not recomputed.
@@ -46,6 +49,7 @@ class Experience:
     verdicts: Sequence[str]
     correct: Tensor
     valid: Tensor
+    rewards: Tensor
     confidence: Tensor
     calibrated: Tensor
     advantages: Tensor
@@ -57,12 +61,26 @@ class Experience:
 
     def split(self, num_prompts: int) -> list[Experience]:
         """Split into mini-batches of num_prompts questions each, in order. A group is never divided."""
-        return [self._questions(slice(start, start + num_prompts)) for start in range(0, len(self.levels), num_prompts)]
+        places = range(len(self.levels))
+        return [self.take_questions(places[start : start + num_prompts]) for start in places[::num_prompts]]
 
-    def _questions(self, part: slice) -> Experience:
+    def take_questions(self, questions: Sequence[int]) -> Experience:
+        """Return the experience of some questions, given by their places."""
         values = {name: value for name, value in vars(self).items() if name != "rollouts" and value is not None}
-        cut = {name: self.rollouts.cut_values(value, part) for name, value in values.items()}
-        return replace(self, rollouts=self.rollouts.take_questions(part), **cut)
+        taken = {name: self.rollouts.take_values(value, questions) for name, value in values.items()}
+        return replace(self, rollouts=self.rollouts.take_questions(questions), **taken)
+
+    @classmethod
+    def join(cls, parts: Sequence[Experience]) -> Experience:
+        """Return the experience of all parts, one after the other; their advantages still have to be computed."""
+        names = [
+            name
+            for name, value in vars(parts[0]).items()
+            if name not in ("rollouts", "advantages") and value is not None
+        ]
+        joined = {name: join_values([vars(part)[name] for part in parts]) for name in names}
+        rollouts = Rollouts.join([part.rollouts for part in parts])
+        return replace(parts[0], rollouts=rollouts, advantages=torch.zeros(joined["correct"].shape), **joined)
 
     def state(self) -> dict[str, Any]:
         """Return plain lists, numbers and tensors, so that torch can load them with weights_only."""
@@ -77,6 +95,9 @@ class Experience:
         """Return a row per completion, as stored in a run folder's rollouts/step_*.parquet."""
         r, generations = self.rollouts, self.rollouts.num_generations
         lengths = r.lengths.tolist()
+        per_token = {"entropies": self.entropies, "reference_logprobs": self.reference_logprobs}
+        if self.advantages.dim() == 3:
+            per_token["token_advantages"] = self.advantages.flatten(0, 1)
         return pd.DataFrame(
             {
                 "problem_id": [prompt.problem_id for prompt in r.prompts for _ in range(generations)],
@@ -91,10 +112,52 @@ class Experience:
                 "verdict": self.verdicts,
                 "valid": self.valid.flatten().numpy(),
                 "confidence": self.confidence.flatten().numpy(),
+                "reward": self.rewards.flatten().numpy(),
                 "calibrated_reward": self.calibrated.flatten().numpy(),
-                "advantage": self.advantages.flatten().numpy(),
+                "advantage": self.mean_advantages.flatten().numpy(),
+            }
+            | {
+                name: [row[:n].numpy() for row, n in zip(values, lengths, strict=True)]
+                for name, values in per_token.items()
+                if values is not None
             }
         )
+
+    def inputs(
+        self, *, confidence_from: str = "sampler", step: int = 0, max_completion_length: int | None = None
+    ) -> dict[str, Any]:
+        """Return what an objective can ask for, by its name in lens/objectives/inputs.py; None: it is not known."""
+        r, shape = self.rollouts, self.correct.shape
+        logprobs = self.trainer_logprobs if confidence_from == "trainer" else r.logprobs
+        per_token = {
+            "mask": r.mask,
+            "logprobs": logprobs,
+            "entropies": self.entropies,
+            "reference_logprobs": self.reference_logprobs,
+        }
+        return {
+            "rewards": self.rewards,
+            "correct": self.correct,
+            "valid": self.valid,
+            "truncated": r.truncated.view(shape),
+            "confidence": self.confidence,
+            "lengths": r.lengths.view(shape),
+            **{name: None if values is None else values.view(*shape, -1) for name, values in per_token.items()},
+            "problem_ids": [prompt.problem_id for prompt in r.prompts],
+            "step": step,
+            "max_completion_length": max_completion_length,
+        }
+
+    def weigh(self, objective: Callable[..., Tensor], **known: Any) -> Experience:
+        """Return this experience with the advantages of an objective; ``known`` are keywords of `inputs`."""
+        return replace(self, advantages=call_by_name(objective, self.inputs(**known)))
+
+    @property
+    def mean_advantages(self) -> Tensor:
+        """[Q, G], the mean over the tokens of each answer."""
+        if self.advantages.dim() == 2:
+            return self.advantages
+        return mean_over_tokens(self.advantages, self.rollouts)
 
     def metrics(self, token_weights: Tensor) -> dict[str, float]:
         """Return the metrics of these groups; docs/metrics.md explains each.
@@ -137,9 +200,17 @@ class Experience:
         return metrics
 
     def _advantage_share_negative(self, token_weights: Tensor, negative: Tensor) -> float:
-        pull = self.advantages.abs().double() * (token_weights * self.rollouts.lengths).view_as(self.advantages)
+        sizes = self.advantages.nan_to_num().abs()
+        sizes = sizes if sizes.dim() == 2 else mean_over_tokens(sizes, self.rollouts)
+        pull = sizes.double() * (token_weights * self.rollouts.lengths).view_as(sizes)
         total = pull.sum().item()
         return (pull * negative).sum().item() / total if total > 0 else 0.0
+
+
+def mean_over_tokens(values: Tensor, rollouts: Rollouts) -> Tensor:
+    """Return the mean of values [Q, G, T] over the tokens of each answer, [Q, G]."""
+    mask = rollouts.mask.view(values.shape)
+    return (values * mask).sum(dim=2) / mask.sum(dim=2).clamp(min=1)
 
 
 def mean_where(values: Tensor, where: Tensor) -> float:
@@ -171,6 +242,9 @@ def make_experience(
     mask_truncated: bool = False,
     importance_sampling: ImportanceSampling = "none",
     importance_cap: float = 2.0,
+    reward_shaping: Callable[..., Tensor] | None = None,
+    step: int = 0,
+    max_completion_length: int | None = None,
 ) -> Experience:
     """Decide which answers may teach, and compute their advantages.
 
@@ -178,7 +252,7 @@ def make_experience(
 
     Args:
         rollouts, levels, verdicts: Q questions x G completions, judged.
-        objective: ``objective(correct, confidence, lengths=, valid=) -> advantages``, all [Q, G].
+        objective: see lens/objectives/inputs.py; it returns advantages [Q, G] or [Q, G, T].
         unjudgeable: what an answer counts as that cannot be judged although its gold answer can: "incorrect", or
             "invalid", which does not teach.
         trainer_logprobs: [Q*G, T], the policy's own log-probabilities. Needed if ``old_from`` or ``confidence_from`` is
@@ -189,6 +263,8 @@ def make_experience(
         confidence_from: whose log-probabilities define the confidence.
         mask_truncated: answers cut by the token limit do not teach.
         importance_sampling, importance_cap: see `importance_weights`. "none" weighs every token by 1.
+        reward_shaping: changes the rewards, with the same inputs as an objective. None: they are 1 and 0.
+        step, max_completion_length: for objectives that ask for them.
     """
     shape = (len(levels), rollouts.num_generations)
     correct = torch.tensor([verdict == "correct" for verdict in verdicts]).view(shape)  # [Q, G]
@@ -197,15 +273,16 @@ def make_experience(
         valid &= ~rollouts.truncated.view(shape)
     by_source = {"sampler": rollouts.logprobs, "trainer": trainer_logprobs}  # [Q*G, T] each
     confidence = geometric_mean_probability(by_source[confidence_from], rollouts.mask).view(shape)  # [Q, G]
-    return Experience(
+    graded = Experience(
         rollouts=rollouts,
         levels=levels,
         verdicts=verdicts,
         correct=correct,
         valid=valid,
+        rewards=correct.float(),
         confidence=confidence,
         calibrated=calibrated_rewards(correct, confidence, valid=valid),
-        advantages=objective(correct, confidence, lengths=rollouts.lengths.view(shape), valid=valid),
+        advantages=torch.zeros(shape),
         old_logprobs=by_source.get(old_from),
         trainer_logprobs=trainer_logprobs,
         reference_logprobs=reference_logprobs,
@@ -216,3 +293,7 @@ def make_experience(
         ),
         entropies=entropies,
     )
+    known = {"confidence_from": confidence_from, "step": step, "max_completion_length": max_completion_length}
+    if reward_shaping is not None:
+        graded = replace(graded, rewards=call_by_name(reward_shaping, graded.inputs(**known)))
+    return graded.weigh(objective, **known)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,12 +13,21 @@ from torch import Tensor
 from lens.errors import ConfigError
 from lens.objectives import calibrated_rewards
 from lens.objectives.groups import group_kinds
+from lens.objectives.inputs import call_by_name, find_inputs
 
 GRADED = ["problem_id", "level", "sample", "verdict", "valid", "confidence", "length"]  # what `weigh_again` needs
 STORED = [*GRADED, "calibrated_reward", "advantage"]
+PER_TOKEN = ["logprobs", "entropies", "reference_logprobs"]  # columns with a value for each token
+ALSO_USED = ["reward", "finish_reason", *PER_TOKEN]  # columns that some objectives ask for
 
 
-def weigh_again(answers: pd.DataFrame, objective: Callable[..., Tensor]) -> pd.DataFrame:
+def weigh_again(
+    answers: pd.DataFrame,
+    objective: Callable[..., Tensor],
+    *,
+    step: int = 0,
+    max_completion_length: int | None = None,
+) -> pd.DataFrame:
     """Return rewards and advantages of stored answers under an objective, in their order.
 
     The recalibrated reward uses the objective's own ``scale_mixed``, ``scale_negative``, ``difficulty`` and ``rho`` if
@@ -26,24 +36,58 @@ def weigh_again(answers: pd.DataFrame, objective: Callable[..., Tensor]) -> pd.D
 
     Args:
         answers: whole groups, one after the other, with the columns GRADED.
-        objective: ``objective(correct, confidence, lengths=, valid=) -> advantages``, all [Q, G].
+        objective: see lens/objectives/inputs.py.
+        step, max_completion_length: for objectives that ask for them.
 
     Returns:
-        A frame with the columns recalibrated_reward and advantage, float32.
+        A frame with the columns recalibrated_reward and advantage, float32; the mean over the tokens of an answer.
+
+    Raises:
+        ConfigError: the run did not store something that the objective asks for.
     """
-    size = find_group_size(answers)
-    correct, valid, confidence, lengths = (
-        torch.tensor(values.to_numpy()).view(-1, size)  # [Q, G]
-        for values in (answers["verdict"] == "correct", answers["valid"], answers["confidence"], answers["length"])
-    )
     own = getattr(objective, "keywords", {})
     options = {name: own[name] for name in ("difficulty", "rho", "scale_mixed", "scale_negative") if name in own}
+    known = read_inputs(answers, objective) | {"step": step, "max_completion_length": max_completion_length}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        advantages = objective(correct, confidence, lengths=lengths, valid=valid)
-    rewards = calibrated_rewards(correct, confidence, lengths=lengths, valid=valid, **options)
+        advantages = call_by_name(objective, known)
+    if advantages.dim() == 3:
+        mask = known["mask"]
+        advantages = (advantages * mask).sum(dim=2) / mask.sum(dim=2).clamp(min=1)
+    basis = known["correct"], known["confidence"]
+    rewards = calibrated_rewards(*basis, lengths=known["lengths"], valid=known["valid"], **options)
     weighed = {"recalibrated_reward": rewards.flatten().numpy(), "advantage": advantages.float().flatten().numpy()}
     return pd.DataFrame(weighed, index=answers.index)
+
+
+def read_inputs(answers: pd.DataFrame, objective: Callable[..., Tensor]) -> dict[str, Any]:
+    """Return what the objective asks for (lens/objectives/inputs.py), as far as it was stored.
+
+    Raises:
+        ConfigError: the run did not store something that the objective asks for.
+    """
+    size, asked = find_group_size(answers), find_inputs(objective)
+    columns = {
+        "correct": answers["verdict"] == "correct",
+        "valid": answers["valid"],
+        "confidence": answers["confidence"],
+        "lengths": answers["length"],
+    }
+    known = {name: torch.tensor(values.to_numpy()).view(-1, size) for name, values in columns.items()}  # [Q, G] each
+    known["rewards"] = known["correct"].float()
+    if "reward" in answers:
+        known["rewards"] = torch.tensor(answers["reward"].to_numpy(), dtype=torch.float32).view(-1, size)
+    known["problem_ids"] = list(group_ids(answers, size)[:, 0])
+    known["mask"] = torch.arange(int(known["lengths"].max())) < known["lengths"][..., None]  # [Q, G, T]
+    if "finish_reason" in answers:
+        known["truncated"] = torch.tensor((answers["finish_reason"] == "length").to_numpy()).view(-1, size)
+    for name in asked & set(PER_TOKEN):
+        if name not in answers:
+            raise ConfigError("run", "rollouts", f"must hold the column {name!r}, which the objective asks for")
+        values = known["mask"].float()
+        values[known["mask"]] = torch.tensor(np.concatenate(list(answers[name])), dtype=torch.float32)
+        known[name] = values
+    return known
 
 
 def find_group_size(answers: pd.DataFrame) -> int:
@@ -92,7 +136,7 @@ def compare_advantages(stored: pd.DataFrame, advantages: pd.Series, weights: np.
         other lowers.
     """
     negative = np.repeat(np.array(name_group_kinds(stored)) == "negative", find_group_size(stored))
-    trained = stored["advantage"]
+    trained, advantages = stored["advantage"].fillna(0), advantages.fillna(0)  # not in the batch: no advantage
 
     def share(a: pd.Series) -> float:
         pull = a.abs().to_numpy(dtype=float) * weights

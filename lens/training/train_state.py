@@ -17,7 +17,8 @@ class TrainState:
 
     Attributes:
         step: optimizer updates done.
-        round: rollout rounds sampled. It seeds the sampler and decides which problems come next.
+        round: draws sampled: rollout rounds, and more where groups are filtered. It seeds the sampler and decides which
+            problems come next.
         pending: mini-batches of the last round that wait for their update.
         totals: sums over the run.
         evaluation: metrics of the last evaluation.
@@ -29,7 +30,9 @@ class TrainState:
     round: int = 0
     pending: list[Experience] = field(default_factory=list)
     totals: dict[str, float] = field(
-        default_factory=lambda: {"tokens_generated": 0, "tokens_trained": 0, "updates_skipped": 0}
+        default_factory=lambda: dict.fromkeys(
+            ("tokens_generated", "tokens_trained", "updates_skipped", "groups_dropped"), 0
+        )
     )
     evaluation: dict[str, float] = field(default_factory=dict)
     evaluated_at: int = -1

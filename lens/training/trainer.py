@@ -102,12 +102,17 @@ class Trainer:
     def _collect(self) -> Experience:
         """Collect the next round, and store it every trainer.rollouts.rollouts_every rounds."""
         at, every = self.state, self.settings.rollouts.rollouts_every
-        experience = self.collector.collect(at.step, at.round, self.stop, self.stopwatch)
-        if every and at.round % every == 0:
-            self.tracker.write_rollouts(at.step + 1, [experience.to_frame()], self.collector.golds)
-        at.round += 1
-        at.totals["tokens_generated"] += int(experience.rollouts.lengths.sum())
-        return experience
+        try:
+            collected = self.collector.collect(at.step, at.round, self.stop, self.stopwatch)
+        except RunFailed:
+            self._save()
+            raise
+        if every and -at.round % every < collected.draws:  # a multiple of it is among these draws
+            self.tracker.write_rollouts(at.step + 1, [collected.experience.to_frame()], self.collector.golds)
+        at.round += collected.draws
+        at.totals["tokens_generated"] += collected.tokens
+        at.totals["groups_dropped"] += collected.dropped
+        return collected.experience
 
     def _update(self, batch: Experience) -> dict[str, float]:
         """Compute the gradient, clip it and apply it. A batch in which nothing teaches has a gradient of zero."""
@@ -195,6 +200,8 @@ class Trainer:
         if self.saved_at == at.step:
             return
         synced = {"weight_sync": self.collector.weight_sync.state()}
+        if hasattr(self.collector.objective, "state_dict"):
+            synced["objective"] = self.collector.objective.state_dict()
         state = {**at.state(), **self.policy.state(), **synced, "lines": self.tracker.lines}
         kept = {"keep": s.keep_checkpoints, "best": at.best.get("step")}
         self.checkpoints.save(self.policy.model, self.policy.tokenizer, self.policy.optimizer, state, **kept)
@@ -208,4 +215,6 @@ class Trainer:
         self.policy.scheduler.load_state_dict(state["scheduler"])
         if synced := state.get("weight_sync"):  # checkpoints of 0.2.0 have none
             self.collector.weight_sync.restore(synced)
+        if "objective" in state:
+            self.collector.objective.load_state_dict(state["objective"])
         restore_random_states(state["random"])

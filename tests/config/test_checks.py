@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from lens.cli.explaining import compose_known, list_keys
-from lens.config.checks import NULLABLE, RULES, check_objective, check_training, check_values
+from lens.config.callables import check_objective, check_shaping
+from lens.config.checks import NULLABLE, RULES, check_training, check_values
 from lens.errors import ConfigError
+from lens.objectives.reward_shaping import overlong_penalty
 from tests.support.configs import composed
 
 OUT_OF_BOUNDS = {
@@ -200,17 +204,59 @@ def test_true_is_no_number(plain):
 
 
 def test_an_objective_is_called_before_anything_is_made():
-    def no_keywords(correct, confidence):
-        return confidence
+    def unknown(correct, *, rewrads):
+        return correct.float()
 
-    def no_shape(correct, confidence, *, lengths, valid):
+    def no_shape(confidence):
         return confidence.mean(dim=1)
 
     def no_numbers(correct, confidence, *, lengths, valid):
         return correct
 
-    for objective, reason in ((no_keywords, "lengths"), (no_shape, r"\[2\]"), (no_numbers, "bool")):
+    def no_tensor(correct):
+        return correct.tolist()
+
+    for objective, reason in (
+        (unknown, "it asks for rewrads, which must have a default or be one of rewards, correct, valid"),
+        (no_shape, r"must return floating advantages \[Q, G\] or \[Q, G, T\], not torch.float32 \[2\]"),
+        (no_numbers, "bool"),
+        (no_tensor, r"not \[\[True"),
+    ):
         with pytest.raises(ConfigError, match=reason) as error:
             check_objective(objective)
         assert error.value.key == "objective._target_"
         assert objective.__name__ in str(error.value)
+
+
+def test_an_objective_is_tried_with_as_many_answers_as_the_run_samples():
+    def best_of_three(correct):
+        if correct.shape[1] < 3:
+            raise ValueError(f"k=3 is above G={correct.shape[1]}")
+        return correct.float()
+
+    assert not check_objective(best_of_three, 4)
+    with pytest.raises(ConfigError, match="best_of_three': k=3 is above G=2"):
+        check_objective(best_of_three, 2)
+
+
+def test_trying_an_objective_leaves_its_memory_and_the_random_numbers_alone():
+    class Counting:
+        calls = 0
+
+        def __call__(self, mask):
+            self.calls += 1
+            return torch.rand(mask.shape)
+
+    objective, state = Counting(), torch.get_rng_state()
+    assert check_objective(objective)  # its advantages are per token
+    assert objective.calls == 0 and torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_shaping_is_called_too():
+    def endless(rewards):
+        return rewards / 0
+
+    with pytest.raises(ConfigError, match=r"reward_shaping\._target_='.*endless': must return finite rewards \[Q, G\]"):
+        check_shaping(endless, 4)
+    with pytest.raises(ConfigError, match="buffer=8 must be at most the 4 tokens"):
+        check_shaping(functools.partial(overlong_penalty, buffer=8), 4)

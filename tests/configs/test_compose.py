@@ -15,7 +15,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_method, get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from lens.config.checks import check_objective, check_training, check_values
+from lens.config.callables import check_objective
+from lens.config.checks import check_training, check_values
 from lens.config.keys import hash_config
 from lens.errors import ConfigError
 from lens.files import CONFIGS

@@ -11,7 +11,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from lens.config.checks import check_objective
+from lens.config.callables import check_objective
 from lens.files import CONFIGS
 
 ROOT = CONFIGS.parent

@@ -162,7 +162,7 @@ def run_script(
     os.environ.clear()
     os.environ.update(env)
     if address := os.environ.pop("WATCHED_BY", None):
-        be_watched(address)
+        be_watched(address, alone=processes == 1)
     if processes > 1:
         first, *others = places_of(processes)
         os.environ.update(next((place for place in others if os.fork() == 0), first))

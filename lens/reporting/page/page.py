@@ -47,6 +47,7 @@ class Section:
 def write_page(
     path: Path,
     *,
+    headlines: Sequence[str],
     notes: Sequence[str],
     results: pd.DataFrame,
     sections: Sequence[Section],
@@ -64,6 +65,7 @@ def write_page(
     chunks = [chunk for run in browsed for chunk in run.chunks]
     values = {
         "title": f"Report: {make_heading(sections, arms)}",
+        "headlines": headlines,
         "lead": make_lead(arms),
         "is_long": len(sections) > LISTED,
         "notes": notes,
