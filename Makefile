@@ -25,7 +25,7 @@ PYTEST  := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 FUZZ    ?= 10000
 
-.PHONY: help setup demo map confirm test test-all test-slow test-kernels kill-test kill-soak fuzz page-test lint format docs clean
+.PHONY: help setup demo map league confirm test test-all test-slow test-kernels kill-test kill-soak fuzz page-test lint format docs clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,12 @@ map: $(STAMP)  ## when does LENS help? one factor at a time around the tiny expe
 	@$(BIN)/python scripts/make_tiny.py
 	@for experiment in $(MAP); do $(BIN)/python scripts/train.py -m experiment=map/$$experiment || exit; done
 	@$(BIN)/python scripts/report.py runs=outputs/sweeps/map
+
+LEAGUE := printed $(filter-out printed,$(sort $(basename $(notdir $(wildcard configs/experiment/league/*.yaml)))))
+league: $(STAMP)  ## every objective on the tiny experiment, at printed constants and at equal share of |A|: hours
+	@$(BIN)/python scripts/make_tiny.py
+	@for experiment in $(LEAGUE); do $(BIN)/python scripts/train.py -m experiment=league/$$experiment || exit; done
+	@$(BIN)/python scripts/report.py runs=outputs/sweeps/league
 
 # For instance make confirm OF="experiment=map/levels dataset.arithmetic.levels=[5]"
 confirm: $(STAMP)  ## run a cell of the map again on twenty fresh seeds: make confirm OF="experiment=… key=value …"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from lens.models.precision import settle_precision
 from lens.models.probe import check_forward_pass, make_probe
 from lens.models.sharding import shard_model
 from lens.objectives.inputs import find_inputs
+from lens.objectives.subset import sample_negatives
 from lens.problems import load_evaluation_sets
 from lens.runs.checkpoints import ADAPTER_FOLDER, CheckpointFolder, prune_checkpoints, restore_replaced_name
 from lens.runs.provenance import describe_provenance
@@ -163,7 +165,9 @@ def make_stages(config: DictConfig) -> dict[str, Any]:
     shaping, group_filter = (instantiate(config.get(name)) for name in ("reward_shaping", "filter_groups"))
     if shaping is not None:
         check_shaping(shaping, config.trainer.rollouts.max_completion_length)
-    return {"reward_shaping": shaping, "group_filter": group_filter}
+    keep, by = config.trainer.negative_answers, config.trainer.negative_answers_by
+    thin_out = None if keep is None else partial(sample_negatives, keep=keep, by=by)
+    return {"reward_shaping": shaping, "group_filter": group_filter, "thin_out": thin_out}
 
 
 def load_models(

@@ -117,6 +117,8 @@ RULES: dict[str, Rule] = {
     "trainer.memory.gradient_checkpointing": (bool, lambda v: True, "true or false"),
     "trainer.memory.torch_compile": (bool, lambda v: True, "true or false"),
     "trainer.grad_share_every": at_least(0),
+    "trainer.negative_answers": at_least(1),
+    "trainer.negative_answers_by": one_of("size", "answer"),
     "trainer.checkpoints.checkpoint_every": at_least(1),
     "trainer.checkpoints.keep_checkpoints": at_least(1),
     "trainer.checkpoints.keep_best": (
@@ -180,6 +182,7 @@ RULES: dict[str, Rule] = {
 NULLABLE = {
     *(
         "trainer.memory.autocast",
+        "trainer.negative_answers",
         "loss.dual_clip",
         "trainer.memory.num_threads",
         "trainer.checkpoints.keep_best",
@@ -233,6 +236,9 @@ def check_training(config: DictConfig, num_processes: int = 1) -> None:
             f"(model.prompt.max_length + trainer.rollouts.max_completion_length)"
         )
         raise ConfigError("trainer.memory.max_tokens_per_microbatch", memory.max_tokens_per_microbatch, valid)
+    if (keep := trainer.negative_answers) is not None and keep > rollouts.num_generations:
+        valid = f"must be at most {rollouts.num_generations}, the answers of a group, or null"
+        raise ConfigError("trainer.negative_answers", keep, valid)
     difficulty = OmegaConf.select(config, "objective.difficulty", default="length_normalized")
     if OmegaConf.select(config, "objective.rho") is not None and difficulty != "length_normalized":
         reason = f"objective.rho={config.objective.rho} says what the difficulty is estimated from"

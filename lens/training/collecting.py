@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from lens.distributed.stop_signals import StopSignals
 from lens.errors import RunFailed
 from lens.grading.groups import AnyGrader, grade_groups
+from lens.objectives.groups import group_kinds
 from lens.objectives.inputs import find_inputs
 from lens.problems.prompts import Prompt
 from lens.seeding import derive_seed
@@ -56,6 +57,8 @@ class Collector:
         seed: the run's seed.
         reward_shaping: changes rewards before the objective sees them; None: nothing does.
         group_filter: decides which groups are kept; None: all are.
+        thin_out: leaves few answers of a negative group with an advantage; it is called with advantages, which groups
+            are negative, and a generator. None: all keep theirs.
     """
 
     settings: DictConfig
@@ -68,6 +71,7 @@ class Collector:
     seed: int
     reward_shaping: Callable[..., Tensor] | None = None
     group_filter: GroupFilter | None = None
+    thin_out: Callable[[Tensor, Tensor, torch.Generator], Tensor] | None = None
 
     def __post_init__(self):
         self.asked = find_inputs(self.objective)
@@ -81,6 +85,7 @@ class Collector:
         """Collect a round, sampled after ``step`` updates.
 
         With a filter, questions are sampled until enough groups are kept. The objective then sees those, all at once.
+        Last, negative groups are thinned out.
 
         Args:
             step: optimizer updates so far; the engine gets new weights only if this has changed.
@@ -92,6 +97,17 @@ class Collector:
             StopRequested: SIGTERM came before the round was complete.
             RunFailed: too few groups were kept in ``group_filter.max_draws`` draws.
         """
+        collected = self._collect(step, number, stop, stopwatch)
+        if self.thin_out is None:
+            return collected
+        experience = collected.experience
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "negative answers", number))
+        negative = group_kinds(experience.correct, experience.valid).negative
+        advantages = self.thin_out(experience.advantages, negative, generator=generator)
+        return collected._replace(experience=replace(experience, advantages=advantages))
+
+    def _collect(self, step: int, number: int, stop: StopSignals, stopwatch: Stopwatch) -> Round:
+        """Collect a round, with the advantages of the objective."""
         if self.group_filter is None:
             experience = self._draw(self.objective, step, number, stop, stopwatch)
             return Round(experience, 1, int(experience.rollouts.lengths.sum()), 0)
