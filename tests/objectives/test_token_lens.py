@@ -60,6 +60,10 @@ def test_tokens_above_the_limit_are_left_out_and_the_others_pay_for_them():
     assert advantages.tolist() == pytest.approx([-0.6 * 8 / 3, 0.0, 0.0, -0.6 * 4 / 3], abs=IN_A_GROUP)
 
 
+def test_the_limit_itself_is_not_above_it():
+    assert torch.equal(one_answer([1.0, 0.5], max_probability=1.0), one_answer([1.0, 0.5]))
+
+
 @pytest.mark.parametrize("options", [{"max_probability": 0.5}, {"shape": "reversed"}])
 def test_an_answer_of_which_nothing_is_left_gets_zero(options):
     assert one_answer([1.0, 1.0], **options).tolist() == [0.0, 0.0]
