@@ -26,11 +26,11 @@ class PassG:
         baseline: what b_q is. "tracked": the share of problem q's earlier rounds that had a right answer, by
             `BetaTracker`; the round's own outcome enters it after the advantages. "batch": the share of the round's
             groups that have one. "one": 1, so that nothing but negative groups gets the term, and these get -alpha/G.
-        rho: what a round leaves of a problem's old counts, for "tracked".
+        decay: what a round leaves of a problem's old counts, for "tracked".
         eps: added to the standard deviation in mixed groups.
 
     Raises:
-        ValueError: alpha is below 0, rho is outside [0, 1], or the baseline has another name.
+        ValueError: alpha is below 0, decay is outside [0, 1], or the baseline has another name.
     """
 
     def __init__(
@@ -38,13 +38,13 @@ class PassG:
         *,
         alpha: float = 0.25,
         baseline: Literal["tracked", "batch", "one"] = "tracked",
-        rho: float = 0.875,
+        decay: float = 0.875,
         eps: float = 1e-6,
     ) -> None:
         not_negative(alpha=alpha)
         one_of(BASELINES, baseline=baseline)
         self.alpha, self.baseline, self.eps = alpha, baseline, eps
-        self.tracker = BetaTracker(rho)
+        self.tracker = BetaTracker(decay)
 
     def __call__(
         self,

@@ -18,17 +18,18 @@ class SPO:
     The round's own verdicts enter v_q after its advantages, so v_q does not depend on the answer that it is taken from.
 
     Args:
-        rho: what a round leaves of a problem's old counts; 0.875 is the paper's lowest and its code's constant.
+        decay: what a round leaves of a problem's old counts, the paper's rho. 0.875 is its lowest value, and the
+            constant of the authors' code.
         eps: added to the standard deviation over the round.
 
     Raises:
-        ValueError: rho is outside [0, 1], or eps is below 0.
+        ValueError: decay is outside [0, 1], or eps is below 0.
     """
 
-    def __init__(self, *, rho: float = 0.875, eps: float = 1e-8) -> None:
+    def __init__(self, *, decay: float = 0.875, eps: float = 1e-8) -> None:
         not_negative(eps=eps)
         self.eps = eps
-        self.tracker = BetaTracker(rho)
+        self.tracker = BetaTracker(decay)
 
     def __call__(
         self,

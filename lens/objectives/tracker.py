@@ -15,13 +15,13 @@ PRIOR = (0.5, 0.5)  # successes and failures of a problem that no round has had:
 class BetaTracker:
     """Counts of successes and failures of each problem, a and b of a Beta distribution.
 
-    A round multiplies the counts of the problems it has by rho, then adds its own. So a round that came n rounds of the
-    problem before the last one counts rho^n, and no more than 1 / (1 - rho) rounds count.
+    A round multiplies the counts of the problems it has by ``decay``, then adds its own. So the nth round of a problem
+    before its last counts decay^n, and no more than 1 / (1 - decay) rounds count.
     """
 
-    def __init__(self, rho: float) -> None:
-        between(0, 1, rho=rho)
-        self.rho = rho
+    def __init__(self, decay: float) -> None:
+        between(0, 1, decay=decay)
+        self.decay = decay
         self.counts: dict[str, tuple[float, float]] = {}
 
     def rates(self, problem_ids: Sequence[str]) -> Tensor:
@@ -41,7 +41,7 @@ class BetaTracker:
         for name, (won, lost) in of_round.items():
             if won + lost > 0:
                 a, b = self.counts.get(name, PRIOR)
-                self.counts[name] = (self.rho * a + won, self.rho * b + lost)
+                self.counts[name] = (self.decay * a + won, self.decay * b + lost)
 
     def state_dict(self) -> dict:
         return {"counts": {name: list(counts) for name, counts in self.counts.items()}}

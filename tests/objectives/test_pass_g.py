@@ -45,7 +45,7 @@ def test_the_added_term_is_the_gradient_of_pass_at_g(size, baseline):
 
 
 def test_two_rounds_by_hand():
-    objective = PassG(alpha=0.8, rho=0.5)
+    objective = PassG(alpha=0.8, decay=0.5)
     correct = torch.tensor([[F, F], [T, T], [T, F]])
     half = 0.5 / (math.sqrt(0.5) + 1e-6)  # GRPO of one right of two
     first = objective(correct, problem_ids=["a", "b", "c"])  # b = 1/2, and alpha/G = 0.4
@@ -79,12 +79,12 @@ def test_the_batch_baseline_is_the_share_of_groups_with_a_right_answer(round_):
             assert (added[q] == 0).all()  # one outcome throughout says nothing against its own mean
 
 
-@pytest.mark.parametrize("rho", [0.5, 0.875])
-def test_a_problem_that_never_succeeds_stops_being_pushed_and_one_that_fails_once_is_pushed_hard(rho):
-    objective, wrong = PassG(alpha=4.0, rho=rho), torch.zeros(1, 4, dtype=torch.bool)
+@pytest.mark.parametrize("decay", [0.5, 0.875])
+def test_a_problem_that_never_succeeds_stops_being_pushed_and_one_that_fails_once_is_pushed_hard(decay):
+    objective, wrong = PassG(alpha=4.0, decay=decay), torch.zeros(1, 4, dtype=torch.bool)
     for n in range(12):
-        prior = 0.5 * rho**n  # what is left of either count; the failures add 1 + rho + ... + rho^(n-1)
-        b = prior / (2 * prior + sum(rho**age for age in range(n)))
+        prior = 0.5 * decay**n  # what is left of either count; the failures add 1 + decay + ... + decay^(n-1)
+        b = prior / (2 * prior + sum(decay**age for age in range(n)))
         pushed = objective(wrong, problem_ids=["hopeless"])
         assert pushed.tolist() == [[pytest.approx(-b, abs=IN_A_GROUP)] * 4]
     for _ in range(12):
@@ -126,7 +126,7 @@ def test_invalid_answers_take_no_part(round_, seed, baseline):
     check_invalid_answers_take_no_part(partial(PassG, baseline=baseline), round_, seed)
 
 
-@pytest.mark.parametrize("options", [{"alpha": -1.0}, {"rho": 2.0}, {"baseline": "zero"}])
+@pytest.mark.parametrize("options", [{"alpha": -1.0}, {"decay": 2.0}, {"baseline": "zero"}])
 def test_values_that_make_no_sense_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         PassG(**options)

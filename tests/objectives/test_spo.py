@@ -57,7 +57,7 @@ def test_the_mean_of_the_round_is_subtracted_once_more():
 def test_with_one_answer_a_problem_it_is_the_paper_s():
     """Plain Python: counts decay and take in the reward after the advantage; then the batch is whitened."""
     generator = torch.Generator().manual_seed(0)
-    spo, counts = SPO(rho=0.9), {}
+    spo, counts = SPO(decay=0.9), {}
     for _ in range(6):
         names = [f"p{n}" for n in torch.randperm(5, generator=generator)[:4].tolist()]
         verdicts = (torch.rand(4, generator=generator) < 0.5).tolist()
@@ -113,7 +113,7 @@ def test_invalid_answers_take_no_part(round_, seed):
     check_invalid_answers_take_no_part(SPO, round_, seed)
 
 
-@pytest.mark.parametrize("options", [{"rho": 1.5}, {"rho": -1.0}, {"eps": -1e-8}])
+@pytest.mark.parametrize("options", [{"decay": 1.5}, {"decay": -1.0}, {"eps": -1e-8}])
 def test_values_that_make_no_sense_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         SPO(**options)

@@ -26,14 +26,14 @@ def test_two_rounds_by_hand():
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=12), st.floats(0.1, 1))
-def test_a_round_counts_rho_to_the_power_of_the_rounds_after_it(outcomes, rho):
-    tracker = BetaTracker(rho)
+def test_a_round_counts_decay_to_the_power_of_the_rounds_after_it(outcomes, decay):
+    tracker = BetaTracker(decay)
     for won, lost in outcomes:
         tracker.update(["a"], torch.tensor([won]), torch.tensor([won + lost]))
     seen = [outcome for outcome in outcomes if sum(outcome) > 0]  # a round without a trial is none
     ages = range(len(seen) - 1, -1, -1)
-    a = 0.5 * rho ** len(seen) + sum(won * rho**age for (won, _), age in zip(seen, ages, strict=True))
-    b = 0.5 * rho ** len(seen) + sum(lost * rho**age for (_, lost), age in zip(seen, ages, strict=True))
+    a = 0.5 * decay ** len(seen) + sum(won * decay**age for (won, _), age in zip(seen, ages, strict=True))
+    b = 0.5 * decay ** len(seen) + sum(lost * decay**age for (_, lost), age in zip(seen, ages, strict=True))
     assert tracker.rates(["a"]).item() == pytest.approx(a / (a + b), rel=rounding("float64", 10 * len(outcomes)))
 
 
@@ -55,7 +55,7 @@ def test_a_state_is_plain_and_goes_through_json():
     assert torch.equal(restored.rates(["a", "b", "c"]), tracker.rates(["a", "b", "c"]))
 
 
-@pytest.mark.parametrize("rho", [-0.1, 1.1, float("nan")])
-def test_values_that_make_no_sense_are_refused(rho):
-    with pytest.raises(ValueError, match="rho"):
-        BetaTracker(rho)
+@pytest.mark.parametrize("decay", [-0.1, 1.1, float("nan")])
+def test_values_that_make_no_sense_are_refused(decay):
+    with pytest.raises(ValueError, match="decay"):
+        BetaTracker(decay)
