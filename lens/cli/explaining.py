@@ -26,6 +26,8 @@ def explain(error: BaseException, config_name: str, arguments: list[str]) -> str
             return str(cause)
         cause = cause.__cause__
     message = " ".join(str(error).split())
+    if isinstance(error.__cause__, ValueError) and (place := re.search(r"full_key: (\S+)", message)):
+        return f"{place[1]}: {error.__cause__}"  # an option that a part of the run refused when it was made
     # Hydra names the group, the option and the other options; an option in a folder has the folder in its name.
     if option := re.search(r"Could not find '([^']+)' Available options in '([^']+)': (.*?) Config search", message):
         return explain_unknown_option(option[2], option[1].removeprefix(f"{option[2]}/"), option[3].split())

@@ -1,16 +1,26 @@
-"""Objectives: pure functions from verdicts and confidences [Q, G] to advantages [Q, G]."""
+"""Objectives turn verdicts, and what else they name, into advantages. inputs.py lists what they can name."""
 
+from lens.objectives.ace import ace_advantages
 from lens.objectives.controls import shuffled_advantages, uniform_advantages
 from lens.objectives.grpo import grpo_advantages
 from lens.objectives.lens import calibrated_rewards, estimate_difficulty, lens_advantages
+from lens.objectives.lens_mixture import lens_mixture_advantages
+from lens.objectives.rl_zvp import rl_zvp_advantages
 from lens.objectives.theory import w
+from lens.objectives.token_lens import token_lens_advantages
+from lens.objectives.unlikeliness import unlikeliness_advantages
 
 __all__ = [
+    "ace_advantages",
     "calibrated_rewards",
     "estimate_difficulty",
     "grpo_advantages",
     "lens_advantages",
+    "lens_mixture_advantages",
+    "rl_zvp_advantages",
     "shuffled_advantages",
+    "token_lens_advantages",
     "uniform_advantages",
+    "unlikeliness_advantages",
     "w",
 ]
