@@ -34,15 +34,24 @@ def group_kinds(correct: Tensor, valid: Tensor | None = None) -> GroupKinds:
     return GroupKinds(any_wrong & ~any_right, any_wrong & any_right, any_right & ~any_wrong)
 
 
+def group_mean(rewards: Tensor, valid: Tensor) -> Tensor:
+    """Return the mean of rewards [Q, G] over the valid answers of each group, float64 [Q, 1]; 0 without any."""
+    size = valid.sum(dim=1, keepdim=True).clamp(min=1)
+    return (rewards.double() * valid).sum(dim=1, keepdim=True) / size
+
+
+def group_std(centred: Tensor, valid: Tensor) -> Tensor:
+    """Return the sample standard deviation (n - 1) of rewards centred by `centre`, [Q, 1]; 0 below two answers."""
+    size = valid.sum(dim=1, keepdim=True)
+    return (centred.square().sum(dim=1, keepdim=True) / (size - 1).clamp(min=1)).sqrt()
+
+
 def centre(rewards: Tensor, valid: Tensor) -> Tensor:
     """Return rewards [Q, G] minus the mean over the valid answers of their group, in float64.
 
     Invalid entries, and differences that are mere rounding, become exactly 0.
     """
-    rewards = rewards.double()
-    size = valid.sum(dim=1, keepdim=True).clamp(min=1)
-    mean = (rewards * valid).sum(dim=1, keepdim=True) / size
-    centred = (rewards - mean) * valid
+    centred = (rewards.double() - group_mean(rewards, valid)) * valid
     return torch.where(centred.abs() > ROUNDING, centred, 0.0)
 
 
@@ -54,6 +63,4 @@ def normalise(rewards: Tensor, valid: Tensor, *, eps: float, scale_by_std: bool 
     centred = centre(rewards, valid)
     if not scale_by_std:
         return centred
-    size = valid.sum(dim=1, keepdim=True)
-    std = (centred.square().sum(dim=1, keepdim=True) / (size - 1).clamp(min=1)).sqrt()
-    return centred / (std + eps)
+    return centred / (group_std(centred, valid) + eps)

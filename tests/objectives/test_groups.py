@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lens.objectives.groups import centre, group_kinds, normalise
+from lens.objectives.groups import centre, group_kinds, group_mean, group_std, normalise
 
 T, F = True, False
 
@@ -21,6 +21,13 @@ def test_valid_answers_decide_the_kind_and_without_any_there_is_none():
     correct = torch.tensor([[T, F], [T, F], [T, F], [T, F]])
     kinds = group_kinds(correct, torch.tensor([[T, T], [F, T], [T, F], [F, F]]))
     assert torch.cat(kinds, dim=1).tolist() == [[F, T, F], [T, F, F], [F, F, T], [F, F, F]]  # negative, mixed, positive
+
+
+def test_mean_and_sample_deviation_are_over_valid_answers():
+    rewards = torch.tensor([[1.0, 9.0, 2.0, 6.0], [4.0, 5.0, 6.0, 7.0], [1.0, 2.0, 3.0, 4.0]])
+    valid = torch.tensor([[T, F, T, T], [F, T, F, F], [F, F, F, F]])
+    assert group_mean(rewards, valid).tolist() == [[3], [5], [0]]
+    assert group_std(centre(rewards, valid), valid).tolist() == [[7**0.5], [0], [0]]  # (4 + 1 + 9) / 2
 
 
 @pytest.mark.parametrize("size", [3, 6, 7, 10, 49])

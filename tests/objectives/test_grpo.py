@@ -54,6 +54,18 @@ def test_eps_is_added_to_the_standard_deviation():
     assert advantages[0].tolist() == [0.75, -0.25, -0.25, -0.25]  # divided by 1/2 + 1/2
 
 
+def test_rewards_take_the_place_of_verdicts():
+    # Mean 1/2, deviations 1, -1/2, -1/2 and 0, variance (1 + 1/4 + 1/4) / 3 = 1/2.
+    rewards, correct = torch.tensor([[1.5, 0.0, 0.0, 0.5]]), torch.tensor([[False, True, False, True]])
+    expected = [deviation / (math.sqrt(0.5) + EPS) for deviation in (1, -0.5, -0.5, 0)]
+    assert grpo_advantages(correct, rewards=rewards)[0].tolist() == pytest.approx(expected, abs=IN_A_GROUP)
+
+
+def test_rewards_of_zero_and_one_give_the_verdicts_own_advantages_to_the_last_bit():
+    correct = torch.rand(200, 7, generator=torch.Generator().manual_seed(0)) < 0.4
+    assert torch.equal(grpo_advantages(correct, rewards=correct.float()), grpo_advantages(correct))
+
+
 def test_invalid_answers_are_out_of_mean_and_deviation():
     # Of [1, 0, 0] the mean is 1/3, the deviations are 2/3, -1/3, -1/3 and the variance is (4 + 1 + 1)/9 / 2 = 1/3.
     right, wrong = 2 / 3 / (math.sqrt(1 / 3) + EPS), -1 / 3 / (math.sqrt(1 / 3) + EPS)
