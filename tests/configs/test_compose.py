@@ -15,12 +15,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_method, get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from lens.config.callables import check_objective
+from lens.config.callables import check_objective, make_example
 from lens.config.checks import check_training, check_values
 from lens.config.keys import hash_config
 from lens.errors import ConfigError
 from lens.files import CONFIGS
 from lens.models.tiny import TinyRecipe
+from lens.objectives.inputs import call_by_name
 from lens.problems import load_evaluation_sets
 from tests.support.configs import composed
 
@@ -112,22 +113,36 @@ def test_every_script_has_a_config():
 # --- parts -----------------------------------------------------------------------------------------------------------
 
 
+# What an objective gives at its defaults to groups that teach nothing under GRPO: negative ones and positive ones.
+SILENT = {"grpo", "dr_grpo", "rloo", "max_rl", "qae", "pass_at_k", "unlikeliness", "ace"}
+SILENT |= {"lens_mixed_only", "lens_rho_policy", "psr"}
+TEACHES_POSITIVE = {"unlikeliness", "rl_zvp", "spo", "pass_g", "reinforce_pp_baseline", "w_reinforce", "psr"}
+ONE_SIDED = {"qae", "psr", "nsr"}  # a mixed group's right answers, or its wrong ones, get nothing
+
+
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "objective"])
 def test_every_objective_weighs_groups(option):
     objective = instantiate(composed(f"objective={option}").objective)
     correct = torch.tensor([[False] * 4, [True, False, False, True], [True] * 4])
+    known = make_example(4)
+    known |= {
+        name: torch.cat([known[name], known[name][:1]]) for name in known if isinstance(known[name], torch.Tensor)
+    }
     confidence = torch.tensor([[0.9, 0.5, 0.2, 0.1], [0.8, 0.7, 0.3, 0.4], [0.9, 0.8, 0.7, 0.6]])
-    lengths = torch.tensor([[3, 4, 5, 6]] * 3)
-    advantages = objective(correct, confidence, lengths=lengths, valid=torch.ones_like(correct))
+    named = {"correct": correct, "rewards": correct.float(), "confidence": confidence, "problem_ids": list("abc")}
+    advantages = call_by_name(objective, known | named)
+    if advantages.dim() == 3:
+        advantages = advantages.sum(dim=2)
     assert advantages.shape == (3, 4)
-    assert advantages.isfinite().all()
-    negative, mixed, positive = advantages
-    assert (positive == 0).all()
-    assert mixed[correct[1]].min() > 0 > mixed[~correct[1]].max()
-    if option in ("grpo", "lens_mixed_only", "lens_rho_policy"):
-        assert (negative == 0).all()
+    assert (advantages.isfinite() | advantages.isnan()).all()
+    negative, mixed, positive = advantages.nan_to_num()
+    assert positive.any() == (option in TEACHES_POSITIVE)
+    assert negative.any() == (option not in SILENT)
+    right, wrong = mixed[correct[1]], mixed[~correct[1]]
+    if option in ONE_SIDED:
+        assert (right >= 0).all() and (wrong <= 0).all() and mixed.any()
     else:
-        assert (negative != 0).all()
+        assert right.min() > 0 > wrong.max()
     if option in ("lens", "lens_strong", "lens_unscaled", "lens_negative_only"):
         assert (negative.diff() > 0).all()  # the surer it was of what is wrong, the worse
 
