@@ -1,4 +1,4 @@
-"""Check the paper's theory on small answer spaces, and draw its figure 4, w(z): python scripts/theory.py"""
+"""Check the theory on small answer spaces, and draw it: python scripts/theory.py"""
 
 from pathlib import Path
 
@@ -9,15 +9,22 @@ from lens.cli.entry_point import entry_point
 
 @entry_point("theory")
 def main(config: DictConfig) -> None:
-    from lens.commands.theory import check_theory, draw_w
+    from lens.commands import theory
     from lens.config.checks import at_least, check_values, check_writable
     from lens.terminal import show_table
 
     check_values(config, {"num_spaces": at_least(1), "num_answers": at_least(4)})
-    check_writable("target", Path(config.target))
-    table = check_theory(config.num_spaces, config.num_answers)
+    target = Path(config.target)
+    check_writable("target", target)
+    table = theory.check_theory(config.num_spaces, config.num_answers)
     show_table("The paper's theory, checked in float64 on answer spaces small enough to sum over", table)
-    print(f"figure: {draw_w(Path(config.target) / 'figure_4_w')}, .pdf")
+    table = theory.check_negative_groups(config.num_spaces)
+    show_table("What negative groups say on average: summed over all groups of 2 to 5 out of 6 answers", table)
+    show_table("Cosines with gradients: one right answer and six wrong ones, G = 8", theory.profile_table())
+    title = "Cosines for 100 random policies: one right answer and four wrong ones, G = 4; median (5 % to 95 %)"
+    show_table(title, theory.random_table())
+    print(f"figure: {theory.draw_w(target / 'figure_4_w')}, .pdf")
+    print(f"figure: {theory.draw_directions(target / 'negative_groups')}, .pdf")
 
 
 if __name__ == "__main__":

@@ -22,8 +22,9 @@ def uniform_advantages(
 ) -> Tensor:
     """Return GRPO's advantages in mixed groups, and -alpha/G for every answer of a negative group.
 
-    The penalty is not centred, as it would vanish. It is the constant negative reward of REINFORCE variants. The
-    paper's appendix C derives it as the special case rho = pi.
+    The penalty is not centred, as it would vanish. It is the constant negative reward of REINFORCE variants, which the
+    paper's appendix C derives as the special case rho = pi. Its expectation is (alpha/G) grad pass@G, for answers of
+    one length and before clipping (lens/objectives/negative_groups.py).
 
     Args:
         correct, valid: bool [Q, G], as in `lens_advantages`.
