@@ -16,7 +16,7 @@ from lens.losses.aggregation import token_weights
 from lens.runs.answers import find_answers, read_answers
 from lens.runs.run import read_config
 from lens.terminal import show_table
-from lens.training.stored_experience import ALSO_USED, STORED, compare_advantages, weigh_again
+from lens.training.stored_experience import ALSO_USED, STORED, compare_advantages, find_group_size, weigh_again
 
 
 def replay(run: Path, objective: Callable[..., Tensor], *, name: str, step: int | None, target: Path) -> pd.DataFrame:
@@ -38,12 +38,13 @@ def replay(run: Path, objective: Callable[..., Tensor], *, name: str, step: int 
     Raises:
         ConfigError: the objective cannot work, there are no such rollouts, or the target cannot be written to.
     """
-    check_objective(objective)
     mode, longest = "seq-mean-token-mean", None
     if (run / ".hydra" / "config.yaml").exists():
         trained = read_config(run, "run")
         mode, longest = trained.loss.loss_agg_mode, trained.trainer.rollouts.max_completion_length
     files = find_answers(run, "rollouts", step)
+    first = read_answers(next(iter(files.values())), STORED)
+    check_objective(objective, find_group_size(first))
     check_writable("target", target)
     rows = []
     for at, file in files.items():

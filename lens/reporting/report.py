@@ -90,7 +90,6 @@ def report(runs: Sequence[Path], baseline: str | None, target: Path, *, completi
         for members, title, name in places
     ]
     sections, files = [part.section for part in written], [line for part in written for line in part.files]
-    compute = [(title, part.compute) for title, part in zip(titles, written, strict=True)]
     headlines = [part.headline for part in written if part.headline]
     if mapped := report_map(arms, baseline, target):
         sections.insert(0, mapped[0])
@@ -108,7 +107,7 @@ def report(runs: Sequence[Path], baseline: str | None, target: Path, *, completi
         sections=sections,
         paper=paper,
         paper_runs=has_runs(arms),
-        compute=compute,
+        compute=[(title, part.compute) for title, part in zip(titles, written, strict=True)],
         arms=arms,
         browsed=browsed,
     )

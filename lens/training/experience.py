@@ -1,6 +1,6 @@
 """Holds what an update learns from, and decides which answers may teach.
 
-An `Experience` is rollouts with verdicts, rewards and advantages. It also computes the metrics of its groups.
+An `Experience` is rollouts with verdicts, rewards and advantages.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from lens.grading.judge import MAY_TEACH, UNJUDGED, Unjudgeable
+from lens.grading.judge import MAY_TEACH, Unjudgeable
 from lens.losses.importance import ImportanceSampling, importance_weights
 from lens.objectives import calibrated_rewards
-from lens.objectives.groups import group_kinds
 from lens.objectives.inputs import call_by_name
 from lens.sampling.rollouts import Rollouts, geometric_mean_probability, join_values
 
@@ -159,53 +158,6 @@ class Experience:
             return self.advantages
         return mean_over_tokens(self.advantages, self.rollouts)
 
-    def metrics(self, token_weights: Tensor) -> dict[str, float]:
-        """Return the metrics of these groups; docs/metrics.md explains each.
-
-        Args:
-            token_weights: [Q*G], the weight of each completion's tokens in the loss.
-        """
-        r, kinds = self.rollouts, group_kinds(self.correct, self.valid)
-        metrics = {
-            "reward": self.correct.float().mean().item(),
-            "reward/calibrated": mean_where(self.calibrated, self.valid),
-            "confidence/correct_mean": mean_where(self.confidence, self.valid & self.correct),
-            "confidence/incorrect_mean": mean_where(self.confidence, self.valid & ~self.correct),
-            "completions/mean_length": r.lengths.float().mean().item(),
-            "completions/clipped_ratio": r.truncated.float().mean().item(),
-            "completions/valid_ratio": self.valid.float().mean().item(),
-            "entropy": mean_where(-r.logprobs if self.entropies is None else self.entropies, r.mask),
-            "groups/advantage_share_negative": self._advantage_share_negative(token_weights, kinds.negative),
-        }
-        if self.trainer_logprobs is not None:
-            metrics |= measure_logp_difference(self.trainer_logprobs, r.logprobs, r.mask)
-        if self.importance is not None:
-            ratios = (self.trainer_logprobs - r.logprobs)[r.mask].double().exp()
-            metrics |= {
-                "sampling/importance_ratio_mean": ratios.mean().item(),
-                "sampling/importance_ratio_min": ratios.min().item(),
-                "sampling/importance_ratio_max": ratios.max().item(),
-                "sampling/importance_weight_mean": mean_where(self.importance, r.mask),
-            }
-        for verdict in ("no_answer", *UNJUDGED):
-            metrics[f"grading/{verdict}_rate"] = sum(v == verdict for v in self.verdicts) / len(self.verdicts)
-        metrics["grading/unjudged_rate"] = sum(v in UNJUDGED for v in self.verdicts) / len(self.verdicts)
-        buckets = {"": torch.ones(len(self.levels), dtype=torch.bool)}
-        for level in sorted(set(self.levels), key=lambda level: (level is None, level)):
-            name = "/unlevelled" if level is None else f"/level_{level}"
-            buckets[name] = torch.tensor([other == level for other in self.levels])
-        for bucket, members in buckets.items():
-            for kind, is_kind in kinds._asdict().items():
-                metrics[f"groups/frac_{kind}{bucket}"] = is_kind[members].float().mean().item()
-        return metrics
-
-    def _advantage_share_negative(self, token_weights: Tensor, negative: Tensor) -> float:
-        sizes = self.advantages.nan_to_num().abs()
-        sizes = sizes if sizes.dim() == 2 else mean_over_tokens(sizes, self.rollouts)
-        pull = sizes.double() * (token_weights * self.rollouts.lengths).view_as(sizes)
-        total = pull.sum().item()
-        return (pull * negative).sum().item() / total if total > 0 else 0.0
-
 
 def mean_over_tokens(values: Tensor, rollouts: Rollouts) -> Tensor:
     """Return the mean of values [Q, G, T] over the tokens of each answer, [Q, G]."""
@@ -213,18 +165,17 @@ def mean_over_tokens(values: Tensor, rollouts: Rollouts) -> Tensor:
     return (values * mask).sum(dim=2) / mask.sum(dim=2).clamp(min=1)
 
 
-def mean_where(values: Tensor, where: Tensor) -> float:
-    """Return the mean of the values where the condition holds; nan if it holds nowhere."""
-    return values[where].double().mean().item()
+def judge_answers(
+    verdicts: Sequence[str], rollouts: Rollouts, unjudgeable: Unjudgeable, mask_truncated: bool
+) -> tuple[Tensor, Tensor]:
+    """Return which answers are correct and which may teach, bool [Q, G] each.
 
-
-def measure_logp_difference(trainer_logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor) -> dict[str, float]:
-    """Return the mean and the maximum of |trainer_logprobs - sampler_logprobs| on real tokens; all are [N, T]."""
-    difference = (trainer_logprobs - sampler_logprobs)[mask].abs().double()
-    return {
-        "sampling/logp_difference_mean": difference.mean().item(),
-        "sampling/logp_difference_max": difference.max().item(),
-    }
+    One whose gold answer cannot be judged does not teach; nor does one cut by the token limit, with mask_truncated.
+    """
+    shape = (len(rollouts.prompts), rollouts.num_generations)
+    correct = torch.tensor([verdict == "correct" for verdict in verdicts]).view(shape)
+    valid = torch.tensor([verdict in MAY_TEACH[unjudgeable] for verdict in verdicts]).view(shape)
+    return correct, valid & ~rollouts.truncated.view(shape) if mask_truncated else valid
 
 
 def make_experience(
@@ -243,12 +194,9 @@ def make_experience(
     importance_sampling: ImportanceSampling = "none",
     importance_cap: float = 2.0,
     reward_shaping: Callable[..., Tensor] | None = None,
-    step: int = 0,
-    max_completion_length: int | None = None,
+    **known: Any,
 ) -> Experience:
     """Decide which answers may teach, and compute their advantages.
-
-    One whose gold answer cannot be judged does not; nor does one cut by the token limit, with ``mask_truncated``.
 
     Args:
         rollouts, levels, verdicts: Q questions x G completions, judged.
@@ -264,15 +212,15 @@ def make_experience(
         mask_truncated: answers cut by the token limit do not teach.
         importance_sampling, importance_cap: see `importance_weights`. "none" weighs every token by 1.
         reward_shaping: changes the rewards, with the same inputs as an objective. None: they are 1 and 0.
-        step, max_completion_length: for objectives that ask for them.
+        known: other keywords of `Experience.inputs`, for objectives that ask for them.
     """
-    shape = (len(levels), rollouts.num_generations)
-    correct = torch.tensor([verdict == "correct" for verdict in verdicts]).view(shape)  # [Q, G]
-    valid = torch.tensor([verdict in MAY_TEACH[unjudgeable] for verdict in verdicts]).view(shape)  # [Q, G]
-    if mask_truncated:
-        valid &= ~rollouts.truncated.view(shape)
+    correct, valid = judge_answers(verdicts, rollouts, unjudgeable, mask_truncated)  # [Q, G] each
     by_source = {"sampler": rollouts.logprobs, "trainer": trainer_logprobs}  # [Q*G, T] each
-    confidence = geometric_mean_probability(by_source[confidence_from], rollouts.mask).view(shape)  # [Q, G]
+    confidence = geometric_mean_probability(by_source[confidence_from], rollouts.mask).view_as(correct)  # [Q, G]
+    importance = None
+    if importance_sampling != "none":
+        compared = trainer_logprobs, rollouts.logprobs, rollouts.mask
+        importance = importance_weights(*compared, importance_sampling, cap=importance_cap)
     graded = Experience(
         rollouts=rollouts,
         levels=levels,
@@ -282,18 +230,14 @@ def make_experience(
         rewards=correct.float(),
         confidence=confidence,
         calibrated=calibrated_rewards(correct, confidence, valid=valid),
-        advantages=torch.zeros(shape),
+        advantages=torch.zeros_like(confidence),
         old_logprobs=by_source.get(old_from),
         trainer_logprobs=trainer_logprobs,
         reference_logprobs=reference_logprobs,
-        importance=None
-        if importance_sampling == "none"
-        else importance_weights(
-            trainer_logprobs, rollouts.logprobs, rollouts.mask, importance_sampling, cap=importance_cap
-        ),
+        importance=importance,
         entropies=entropies,
     )
-    known = {"confidence_from": confidence_from, "step": step, "max_completion_length": max_completion_length}
+    known["confidence_from"] = confidence_from
     if reward_shaping is not None:
         graded = replace(graded, rewards=call_by_name(reward_shaping, graded.inputs(**known)))
     return graded.weigh(objective, **known)

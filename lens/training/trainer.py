@@ -25,6 +25,7 @@ from lens.runs.tracker import Tracker
 from lens.seeding import derive_seed, restore_random_states
 from lens.training.collecting import Collector
 from lens.training.experience import Experience
+from lens.training.group_metrics import measure_groups
 from lens.training.policy import Policy
 from lens.training.stopwatch import Stopwatch
 from lens.training.train_state import TrainState
@@ -90,7 +91,7 @@ class Trainer:
         if not at.pending:
             at.pending = self._collect().split(self.settings.num_prompts_per_step)
         batch = at.pending[0]
-        metrics = batch.metrics(self.policy.loss.weights(batch)) | self._update(batch)
+        metrics = measure_groups(batch, self.policy.loss.weights(batch)) | self._update(batch)
         at.pending.pop(0)
         at.step += 1
         self._log(metrics, batch, time.perf_counter() - started)

@@ -14,7 +14,7 @@ from lens.models.probe import TOLERANCES, coarsest_dtype
 from lens.models.sharding import gather_named_weights
 from lens.problems.prompts import Prompt
 from lens.sampling.rollouts import Sampler
-from lens.training.experience import measure_logp_difference
+from lens.training.group_metrics import measure_logp_difference
 
 ENGINE_PROBE = 32, 1, 32  # prompts, answers to each, and tokens of an answer
 POLICY_PROBE = 4, 2, 8  # where the engine is the policy

@@ -52,6 +52,8 @@ OUT_OF_BOUNDS = {
     "trainer.memory.logits_chunk_size": [0],
     "trainer.memory.gradient_checkpointing": ["yes", 1],
     "trainer.memory.torch_compile": ["yes", 1],
+    "trainer.negative_answers": [0, 1.5],
+    "trainer.negative_answers_by": ["length"],
     "trainer.grad_share_every": [-1],
     "trainer.checkpoints.checkpoint_every": [0],
     "trainer.checkpoints.keep_checkpoints": [0],

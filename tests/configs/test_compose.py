@@ -94,7 +94,7 @@ def test_every_option_of_every_group_composes(group, option):
     assert re.fullmatch("[0-9a-f]{8}", hash_config(_root_=config))
     if group != "model":  # their prompts are longer than the tiny experiment's micro-batches
         check_training(config)
-        check_objective(instantiate(config.objective))
+        check_objective(instantiate(config.objective), config.trainer.rollouts.num_generations)
 
 
 @pytest.mark.parametrize("name", PRIMARIES)
@@ -122,7 +122,8 @@ ONE_SIDED = {"qae", "psr", "nsr"}  # a mixed group's right answers, or its wrong
 
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "objective"])
 def test_every_objective_weighs_groups(option):
-    objective = instantiate(composed(f"objective={option}").objective)
+    pairs = ["objective.k=2"] if option == "pass_at_k" else []  # two of the mixed group's answers are right
+    objective = instantiate(composed(f"objective={option}", *pairs).objective)
     correct = torch.tensor([[False] * 4, [True, False, False, True], [True] * 4])
     known = make_example(4)
     known |= {
@@ -130,6 +131,7 @@ def test_every_objective_weighs_groups(option):
     }
     confidence = torch.tensor([[0.9, 0.5, 0.2, 0.1], [0.8, 0.7, 0.3, 0.4], [0.9, 0.8, 0.7, 0.6]])
     named = {"correct": correct, "rewards": correct.float(), "confidence": confidence, "problem_ids": list("abc")}
+    named["lengths"] = torch.tensor([[3, 4, 5, 9]] * 3)
     advantages = call_by_name(objective, known | named)
     if advantages.dim() == 3:
         advantages = advantages.sum(dim=2)
@@ -208,7 +210,7 @@ def test_every_job_of_every_experiment_can_start(experiment):
         check_values(config)
         check_training(config)
         check_targets(config)
-        check_objective(instantiate(config.objective))
+        check_objective(instantiate(config.objective), config.trainer.rollouts.num_generations)
         hashes.append(hash_config(_root_=config))
     assert len(set(hashes)) == len(hashes), "two jobs would share a folder"
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lens.sampling.rollouts import Rollouts, Sampler
-from lens.training.experience import measure_logp_difference
+from lens.training.group_metrics import measure_logp_difference
 from tests.support.losses import plain_pass
 
 GENERATIONS, MAX_LENGTH = 4, 14

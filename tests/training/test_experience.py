@@ -12,6 +12,7 @@ import torch
 
 from lens.objectives import grpo_advantages
 from lens.training.experience import Experience, make_experience
+from lens.training.group_metrics import measure_groups
 from tests.support.command_line import is_equal
 
 
@@ -69,7 +70,7 @@ def test_an_answer_that_cannot_be_judged_is_penalised_like_a_wrong_one(experienc
     assert torch.equal(unjudged.advantages, wrong.advantages) and torch.equal(unjudged.calibrated, wrong.calibrated)
     assert unjudged.valid.all() and unjudged.advantages[0, 1] == unjudged.advantages[0, 0] < 0
     assert unjudged.to_frame()["verdict"].tolist() == UNJUDGED  # why it is wrong stays to be seen
-    metrics = unjudged.metrics(torch.ones(4))
+    metrics = measure_groups(unjudged, torch.ones(4))
     rates = {name: metrics[f"grading/{name}_rate"] for name in ("timeout", "error", "bad_gold", "unjudged")}
     assert rates == {"timeout": 0.25, "error": 0.25, "bad_gold": 0, "unjudged": 0.5}
 

@@ -23,6 +23,7 @@ from lens.models.logprobs import ForwardPass
 from lens.models.packing import split_into_microbatches
 from lens.objectives import grpo_advantages, lens_advantages
 from lens.training.experience import Experience
+from lens.training.group_metrics import measure_groups
 from lens.training.update import Loss, compute_gradient, find_non_finite
 from tests.support.gradients import (
     GENERATIONS,
@@ -293,11 +294,11 @@ def test_importance_weights_scale_each_tokens_gradient_and_are_measured(model, e
     trainer = experience.rollouts.logprobs + 0.3 * mask
     weighed = replace(experience, trainer_logprobs=trainer, importance=torch.full(mask.shape, 0.5))
     assert error(gradient(model, weighed), 0.5 * gradient(model, experience)) < TOLERANCE["float32"]
-    metrics = weighed.metrics(LOSS.weights(weighed))
+    metrics = measure_groups(weighed, LOSS.weights(weighed))
     assert metrics["sampling/logp_difference_max"] == pytest.approx(0.3, abs=1e-5)
     assert metrics["sampling/importance_ratio_mean"] == pytest.approx(math.exp(0.3), rel=1e-5)
     assert metrics["sampling/importance_weight_mean"] == pytest.approx(0.5)
-    assert not any(name.startswith("sampling/") for name in experience.metrics(LOSS.weights(experience)))
+    assert not any(name.startswith("sampling/") for name in measure_groups(experience, LOSS.weights(experience)))
 
 
 def test_autocast_is_near_the_full_precision_and_no_more(model, experience):
