@@ -36,6 +36,11 @@ RESUMED = {
     "in bfloat16, with master weights": ({"learning_rate": 1e-5}, ["model.dtype=bfloat16", "objective=lens"], 2),
     "with adapters in bfloat16": ({}, ["model.dtype=bfloat16", "model/lora=default", "model.lora.r=4"], 2),
     "in the middle of a round": ({"num_prompts_per_rollout": 16}, ["evaluation.every=1"], 1),
+    "with objectives that remember, and few answers of negative groups": (
+        {"num_prompts_per_rollout": 8, "learning_rate": 1e-3},
+        ["objective=share", "objective@objective.objective=pass_g", "trainer.negative_answers=2", "evaluation.every=1"],
+        3,
+    ),
     "over the end of an epoch, with random numbers": (
         {"num_prompts_per_rollout": 8, "learning_rate": 1e-3},
         ["objective=lens_shuffled", "evaluation.every=3"],
