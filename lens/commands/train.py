@@ -27,6 +27,7 @@ from lens.commands.assembly import (
     use_threads,
 )
 from lens.commands.training_set import TrainingSet, announce_plan, hash_all_prompts
+from lens.config.callables import check_loss
 from lens.config.checks import check_objective, check_training, check_values
 from lens.distributed.collectives import barrier, is_first, world_size
 from lens.distributed.stop_signals import StopSignals
@@ -51,6 +52,7 @@ from lens.training.collecting import Collector
 from lens.training.policy import Policy
 from lens.training.profiling import profile_run
 from lens.training.trainer import Trainer
+from lens.training.update import Loss
 from lens.training.weight_sync import WeightSync
 
 log = logging.getLogger(__name__)
@@ -89,6 +91,7 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
     check_training(config, world_size())
     objective = instantiate(config.objective)
     check_objective(objective)
+    check_loss(Loss.build(config).surrogate, token_level=False)
     wandb_mode = resolve_wandb_mode(config.tracking.wandb.mode)
     check_inputs(config)
     settle_precision(config, find_stored_config(folder, config.resume))
