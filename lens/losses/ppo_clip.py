@@ -37,15 +37,6 @@ def ppo_clip_loss(
     return Surrogate(losses, clipped)
 
 
-def clipped_surrogate(
-    logprobs: Tensor,
-    old_logprobs: Tensor,
-    advantages: Tensor,
-    *,
-    epsilon_low: float = 0.2,
-    epsilon_high: float = 0.2,
-    dual_clip: float | None = None,
-) -> Tensor:
-    """Return the losses of `ppo_clip_loss` alone, [n]."""
-    options = {"epsilon_low": epsilon_low, "epsilon_high": epsilon_high, "dual_clip": dual_clip}
+def clipped_surrogate(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, **options: float | None) -> Tensor:
+    """Return the losses of `ppo_clip_loss` alone, [n]; the options are its own."""
     return ppo_clip_loss(logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages, **options).losses

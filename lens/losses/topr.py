@@ -23,7 +23,8 @@ def topr_loss(
     Source: "Tapered Off-Policy REINFORCE" (arXiv 2503.14286): positive answers are not corrected, the weight of
     negative ones is truncated to [0, 1].
 
-    Clipped are the tokens of answers whose weight is bounded.
+    Clipped are the tokens of answers whose weight is bounded. Where the policy is still the old one, rounding decides
+    which side of 1 a ratio is on.
 
     Args:
         logprobs, old_logprobs, sequence: [n], see `lens.losses.surrogate`.

@@ -26,7 +26,7 @@ def losses_alone(*, logprobs):
 
 
 def a_mean(*, logprobs, advantages):
-    return Surrogate(-(logprobs * advantages).mean(), logprobs > 0)
+    return Surrogate(-(logprobs * advantages).mean(), (logprobs > 0).any())
 
 
 def no_gradient(*, logprobs, advantages):
