@@ -9,7 +9,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from lens.losses.ppo_clip import clipped_surrogate
+from lens.losses.surrogate import call_surrogate
 from lens.models.loading import DTYPES
 from lens.models.logprobs import ForwardPass
 from lens.training.experience import Experience
@@ -47,12 +47,11 @@ def naive_gradient(
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / forward_pass.temperature
         logprobs = logits.log_softmax(dim=-1).gather(2, ids[:, 1:, None]).squeeze(2)  # [B, L-1]
         logprobs = logprobs[sampled[:, 1:]]  # [n]
-        losses = clipped_surrogate(
+        losses, _ = call_surrogate(
+            loss.surrogate,
             logprobs,
             experience.old_logprobs[rows][r.mask[rows]].to(logprobs),
             advantages[rows].repeat_interleave(r.lengths[rows]).to(logprobs),
-            epsilon_low=loss.epsilon_low,
-            epsilon_high=loss.epsilon_high,
-            dual_clip=loss.dual_clip,
+            r.lengths[rows],
         )  # [n]
         (losses * weights[rows].repeat_interleave(r.lengths[rows]).to(logprobs)).sum().backward()

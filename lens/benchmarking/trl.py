@@ -29,8 +29,11 @@ def check_trl(config: DictConfig) -> None:
     """Refuse what TRL cannot do, before anything is measured.
 
     Raises:
-        ConfigError: TRL is not installed, or its micro-batches do not divide the step.
+        ConfigError: TRL is not installed, its micro-batches do not divide the step, or the loss is another.
     """
+    if config.loss._target_ != "lens.losses.ppo_clip_loss":
+        valid = "must be lens.losses.ppo_clip_loss, which is what TRL computes, unless arms leaves out trl"
+        raise ConfigError("loss._target_", config.loss._target_, valid)
     make_importable(config.trl.path)
     if importlib.util.find_spec("trl") is None:
         valid = "must be a folder with TRL (pip install --no-deps --target FOLDER trl), or install the extra `bench`"

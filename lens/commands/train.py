@@ -28,7 +28,7 @@ from lens.commands.assembly import (
     use_threads,
 )
 from lens.commands.training_set import TrainingSet, announce_plan, hash_all_prompts
-from lens.config.callables import check_objective, check_shaping
+from lens.config.callables import check_loss, check_objective, check_shaping
 from lens.config.checks import check_training, check_values
 from lens.distributed.collectives import barrier, is_first, world_size
 from lens.distributed.stop_signals import StopSignals
@@ -55,6 +55,7 @@ from lens.training.collecting import Collector
 from lens.training.policy import Policy
 from lens.training.profiling import profile_run
 from lens.training.trainer import Trainer
+from lens.training.update import Loss
 from lens.training.weight_sync import WeightSync
 
 log = logging.getLogger(__name__)
@@ -92,7 +93,8 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
     check_values(config)
     check_training(config, world_size())
     objective, stages = instantiate(config.objective), make_stages(config)
-    check_objective(objective, config.trainer.rollouts.num_generations)
+    token_level = check_objective(objective, config.trainer.rollouts.num_generations)
+    check_loss(Loss.build(config).surrogate, token_level)
     wandb_mode = resolve_wandb_mode(config.tracking.wandb.mode)
     check_inputs(config)
     settle_precision(config, find_stored_config(folder, config.resume))

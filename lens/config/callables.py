@@ -1,4 +1,4 @@
-"""Refuses an objective that the training loop could not call, before anything is loaded."""
+"""Calls what a config names on a small example, so that a function that cannot work is refused at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lens.errors import ConfigError
-from lens.objectives.inputs import InputError, call_by_name
+from lens.losses.surrogate import INPUTS, Surrogate, call_surrogate
+from lens.objectives.inputs import InputError, call_by_name, find_inputs
 
 
 def make_example(num_generations: int = 2, max_completion_length: int = 4) -> dict[str, Any]:
@@ -88,3 +89,39 @@ def check_shaping(shaping: Callable[..., Tensor], max_completion_length: int) ->
     rewards = call_example("reward_shaping", shaping, example)
     if not isinstance(rewards, Tensor) or rewards.shape != example["rewards"].shape or not rewards.isfinite().all():
         raise ConfigError("reward_shaping._target_", name_function(shaping), "must return finite rewards [Q, G]")
+
+
+def check_loss(loss: Callable[..., Surrogate], token_level: bool) -> None:
+    """Call the loss on two small answers, as an update will.
+
+    Args:
+        loss: as `lens.losses.surrogate` describes.
+        token_level: whether the objective's advantages differ from token to token.
+
+    Raises:
+        ConfigError: it asks for other inputs or does not take its options, it takes one advantage for each answer but
+            the objective has one for each token, or it returns something else than a `Surrogate`.
+    """
+    name = name_function(loss)
+    try:
+        wanted = find_inputs(loss, INPUTS)
+    except InputError as error:
+        raise ConfigError("loss._target_", name, f"cannot be called: it {error}") from error
+    if token_level and "sequence_advantages" in wanted:
+        valid = "must be a loss that takes token-level advantages, as the objective's are: this one takes each answer's"
+        raise ConfigError("loss._target_", name, valid)
+    lengths, old = torch.tensor([2, 3]), torch.tensor([-0.5, -1.0, -2.0, -0.1, -3.0])
+    logprobs = (0.9 * old).requires_grad_()
+    returned = call_surrogate(loss, logprobs, old, torch.tensor([1.0, 1.0, -0.5, -0.5, -0.5]), lengths)
+    if not is_surrogate(returned, logprobs):
+        valid = "must return Surrogate(losses, clipped): floats [n] with a gradient, and bools [n]"
+        raise ConfigError("loss._target_", name, valid)
+
+
+def is_surrogate(returned: object, logprobs: Tensor) -> bool:
+    """Return whether a loss of these log-probabilities returned what an update can use."""
+    if not (isinstance(returned, tuple) and len(returned) == 2 and all(map(torch.is_tensor, returned))):
+        return False
+    losses, clipped = returned
+    right_types = losses.dtype == logprobs.dtype and losses.requires_grad and clipped.dtype == torch.bool
+    return right_types and losses.shape == clipped.shape == logprobs.shape

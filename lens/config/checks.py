@@ -103,6 +103,12 @@ RULES: dict[str, Rule] = {
     "loss.epsilon_low": number(lambda v: 0 < v < 1, "a number between 0 and 1"),
     "loss.epsilon_high": POSITIVE,
     "loss.dual_clip": number(lambda v: v > 1, "a number > 1, or null for none"),
+    "loss.ratio_min": number(lambda v: 0 <= v <= 1, "a number in [0, 1], or null for none"),
+    "loss.ratio_max": number(lambda v: v >= 1, "a number >= 1"),
+    "loss.log_epsilon_low": POSITIVE,
+    "loss.log_epsilon_high": POSITIVE,
+    "loss.tau_positive": POSITIVE,
+    "loss.tau_negative": POSITIVE,
     "loss.loss_agg_mode": one_of(*get_args(LossAggMode)),
     "loss.beta": NOT_NEGATIVE,
     "loss.entropy_coef": NOT_NEGATIVE,
@@ -180,14 +186,9 @@ RULES: dict[str, Rule] = {
     "model.prompt.date": (str, is_date, "a date such as 2024-07-26"),
 }
 NULLABLE = {
-    *(
-        "trainer.memory.autocast",
-        "trainer.negative_answers",
-        "loss.dual_clip",
-        "trainer.memory.num_threads",
-        "trainer.checkpoints.keep_best",
-        "trainer.max_entropy",
-    ),
+    *("trainer.memory.autocast", "trainer.memory.num_threads", "trainer.checkpoints.keep_best", "trainer.max_entropy"),
+    "trainer.negative_answers",
+    *("loss.dual_clip", "loss.ratio_min"),
     *("objective.scale_mixed", "objective.scale_negative", "objective.rho"),
     *("sampler.max_model_len", "sampler.kv_cache_space", "model.attention", "model.lora", "model.prompt.date"),
 }

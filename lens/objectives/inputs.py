@@ -39,10 +39,14 @@ def find_inputs(function: Callable[..., Any], vocabulary: Collection[str] = VOCA
     with their names instead.
 
     Raises:
-        InputError: it has a parameter without a default that the vocabulary does not know.
+        InputError: it has a parameter without a default that the vocabulary does not know, or lacks one of its options.
     """
     if (declared := getattr(function, "inputs", None)) is not None:
         return frozenset(declared)
+    try:
+        inspect.signature(getattr(function, "func", function)).bind_partial(**getattr(function, "keywords", {}))
+    except TypeError as error:
+        raise InputError(str(error)) from error
     parameters = inspect.signature(function).parameters.values()
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     unknown = [p.name for p in parameters if p.kind == p.POSITIONAL_ONLY]

@@ -203,24 +203,21 @@ def make_experience(
         objective: see lens/objectives/inputs.py; it returns advantages [Q, G] or [Q, G, T].
         unjudgeable: what an answer counts as that cannot be judged although its gold answer can: "incorrect", or
             "invalid", which does not teach.
-        trainer_logprobs: [Q*G, T], the policy's own log-probabilities. Needed if ``old_from`` or ``confidence_from`` is
-            "trainer", and for importance sampling.
+        trainer_logprobs: [Q*G, T], the policy's own log-probabilities. "trainer" and importance sampling need them.
         reference_logprobs, entropies: see `Experience`.
-        old_from: whose log-probabilities are the old ones in the surrogate's ratio. "current": those of the update
-            itself, so that the ratio is 1.
+        old_from: whose log-probabilities are the old ones in the surrogate's ratio. "current": the update's own.
         confidence_from: whose log-probabilities define the confidence.
         mask_truncated: answers cut by the token limit do not teach.
         importance_sampling, importance_cap: see `importance_weights`. "none" weighs every token by 1.
-        reward_shaping: changes the rewards, with the same inputs as an objective. None: they are 1 and 0.
-        known: other keywords of `Experience.inputs`, for objectives that ask for them.
+        reward_shaping: changes the rewards 1 and 0, with the same inputs as an objective.
+        known: other keywords of `Experience.inputs`.
     """
     correct, valid = judge_answers(verdicts, rollouts, unjudgeable, mask_truncated)  # [Q, G] each
     by_source = {"sampler": rollouts.logprobs, "trainer": trainer_logprobs}  # [Q*G, T] each
     confidence = geometric_mean_probability(by_source[confidence_from], rollouts.mask).view_as(correct)  # [Q, G]
-    importance = None
-    if importance_sampling != "none":
-        compared = trainer_logprobs, rollouts.logprobs, rollouts.mask
-        importance = importance_weights(*compared, importance_sampling, cap=importance_cap)
+    compared = trainer_logprobs, rollouts.logprobs, rollouts.mask
+    weighs = importance_sampling != "none"
+    importance = importance_weights(*compared, importance_sampling, cap=importance_cap) if weighs else None
     graded = Experience(
         rollouts=rollouts,
         levels=levels,

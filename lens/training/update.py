@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from lens.distributed.collectives import gather_tensor, local_part, sum_over_processes
 from lens.losses.aggregation import LossAggMode, token_weights
-from lens.losses.ppo_clip import clipped_surrogate, kl_to_reference
+from lens.losses.kl import kl_to_reference
+from lens.losses.surrogate import Surrogate, call_surrogate
 from lens.models.head import widened_dtype
 from lens.models.logprobs import ForwardPass
 from lens.models.packing import split_into_microbatches
@@ -22,11 +25,12 @@ from lens.training.experience import Experience
 
 @dataclass(frozen=True)
 class Loss:
-    """The surrogate loss: its settings, which configs/loss explains, and its gradient."""
+    """The surrogate loss, its settings, which configs/loss/base.yaml explains, and its gradient.
 
-    epsilon_low: float
-    epsilon_high: float
-    dual_clip: float | None
+    ``surrogate`` is a loss of lens/losses with its options.
+    """
+
+    surrogate: Callable[..., Surrogate]
     loss_agg_mode: LossAggMode
     beta: float
     entropy_coef: float
@@ -36,20 +40,27 @@ class Loss:
     def build(cls, config: DictConfig) -> Loss:
         """Make it from the sections loss and trainer.rollouts of a composed config."""
         known = {**config.loss, **config.trainer.rollouts}
-        return cls(**{f.name: known[f.name] for f in fields(cls)})
+        settings = {f.name: known[f.name] for f in fields(cls) if f.name != "surrogate"}
+        own = {key: value for key, value in config.loss.items() if key not in settings}
+        return cls(surrogate=instantiate(own), **settings)
 
     def weights(self, experience: Experience) -> Tensor:
-        """Return the weight of each completion's tokens in the loss of the whole optimizer batch, float64 [Q*G]."""
-        lengths = experience.rollouts.lengths * experience.valid.flatten()
+        """Return the weight of each completion's tokens in the loss of the whole optimizer batch, float64 [Q*G].
+
+        A completion that is not valid has none, nor has one whose advantage is NaN, which is how an objective leaves an
+        answer out of the batch.
+        """
+        left_out = token_advantages(experience).isnan().any(dim=1)  # [Q*G]
+        lengths = experience.rollouts.lengths * (experience.valid.flatten() & ~left_out)
         return token_weights(lengths, self.loss_agg_mode, max_completion_length=self.max_completion_length)
 
     def teaches(self, experience: Experience) -> Tensor:
         """Return which completions have a gradient, bool [Q*G].
 
-        They are valid and their advantage is not 0. A KL or entropy term gives every valid one a gradient.
+        They have a weight, and a token whose advantage is not 0. A KL or entropy term makes the weight enough.
         """
         every = self.beta > 0 or self.entropy_coef > 0
-        return (self.weights(experience) > 0) & ((experience.advantages.flatten() != 0) | every)
+        return (self.weights(experience) > 0) & ((token_advantages(experience) != 0).any(dim=1) | every)
 
     def accumulate(
         self, model: PreTrainedModel, experience: Experience, forward_pass: ForwardPass, rows: Tensor, weights: Tensor
@@ -66,21 +77,20 @@ class Loss:
         Returns:
             Sums over the trained tokens, over all processes.
         """
-        advantages = experience.advantages.flatten()
+        advantages = token_advantages(experience)
         r, tally = experience.rollouts, Tally()
         rated = forward_pass.rate_in_turns(model, r, rows.tolist(), entropies=self.entropy_coef > 0)
         for part, (logprobs, entropies), counts in rated:  # [n] each, for the part's n tokens
-            per_token = r.lengths[part]  # [completions]
-            advantage = advantages[part].repeat_interleave(per_token).to(logprobs)  # [n]
-            weight = weights[part].repeat_interleave(per_token).to(logprobs)  # [n]
+            lengths, mask = r.lengths[part], r.mask[part]  # [completions], [completions, T]
+            advantage = advantages[part][mask].to(logprobs)  # [n]
+            weight = weights[part].repeat_interleave(lengths).to(logprobs)  # [n]
             if experience.importance is not None:
-                weight = weight * experience.importance[part][r.mask[part]].to(logprobs)  # [n]
+                weight = weight * experience.importance[part][mask].to(logprobs)  # [n]
             known = experience.old_logprobs
-            old = logprobs.detach() if known is None else known[part][r.mask[part]].to(logprobs)  # [n]
-            clip = {"epsilon_low": self.epsilon_low, "epsilon_high": self.epsilon_high, "dual_clip": self.dual_clip}
-            losses = clipped_surrogate(logprobs, old, advantage, **clip)  # [n]
+            old = logprobs.detach() if known is None else known[part][mask].to(logprobs)  # [n]
+            losses, clipped = call_surrogate(self.surrogate, logprobs, old, advantage, lengths)  # [n] each
             if self.beta > 0:
-                kl = kl_to_reference(logprobs, experience.reference_logprobs[part][r.mask[part]].to(logprobs))  # [n]
+                kl = kl_to_reference(logprobs, experience.reference_logprobs[part][mask].to(logprobs))  # [n]
                 losses = losses + self.beta * kl
                 tally.kl += counts * kl.detach().double().sum().item()
             if self.entropy_coef > 0:
@@ -90,13 +100,18 @@ class Loss:
             if not counts:
                 continue
 
-            ratio = (logprobs.detach() - old).exp()
             tally.loss += loss.item()
-            tally.tokens += len(ratio)
+            tally.tokens += len(losses)
             tally.completions += len(part)
-            tally.clipped_low += int(((ratio < 1 - self.epsilon_low) & (advantage < 0)).sum())
-            tally.clipped_high += int(((ratio > 1 + self.epsilon_high) & (advantage > 0)).sum())
+            tally.clipped_low += int((clipped & (advantage < 0)).sum())
+            tally.clipped_high += int((clipped & (advantage > 0)).sum())
         return tally.over_processes()
+
+
+def token_advantages(experience: Experience) -> Tensor:
+    """Return the advantage of each token, float32 [Q*G, T]; 0 beyond a completion's end."""
+    mask = experience.rollouts.mask
+    return experience.advantages.reshape(len(mask), -1).expand(mask.shape).masked_fill(~mask, 0)
 
 
 @dataclass

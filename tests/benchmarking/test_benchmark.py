@@ -211,8 +211,9 @@ def flat_gradient(model) -> torch.Tensor:
     return torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).double()
 
 
-def test_the_naive_update_and_ours_have_the_same_gradient(tiny_folder):
-    work = Workload.load(composed(tiny_folder, "part=update", "model.dtype=float64"))
+@pytest.mark.parametrize("loss", ["ppo_clip", "gmpo"])
+def test_the_naive_update_and_ours_have_the_same_gradient(tiny_folder, loss):
+    work = Workload.load(composed(tiny_folder, "part=update", "model.dtype=float64", f"loss={loss}"))
     norms_in_their_own_type(work.model)
     rollouts = make_up_rollouts(work, shortest_share=0.25)
     assert len(set(rollouts.lengths.tolist())) > 4
@@ -371,6 +372,13 @@ def test_what_cannot_work_is_refused(tiny_folder, tmp_path, overrides, line):
         benchmark(composed(tiny_folder, *overrides), tmp_path)
     assert str(error.value).startswith(line)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_loss_that_trl_does_not_compute_is_refused(tiny_folder):
+    with pytest.raises(
+        ConfigError, match=r"loss\._target_='lens\.losses\.gspo_loss': must be .* unless arms leaves out"
+    ):
+        check_trl(composed(tiny_folder, "part=step", "loss=gspo"))
 
 
 @pytest.mark.skipif(find_spec("trl") is not None, reason="TRL is installed, and so not missed")

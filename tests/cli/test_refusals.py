@@ -71,6 +71,10 @@ REFUSED = {
         given="trainer.rollouts.num_prompts_per_rollout=24",
     ),
     "cut distribution": bad("trainer.rollouts.top_p=0.9: must be 1: below it", given="trainer.rollouts.top_p=0.9"),
+    "the clip of another loss": bad(
+        "loss.ratio_max='2': no such key; ", "valid here: loss.loss_agg_mode, ", given="loss.ratio_max=2"
+    ),
+    "what losses share is no loss": bad("loss._target_", given="loss=base"),
     "two betas": bad("optimizer.adam_betas=[0.9]: must be two numbers", given="optimizer.adam_betas=[0.9]"),
     "unknown schedule": bad(
         "optimizer.lr_scheduler='cosin': must be one of ", "cosine", given="optimizer.lr_scheduler=cosin"

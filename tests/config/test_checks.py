@@ -13,6 +13,7 @@ from lens.cli.explaining import compose_known, list_keys
 from lens.config.callables import check_objective, check_shaping
 from lens.config.checks import NULLABLE, RULES, check_training, check_values
 from lens.errors import ConfigError
+from lens.files import CONFIGS
 from lens.objectives.reward_shaping import overlong_penalty
 from tests.support.configs import composed
 
@@ -39,6 +40,12 @@ OUT_OF_BOUNDS = {
     "loss.epsilon_low": [0, 1, -0.2],
     "loss.epsilon_high": [0, -0.2],
     "loss.dual_clip": [1, 0.5],
+    "loss.ratio_min": [-0.1, 1.1],
+    "loss.ratio_max": [0.9],
+    "loss.log_epsilon_low": [0],
+    "loss.log_epsilon_high": [0],
+    "loss.tau_positive": [0],
+    "loss.tau_negative": [0],
     "loss.loss_agg_mode": ["token-sum"],
     "loss.beta": [-0.1],
     "loss.entropy_coef": [-0.01],
@@ -112,6 +119,8 @@ def test_every_rule_is_about_a_key_that_there_is():
     assert OUT_OF_BOUNDS.keys() == RULES.keys()
     chosen = ["experiment=smollm2/math", "model/lora=default"]
     there = [*list_keys(compose_known("train", chosen)), *list_keys(compose_known("benchmark", ["part=step"]))]
+    for loss in (CONFIGS / "loss").glob("*.yaml"):  # each has keys of its own
+        there += list_keys(compose_known("train", [f"loss={loss.stem}"]))
     assert RULES.keys() <= set(there)
 
 
@@ -140,6 +149,9 @@ def test_every_rule_refuses(plain, key):
         ("trainer.rollouts.top_p", 1),
         ("loss.dual_clip", None),
         ("loss.dual_clip", 3),
+        ("loss.ratio_min", 0),
+        ("loss.ratio_min", None),
+        ("loss.ratio_max", 1),
         ("trainer.memory.num_threads", None),
         ("trainer.checkpoints.keep_best", None),
         ("trainer.checkpoints.keep_best", "pass@16"),
@@ -160,7 +172,7 @@ def test_every_rule_refuses(plain, key):
 )
 def test_what_lies_on_a_bound_is_taken(plain, key, value):
     config = copy.deepcopy(plain)
-    OmegaConf.update(config, key, value)
+    OmegaConf.update(config, key, value, force_add=True)  # some belong to another loss
     check_values(config)
     check_training(config)
 

@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_method, get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from lens.config.callables import check_objective, make_example
+from lens.config.callables import check_loss, check_objective, make_example
 from lens.config.checks import check_training, check_values
 from lens.config.keys import hash_config
 from lens.errors import ConfigError
@@ -23,11 +23,12 @@ from lens.files import CONFIGS
 from lens.models.tiny import TinyRecipe
 from lens.objectives.inputs import call_by_name
 from lens.problems import load_evaluation_sets
+from lens.training.update import Loss
 from tests.support.configs import composed
 
 LENS = CONFIGS.parent / "lens"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
-BASES = {"paper/base"}  # what several experiments share; no command runs it
+BASES = {"paper/base", "base"}  # what several experiments, or all losses, share; no command runs it
 SHARED = {"run"}  # the config that several scripts share
 
 
@@ -38,8 +39,8 @@ def option_of(file: Path) -> tuple[str, str]:
 
 
 OPTIONS = [option_of(file) for file in FILES if file.parent != CONFIGS]
-OPTIONS = [(group, option) for group, option in OPTIONS if not group.startswith("hydra")]
-EXPERIMENTS = sorted(option for group, option in OPTIONS if group == "experiment" and option not in BASES)
+OPTIONS = [(group, option) for group, option in OPTIONS if not group.startswith("hydra") and option not in BASES]
+EXPERIMENTS = sorted(option for group, option in OPTIONS if group == "experiment")
 PRIMARIES = sorted({file.stem for file in CONFIGS.glob("*.yaml")} - SHARED)
 REQUIRED = {
     "evaluate": ["checkpoint=x"],
@@ -50,6 +51,8 @@ REQUIRED = {
     "benchmark": ["part=step"],
 }
 NAMED = {"hf": ["model.name_or_path=x"]}
+EXEMPT = {"_target_", "_partial_", "_convert_"}
+BESIDE_THE_SURROGATE = {*OmegaConf.load(CONFIGS / "loss" / "base.yaml")} - EXEMPT
 
 
 def resolved(config: DictConfig) -> dict:
@@ -74,10 +77,11 @@ def targets(node: object, path: str = "") -> Iterator[tuple[str, dict]]:
 def check_targets(config: DictConfig) -> None:
     """Hold every _target_ against the signature of what it names; Hydra's own parts name classes that exist."""
     found = dict(targets(resolved(config)))
-    assert {"objective", "dataset", "sampler", "grader"} <= found.keys()
+    assert {"objective", "loss", "dataset", "sampler", "grader"} <= found.keys()
     for path, node in found.items():
         named = get_object(node["_target_"])
-        keywords = {key: value for key, value in node.items() if key not in ("_target_", "_partial_", "_convert_")}
+        others = EXEMPT | (BESIDE_THE_SURROGATE if path == "loss" else set())
+        keywords = {key: value for key, value in node.items() if key not in others}
         given = {"model": None, "tokenizer": None} if path == "sampler" else {}
         inspect.signature(named).bind_partial(**keywords, **given)
     for _, node in targets(OmegaConf.to_container(config.hydra, resolve=False)):
@@ -94,7 +98,8 @@ def test_every_option_of_every_group_composes(group, option):
     assert re.fullmatch("[0-9a-f]{8}", hash_config(_root_=config))
     if group != "model":  # their prompts are longer than the tiny experiment's micro-batches
         check_training(config)
-        check_objective(instantiate(config.objective), config.trainer.rollouts.num_generations)
+        token_level = check_objective(instantiate(config.objective), config.trainer.rollouts.num_generations)
+        check_loss(Loss.build(config).surrogate, token_level)
 
 
 @pytest.mark.parametrize("name", PRIMARIES)
@@ -210,7 +215,8 @@ def test_every_job_of_every_experiment_can_start(experiment):
         check_values(config)
         check_training(config)
         check_targets(config)
-        check_objective(instantiate(config.objective), config.trainer.rollouts.num_generations)
+        token_level = check_objective(instantiate(config.objective), config.trainer.rollouts.num_generations)
+        check_loss(Loss.build(config).surrogate, token_level)
         hashes.append(hash_config(_root_=config))
     assert len(set(hashes)) == len(hashes), "two jobs would share a folder"
 
@@ -238,8 +244,10 @@ def test_what_is_typed_wins_over_the_experiment():
 
 # --- what the files say ----------------------------------------------------------------------------------------------
 
-EXEMPT = {"_target_", "_partial_", "_convert_"}
-SHARES_THE_COMMENT_ABOVE = {"epsilon_high", "adam_eps", "weight_decay", "scale_negative"}
+SHARES_THE_COMMENT_ABOVE = {
+    *("epsilon_high", "log_epsilon_high", "tau_negative"),
+    *("adam_eps", "weight_decay", "scale_negative"),
+}
 
 
 def keys_of(file: Path) -> Iterator[tuple[str, bool, bool]]:
@@ -274,17 +282,19 @@ def test_every_key_is_explained_where_it_is_set_or_introduced(file):
 
 @pytest.mark.parametrize("key", sorted(SHARES_THE_COMMENT_ABOVE))
 def test_keys_that_share_a_comment_stand_right_below_it(key):
-    defining = [CONFIGS / name for name in ("loss/ppo_clip.yaml", "optimizer/adamw.yaml", "objective/lens.yaml")]
+    defining = [*(CONFIGS / "loss").glob("*.yaml"), CONFIGS / "optimizer/adamw.yaml", CONFIGS / "objective/lens.yaml"]
     lines = [line for file in defining for line in file.read_text().splitlines()]
-    (place,) = (number for number, line in enumerate(lines) if line.startswith(f"{key}:"))
-    while re.match(r"\w+:", lines[place]):
-        place -= 1
-    assert lines[place].startswith("# ")
+    places = [number for number, line in enumerate(lines) if line.startswith(f"{key}:")]
+    assert places
+    for place in places:
+        while re.match(r"\w+:", lines[place]):
+            place -= 1
+        assert lines[place].startswith("# ")
 
 
 @pytest.mark.parametrize(
     "group",
-    ["trainer/default", "loss/ppo_clip", "optimizer/adamw", "evaluation/arithmetic", "tracking/wandb", "model/tiny"],
+    ["trainer/default", "loss/base", "optimizer/adamw", "evaluation/arithmetic", "tracking/wandb", "model/tiny"],
 )
 def test_no_option_is_without_effect(group):
     """Each key, those of sections included, is read somewhere in lens/; that a rule checks it is no use."""
@@ -295,7 +305,7 @@ def test_no_option_is_without_effect(group):
     if group.startswith("tracking"):
         config = config.wandb
     sections = [config[name] for name in ("rollouts", "memory", "checkpoints") if name in config]
-    assert {key for section in (config, *sections) for key in section} - read == set()
+    assert {key for section in (config, *sections) for key in section} - read - EXEMPT == set()
 
 
 def test_everything_in_a_section_that_is_unpacked_is_taken():

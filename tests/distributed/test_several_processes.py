@@ -7,6 +7,7 @@ import signal
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -33,6 +34,7 @@ from tests.support.command_line import (
     training,
 )
 from tests.support.gradients import changed, error
+from tests.support.losses import choices_of
 from tests.support.rounding import TOLERANCE
 from tests.support.vllm_engine import VLLM
 
@@ -44,8 +46,15 @@ PATHS = environment(PYTHONPATH=str(ROOT))
 
 # --- gradients on the same rollouts ----------------------------------------------------------------------------------
 
+
+def make_case(dtype: str, **choices: Any) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """The data type of the weights, and the choices of a loss and of a forward pass."""
+    loss, forward_pass = changed(**choices)
+    return dtype, choices_of(loss), asdict(forward_pass)
+
+
 CASES = {
-    f"{name}, {dtype}": (dtype, *map(asdict, changed(**choices)))
+    f"{name}, {dtype}": make_case(dtype, **choices)
     for dtype in TOLERANCE
     for name, choices in {
         "one micro-batch": {},
@@ -54,8 +63,8 @@ CASES = {
         "with an entropy bonus": {"entropy_coef": 0.5},
         "with layers computed again": {"gradient_checkpointing": True},
     }.items()
-} | {"in mixed precision": ("float32", *map(asdict, changed(autocast="bfloat16")))}
-COMPILED = {f"with compiled layers, {dtype}": (dtype, *map(asdict, changed(torch_compile=True))) for dtype in TOLERANCE}
+} | {"in mixed precision": make_case("float32", autocast="bfloat16")}
+COMPILED = {f"with compiled layers, {dtype}": make_case(dtype, torch_compile=True) for dtype in TOLERANCE}
 IN_BFLOAT16 = 0.01  # other micro-batches round otherwise
 
 
@@ -348,7 +357,7 @@ def test_two_processes_with_an_engine_each_are_killed_and_one_goes_on(command, l
 
     rows = pd.read_parquet(sorted((folder / "rollouts").iterdir())[-1])
     checkpoint = folder / "checkpoints" / f"step_{STEPS:06d}"
-    cases = {dtype: (dtype, *map(asdict, changed(temperature=1.0))) for dtype in TOLERANCE}
+    cases = {dtype: make_case(dtype, temperature=1.0) for dtype in TOLERANCE}
     one, two = found_by(stored_experience(rows), checkpoint, cases, logs, tmp_path)
     for dtype, tolerance in TOLERANCE.items():
         assert one[dtype]["gradient"].norm() > 0

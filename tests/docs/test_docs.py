@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
-from lens.config.callables import check_objective
+from lens.config.callables import check_loss, check_objective
 from lens.files import CONFIGS
 
 ROOT = CONFIGS.parent
 FOLDERS = ("configs", "docs", "lens", "scripts", "tests")
 PAGES = [*ROOT.glob("*.md"), ROOT / "outputs" / "README.md", *(f for d in FOLDERS for f in (ROOT / d).rglob("*.md"))]
 OBJECTIVES = sorted(file.stem for file in (CONFIGS / "objective").glob("*.yaml"))
+LOSSES = sorted(file.stem for file in (CONFIGS / "loss").glob("*.yaml") if file.stem != "base")
 INDEX = ROOT / "docs" / "objectives" / "README.md"
 HEADINGS = ["Overview", "Formula", "Usage", "Logged metrics", "Implementation details", "Results"]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -79,6 +81,30 @@ def test_the_index_and_the_readme_have_every_objective():
 @pytest.mark.parametrize("page", sorted({*INDEX.parent.glob("*.md")} - {INDEX}), ids=lambda page: page.stem)
 def test_a_page_of_an_objective_has_its_headings_in_order(page):
     assert re.findall(r"^## (.+)$", prose(page), re.MULTILINE) == HEADINGS
+
+
+# --- losses ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_of_losses_has_a_row_and_a_part_for_every_loss():
+    page = ROOT / "docs" / "losses.md"
+    rows = re.findall(r"^\| \[`(\w+)`\]\(#(\w+)\)", page.read_text(), re.MULTILINE)
+    assert sorted(name for name, _ in rows) == LOSSES
+    assert all(name == anchor for name, anchor in rows)
+    for name in LOSSES:
+        part = page.read_text().split(f"\n## {name}\n")[1].split("\n## ")[0]
+        assert f"../lens/losses/{name}.py" in part and f"../configs/loss/{name}.yaml" in part
+        own = set(OmegaConf.load(CONFIGS / "loss" / f"{name}.yaml")) - {"defaults", "_target_", "_partial_"}
+        assert set(re.findall(r"`loss\.(\w+)`", part)) == own
+
+
+def test_the_page_s_own_loss_can_be_used():
+    (example,) = fenced(ROOT / "docs" / "losses.md", "python")
+    names: dict = {}
+    exec(example, names)
+    check_loss(functools.partial(names["my_loss"], floor=0.1), token_level=True)
+    (config,) = fenced(ROOT / "docs" / "losses.md", "yaml")
+    assert OmegaConf.create(config)._target_ == "lens.losses.mine.my_loss"
 
 
 # --- commands --------------------------------------------------------------------------------------------------------

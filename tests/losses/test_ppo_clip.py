@@ -1,4 +1,4 @@
-"""The surrogate against its definition by cases, and the estimate of the KL divergence."""
+"""PPO's surrogate against its definition by cases."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from lens.losses.ppo_clip import clipped_surrogate, kl_to_reference
+from lens.losses.ppo_clip import clipped_surrogate, ppo_clip_loss
+from tests.support.surrogates import rate
 
 
 def loss_of(ratio: float, advantage: float, **choices: float) -> tuple[float, float]:
@@ -79,24 +80,31 @@ def test_tokens_do_not_meet():
     assert loss.tolist() == pytest.approx([-0.5, -1.2, 0.8, 1.5, 3.0])
 
 
-@given(st.floats(-5, 0), st.floats(-5, 0))
-def test_kl_is_zero_at_equality_and_positive_elsewhere(logprob, reference):
-    estimate = kl_to_reference(*(torch.tensor([x], dtype=torch.float64) for x in (logprob, reference))).item()
-    assert estimate >= -torch.finfo(torch.float64).eps  # exp(d) - d - 1 rounds
-    if logprob == reference:
-        assert estimate == 0
-    elif abs(logprob - reference) > 1e-6:
-        assert estimate > 0
+# --- as a loss of configs/loss ---
 
 
-def test_kl_estimate_is_zero_for_equal_policies():
-    logprobs = torch.linspace(-9, 0, 50)
-    assert torch.equal(kl_to_reference(logprobs, logprobs), torch.zeros(50))
+def test_clipped_tokens_are_those_that_the_epsilons_took_the_gradient_from():
+    ratios, advantages = (0.5, 0.9, 1.5, 0.5, 1.5, 9.0, 9.0), (1.0, 1.0, 1.0, -1.0, -1.0, -1.0, 0.0)
+    log_ratios = [[math.log(ratio)] for ratio in ratios]
+    losses, clipped, gradient = rate(ppo_clip_loss, log_ratios, advantages)
+    assert losses == pytest.approx([-0.5, -0.9, -1.2, 0.8, 1.5, 9.0, 0.0])
+    assert clipped == [False, False, True, True, False, False, False]
+    assert [token for token, slope in enumerate(gradient) if slope == 0] == [2, 3, 6]  # the last has no advantage
 
 
-def test_kl_estimate_has_the_divergence_as_its_expectation():
+def test_dual_clip_is_off_unless_asked_for_and_does_not_count_as_clipped():
+    # verl bounds every negative advantage at 3. Under a flat penalty this takes the gradient of each runaway token.
+    runaway = [[math.log(5.0)]]
+    assert rate(ppo_clip_loss, runaway, [-1.0]).gradient == pytest.approx([5.0])
+    bounded = rate(ppo_clip_loss, runaway, [-1.0], dual_clip=3.0)
+    assert bounded.losses == pytest.approx([3.0])
+    assert bounded.gradient == [0.0]
+    assert bounded.clipped == [False]
+
+
+def test_the_old_name_gives_the_same_losses():
     generator = torch.Generator().manual_seed(0)
-    policy, reference = torch.randn(2, 7, generator=generator, dtype=torch.float64).log_softmax(dim=1)
-    divergence = (policy.exp() * (policy - reference)).sum()
-    expectation = (policy.exp() * kl_to_reference(policy, reference)).sum()
-    torch.testing.assert_close(expectation, divergence, atol=1e-14, rtol=1e-12)
+    logprobs, old, advantages = torch.randn(3, 50, generator=generator)
+    options = {"epsilon_low": 0.1, "epsilon_high": 0.3, "dual_clip": 2.0}
+    whole = ppo_clip_loss(logprobs=logprobs, old_logprobs=old, advantages=advantages, **options)
+    assert torch.equal(clipped_surrogate(logprobs, old, advantages, **options), whole.losses)

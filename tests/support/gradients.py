@@ -20,7 +20,7 @@ from lens.problems.prompts import PromptFormat, encode_problems
 from lens.sampling.transformers import TransformersSampler
 from lens.training.experience import Experience, make_experience
 from lens.training.update import Loss, compute_gradient
-from tests.support.losses import plain_loss, plain_pass
+from tests.support.losses import choices_of, plain_loss, plain_pass
 
 MAX_LENGTH = 10
 GENERATIONS = 4
@@ -72,9 +72,9 @@ def flat_gradient(model: PreTrainedModel) -> Tensor:
 
 
 def changed(**changes: Any) -> tuple[Loss, ForwardPass]:
-    """LOSS and PASS but for what is changed; a name is a field of one of them."""
-    of_loss = {f.name: changes.pop(f.name) for f in fields(Loss) if f.name in changes}
-    return replace(LOSS, **of_loss), replace(PASS, **changes)
+    """LOSS and PASS but for what is changed: fields of one of them, or options of the clip."""
+    of_pass = {f.name: changes.pop(f.name) for f in fields(ForwardPass) if f.name in changes}
+    return plain_loss(**(choices_of(LOSS) | changes)), replace(PASS, **of_pass)
 
 
 def gradient(

@@ -16,17 +16,18 @@ from lens.models.loading import load_model
 from lens.models.logprobs import ForwardPass
 from lens.models.sharding import gather_named_weights, shard_model
 from lens.training.experience import Experience
-from lens.training.update import Loss, compute_gradient
+from lens.training.update import compute_gradient
 from tests.support.gradients import norms_in_their_own_type
+from tests.support.losses import plain_loss
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     job = torch.load(folder / "job.pt", weights_only=True)
     experience, found = Experience.from_state(job["experience"]), {}
     with process_group():
-        for name, (dtype, *choices) in job["cases"].items():
+        for name, (dtype, of_loss, of_pass) in job["cases"].items():
             model = load_model(job["model"], dtype=dtype)[0]
-            loss, forward_pass = (make(**own) for make, own in zip((Loss, ForwardPass), choices, strict=True))
+            loss, forward_pass = plain_loss(**of_loss), ForwardPass(**of_pass)
             if dtype == "float64":
                 norms_in_their_own_type(model)
             shard_model(model)

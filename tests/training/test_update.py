@@ -102,7 +102,8 @@ def padded(experience: Experience, columns: int) -> Experience:
 
 def naive_loss(model: PreTrainedModel, experience: Experience, loss: Loss) -> tuple[Tensor, dict[str, int]]:
     """The loss from its definition: every completion alone, all of its logits, one token after the other."""
-    r = experience.rollouts
+    r, clip = experience.rollouts, loss.surrogate.keywords
+    low, high, dual_clip = 1 - clip["epsilon_low"], 1 + clip["epsilon_high"], clip["dual_clip"]
     sums, lengths, counts = [], [], {"low": 0, "high": 0}
     for row, length in enumerate(r.lengths.tolist()):
         question, answer = divmod(row, r.num_generations)
@@ -117,10 +118,9 @@ def naive_loss(model: PreTrainedModel, experience: Experience, loss: Loss) -> tu
             logprob, entropy = log_softmax[token], -(log_softmax.exp() * log_softmax).sum()
             advantage = experience.advantages[question, answer].to(logprob)
             ratio = (logprob - experience.old_logprobs[row, place]).exp()
-            low, high = 1 - loss.epsilon_low, 1 + loss.epsilon_high
             objective = torch.minimum(ratio * advantage, ratio.clamp(low, high) * advantage)
-            if loss.dual_clip is not None and advantage < 0:
-                objective = torch.maximum(objective, loss.dual_clip * advantage)
+            if dual_clip is not None and advantage < 0:
+                objective = torch.maximum(objective, dual_clip * advantage)
             gap = experience.reference_logprobs[row, place] - logprob
             total = total - objective + loss.beta * (gap.exp() - gap - 1) - loss.entropy_coef * entropy
             counts["low"] += int(ratio < low and advantage < 0)
