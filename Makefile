@@ -25,7 +25,7 @@ PYTEST  := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 FUZZ    ?= 10000
 
-.PHONY: help setup demo map league confirm test test-all test-slow test-kernels kill-test kill-soak fuzz page-test lint format docs clean
+.PHONY: help setup demo map league confirm test test-all test-slow test-kernels test-peers kill-test kill-soak fuzz page-test lint format docs clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,7 +76,7 @@ LEAGUE := printed $(filter-out printed,$(sort $(basename $(notdir $(wildcard con
 league: $(STAMP)  ## every objective on the tiny experiment, at printed constants and at equal share of |A|: hours
 	@$(BIN)/python scripts/make_tiny.py
 	@for experiment in $(LEAGUE); do $(BIN)/python scripts/train.py -m experiment=league/$$experiment || exit; done
-	@$(BIN)/python scripts/report.py runs=outputs/sweeps/league
+	@$(BIN)/python scripts/report.py runs=outputs/sweeps/league 'baseline="league/printed: grpo"'
 
 # For instance make confirm OF="experiment=map/levels dataset.arithmetic.levels=[5]"
 confirm: $(STAMP)  ## run a cell of the map again on twenty fresh seeds: make confirm OF="experiment=… key=value …"
@@ -96,7 +96,21 @@ NUMERICAL ?= $(addprefix tests/,models losses objectives training sampling evalu
 test-kernels: setup  ## run the tests that compute with torch under the kernels of other processors
 	for kernels in $(KERNELS); do env $$kernels $(PYTEST) $(PARALLEL) -m "not slow" $(NUMERICAL) || exit; done
 
-test-all: test test-slow test-kernels  ## run every test, and those that compute under other kernels too
+# verl on top of what is in .venv, which stays as it is. verl asks for other versions, so it comes without dependencies.
+PEERS := $(VENV)-peers
+PEER_PACKAGES := verl==0.9.1 tensordict==0.10.0 ray codetiming torchdata pylatexenc dill pybind11 msgpack pyzmq pyvers \
+  orjson tensorboard cachetools
+SITE := -c 'import site; print(site.getsitepackages()[0])'
+$(PEERS)/.installed: $(STAMP)
+	$(PYTHON) -m venv $(PEERS)
+	$(BIN)/python $(SITE) > "$$($(PEERS)/bin/python $(SITE))/base.pth"
+	$(PEERS)/bin/pip install --no-deps $(PEER_PACKAGES)
+	@touch $@
+
+test-peers: $(PEERS)/.installed  ## compare objectives and losses with the functions of verl, in an environment of its own
+	HF_HUB_OFFLINE=1 $(PEERS)/bin/python -m pytest tests/peers
+
+test-all: test test-slow test-kernels test-peers  ## run every test, under other kernels and beside peers too
 
 kill-test: $(STAMP)  ## kill a training run at every kind of point and at 20 random moments, and compare its end
 	LENS_KILLS=20 $(PYTEST) -rP tests/training/test_kills.py
@@ -128,4 +142,4 @@ docs: $(STAMP)  ## build the documentation site in outputs/site; a dead link fai
 	@echo "site: outputs/site/index.html"
 
 clean:  ## remove .venv and caches; outputs stay
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(PEERS) .pytest_cache .ruff_cache .hypothesis *.egg-info

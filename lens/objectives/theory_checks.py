@@ -74,6 +74,13 @@ def theorem_2(space: AnswerSpace) -> Tensor:
     return space.gradient(j_mle(space.pi, space.reward, space.difficulty)) - space.policy_gradient(weights)
 
 
+def graded_rewards(space: AnswerSpace) -> Tensor:
+    """Check theorem 2 with rewards between 0 and 1 in place of verdicts."""
+    difficulty = space.pi.detach().max() / 0.9  # above every pi
+    weights = multiplier(space.pi.detach(), space.chance, difficulty)
+    return space.gradient(j_mle(space.pi, space.chance, difficulty)) - space.policy_gradient(weights)
+
+
 def consistency(space: AnswerSpace) -> Tensor:
     """Return the expected multiplier of every answer at pi = p* D, over its noisy reward. It must be 0."""
     difficulty = 1 / space.chance.sum()
@@ -142,6 +149,7 @@ def first_order_in_length(space: AnswerSpace) -> Tensor:
 CHECKS: dict[str, tuple[str, Callable[[AnswerSpace], Tensor]]] = {
     "Theorem 1": ("-grad L = (1/n) sum (r - (1-r) pi/(D-pi)) grad log pi", theorem_1),
     "Theorem 2": ("grad J_MLE = E[(r - (1-r) pi/(D-pi)) grad log pi]", theorem_2),
+    "Graded rewards": ("theorem 2 for rewards r in [0, 1]", graded_rewards),
     "Consistency": ("at pi = p* D the expected multiplier is 0", consistency),
     "Equation of w": ("w(z) + z w'(z) = z/(1-z)", equation_of_w),
     "Any preference": ("theorem 2 and consistency with D rho for D", any_preference),

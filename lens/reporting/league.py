@@ -20,6 +20,7 @@ from lens.runs.run import Run
 
 SMALLEST = 4  # arms beside the baseline from which a setting is a league
 HARD = "Levels 4-5"
+POWER = 0.8  # how often a true difference is to be decided
 ROW_HEIGHT = 0.2  # inches
 # What can be held equal instead of steps.
 SPENT: dict[str, Callable[[Run], pd.Series]] = {
@@ -34,7 +35,8 @@ def league_table(arms: Sequence[Arm], baseline: str | None, differences: pd.Data
     Its columns are paired differences in points: of pass@k for the smallest and the largest k at equal steps, over all
     problems of the first evaluation set and over its Levels 4-5; the p-value of each of the first two (paired t test)
     after Holm's correction over all arms and both k; and of the smallest k at equal tokens and at equal time. Then come
-    the arm's own entropy, share of |A| in negative groups in %, and seconds a step.
+    how many seeds decide a difference of one point in the smallest k, and the arm's own entropy, share of |A| in
+    negative groups in %, and seconds a step.
 
     There are no rows if fewer than SMALLEST arms can be compared.
     """
@@ -55,11 +57,13 @@ def league_table(arms: Sequence[Arm], baseline: str | None, differences: pd.Data
             | {f"{name} p": p_value(found[name].values) for name in columns}
             | ({f"{HARD}, {name}": hard.loc[arm.label, name] for name in columns} if hard is not None else {})
             | {f"at equal {what}": compare_at_equal(pairs, f"{prefix}/{columns[0]}", what) for what in SPENT}
+            | {"seeds for 1 point": count_seeds(found[columns[0]].values)}
             | {name: signal.loc[arm.label, name] for name in ("entropy", "share of |A|", "s/step")}
         )
     table = pd.DataFrame(rows)
     names = [f"{name} p" for name in columns]
-    table[names] = np.reshape(correct_by_holm(table[names].to_numpy().flatten()), (len(table), len(names)))
+    corrected = [float(f"{p:.2g}") for p in correct_by_holm(table[names].to_numpy().flatten())]
+    table[names] = np.reshape(corrected, (len(table), len(names)))
     order = table[columns[0]].map(lambda difference: -difference.mean).argsort(kind="stable")
     return table.iloc[order].reset_index(drop=True)
 
@@ -69,6 +73,14 @@ def p_value(values: Sequence[float]) -> float:
     if len(values) < 3 or np.ptp(values) == 0:
         return 1.0
     return float(stats.ttest_1samp(values, 0).pvalue)
+
+
+def count_seeds(values: Sequence[float]) -> int | str:
+    """Return how many paired seeds decide a true difference of one point four times in five, by the spread seen."""
+    if len(values) < 3:
+        return "-"
+    quantiles = stats.norm.ppf([0.5 + CONFIDENCE / 2, POWER])
+    return max(3, math.ceil((quantiles.sum() * np.std(values, ddof=1)) ** 2))
 
 
 def correct_by_holm(p_values: Sequence[float]) -> list[float]:

@@ -29,6 +29,8 @@ def measure_groups(experience: Experience, token_weights: Tensor) -> dict[str, f
         "entropy": mean_where(-r.logprobs if experience.entropies is None else experience.entropies, r.mask),
         "groups/advantage_share_negative": advantage_share_negative(experience, token_weights, kinds.negative),
     }
+    if not torch.equal(experience.rewards, experience.correct.float()):
+        metrics["reward/shaped"] = mean_where(experience.rewards, experience.valid)
     if experience.trainer_logprobs is not None:
         metrics |= measure_logp_difference(experience.trainer_logprobs, r.logprobs, r.mask)
     if experience.importance is not None:

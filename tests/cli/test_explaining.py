@@ -44,7 +44,7 @@ def test_valid_keys_are_listed_although_a_choice_is_at_fault():
         ("trainer.learnin_rate=1", "trainer.learnin_rate='1': no such key; did you mean optimizer.learning_rate?"),
         ("objective.alhpa=2", "objective.alhpa='2': no such key; did you mean objective.alpha?"),
         ("evaluation.sets.arithmetic.sise=5", "did you mean evaluation.sets.arithmetic.size?"),
-        ("objective=lans", "objective='lans': must be one of grpo, lens, "),
+        ("objective=lans", "objective='lans': must be one of ace, dr_grpo, "),
     ],
 )
 def test_hydra_errors_are_explained(override, says):
@@ -58,7 +58,7 @@ def test_hydra_errors_are_explained(override, says):
     [
         ("experiment/map=alpha", "experiment/map='alpha': type experiment=map/alpha"),
         ("experiment/map=alpha,long", "experiment/map='alpha,long': type experiment=map/alpha,map/long"),
-        ("experiment/map=alhpa", "experiment='map/alhpa': must be one of demo, gemma3/arithmetic, map/alpha, "),
+        ("experiment/map=alhpa", "experiment='map/alhpa': must be one of demo, gemma3/arithmetic, league/dapo, "),
         ("experiment/mapp=alpha", "experiment/mapp='alpha': no such key; valid here: seed, "),
     ],
 )
@@ -93,7 +93,7 @@ def test_an_old_option_is_answered_with_the_new_one(group, option):
 @pytest.mark.parametrize(
     ("override", "among", "not_among"),
     [
-        ("experiment=map/midle", "demo, gemma3/arithmetic, map/alpha, map/collapse", None),
+        ("experiment=map/midle", "demo, gemma3/arithmetic, league/dapo, league/equal_share", None),
         ("model=nope", "hf, llama3.1_8b, qwen2.5_3b", "lora/default"),  # which is a group of its own
         ("hydra/launcher=nope", "basic, local", None),  # Hydra's own besides those that are shipped
     ],

@@ -25,6 +25,7 @@ from lens.objectives.inputs import call_by_name
 from lens.problems import load_evaluation_sets
 from lens.training.update import Loss
 from tests.support.configs import composed
+from tests.support.objectives import ONE_SIDED, SILENT, TEACHES_POSITIVE
 
 LENS = CONFIGS.parent / "lens"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
@@ -116,13 +117,6 @@ def test_every_script_has_a_config():
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
-
-
-# What an objective gives at its defaults to groups that teach nothing under GRPO: negative ones and positive ones.
-SILENT = {"grpo", "dr_grpo", "rloo", "max_rl", "qae", "pass_at_k", "unlikeliness", "ace"}
-SILENT |= {"lens_mixed_only", "lens_rho_policy", "psr"}
-TEACHES_POSITIVE = {"unlikeliness", "rl_zvp", "spo", "pass_g", "reinforce_pp_baseline", "w_reinforce", "psr"}
-ONE_SIDED = {"qae", "psr", "nsr"}  # a mixed group's right answers, or its wrong ones, get nothing
 
 
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "objective"])

@@ -381,3 +381,17 @@ def test_invalid_answers_might_as_well_not_be_there(groups, data):
         if kept.any():
             alone = lens_advantages(correct[group, kept][None], confidence[group, kept][None])[0]
             torch.testing.assert_close(advantages[group, kept], alone, atol=IN_A_GROUP, rtol=IN_A_GROUP)
+
+
+def test_graded_rewards_by_hand():
+    """The paper's form r - (1 - r) scale pibar / (D - pibar), with D_imp = [(1/2) 0.6 / 0.5]^-1 = 5/3 above 2 max."""
+    correct, confidence = torch.tensor([[False, False]]), torch.tensor([[0.5, 0.25]])
+    rewards = torch.tensor([[0.6, 0.0]])
+    d = estimate_difficulty(correct, confidence, rewards=rewards)
+    assert d.item() == pytest.approx(5 / 3)
+    found = calibrated_rewards(correct, confidence, rewards=rewards)[0].tolist()
+    by_hand = [0.6 - 0.4 * 0.5 * 0.5 / (5 / 3 - 0.5), -0.5 * 0.25 / (5 / 3 - 0.25)]
+    assert found == pytest.approx(by_hand)
+    assert lens_advantages(correct, confidence, rewards=rewards, alpha=2.0)[0].tolist() == pytest.approx(
+        [by_hand[0] - by_hand[1], by_hand[1] - by_hand[0]]
+    )

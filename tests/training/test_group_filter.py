@@ -98,6 +98,8 @@ def test_a_shaped_reward_gives_a_group_of_wrong_answers_a_spread(pupil, logs, tm
     stored = pd.read_parquet(file)
     expected = (stored["verdict"] == "correct") - (stored["length"] - 1) / 25
     assert stored["reward"].to_numpy() == pytest.approx(expected.to_numpy(), abs=1e-6)
+    (line,) = [line for line in metrics_of(tmp_path / "run") if "reward" in line]
+    assert line["reward/shaped"] == pytest.approx(expected.mean(), abs=1e-6)
     spread = stored.groupby("problem_id")["length"].transform("nunique") > 1
     wrong = stored.groupby("problem_id")["verdict"].transform(lambda verdicts: (verdicts != "correct").all())
     assert (spread & wrong).any()
