@@ -6,15 +6,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from lens.objectives.groups import all_valid, group_kinds
-from lens.objectives.inputs import call_by_name, find_inputs
 from lens.objectives.options import between, not_negative
+from lens.objectives.wrapper import Wrapper, scale_negative
 
 
-class EntropyTarget:
+class EntropyTarget(Wrapper):
     """The advantages of an objective, those of negative groups multiplied by a strength that follows the entropy.
 
     Every collapse under a penalty showed first in the entropy, which rose many times over. So the strength falls while
@@ -34,6 +32,9 @@ class EntropyTarget:
         ValueError: an option is out of its range.
     """
 
+    needs = frozenset({"correct", "valid", "logprobs", "mask"})
+    memory = ("strength", "first", "entropy")
+
     def __init__(
         self,
         objective: Callable[..., Tensor],
@@ -48,14 +49,10 @@ class EntropyTarget:
         between(0, 1, decay=decay)
         if target == 0 or decay == 1:
             raise ValueError(f"target={target}, decay={decay}: target above 0, decay below 1")
-        self.objective, self.strength, self.target, self.rate = objective, min(strength, max_strength), target, rate
-        self.decay, self.max_strength = decay, max_strength
+        super().__init__(objective)
+        self.strength, self.max_strength = min(strength, max_strength), max_strength
+        self.target, self.rate, self.decay = target, rate, decay
         self.first = self.entropy = None  # of the first round, and averaged over rounds; in nats
-
-    @property
-    def inputs(self) -> frozenset[str]:
-        """What a call has to be given: what the objective inside names, and what the entropy needs."""
-        return find_inputs(self.objective) | {"correct", "valid", "logprobs", "mask"}
 
     def __call__(
         self, correct: Tensor, *, logprobs: Tensor, mask: Tensor, valid: Tensor | None = None, **inputs: Any
@@ -68,9 +65,8 @@ class EntropyTarget:
             inputs: the rest of what the objective inside names.
         """
         given = {"correct": correct, "logprobs": logprobs, "mask": mask, "valid": valid, **inputs}
-        advantages = call_by_name(self.objective, given)
-        negative = group_kinds(correct, all_valid(correct, valid)).negative.view(-1, *[1] * (advantages.dim() - 1))
-        weighed = torch.where(negative, self.strength * advantages, advantages).float()
+        advantages, negative = self.weigh_inside(given)
+        weighed = scale_negative(advantages, negative, self.strength)
         self._follow(-logprobs[mask].double().mean().item())
         return weighed
 
@@ -82,12 +78,3 @@ class EntropyTarget:
         aim = self.target * self.first
         if aim > 0:
             self.strength = min(self.max_strength, self.strength * math.exp(self.rate * (aim - self.entropy) / aim))
-
-    def state_dict(self) -> dict:
-        inner = {"objective": self.objective.state_dict()} if hasattr(self.objective, "state_dict") else {}
-        return {"strength": self.strength, "first": self.first, "entropy": self.entropy, **inner}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.strength, self.first, self.entropy = state["strength"], state["first"], state["entropy"]
-        if "objective" in state:
-            self.objective.load_state_dict(state["objective"])

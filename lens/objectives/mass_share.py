@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from lens.objectives.groups import all_valid, group_kinds
-from lens.objectives.inputs import call_by_name, find_inputs
 from lens.objectives.options import between, not_negative
+from lens.objectives.wrapper import Wrapper, scale_negative
 
 
-class MassShare:
+class MassShare(Wrapper):
     """The advantages of an objective, those of negative groups multiplied by one number for the round.
 
     The mass of an answer is |A_i|; of token-level advantages, the mean of |A_it| over its tokens. With N the mass of a
@@ -32,6 +30,9 @@ class MassShare:
         ValueError: share or decay is outside [0, 1), or max_scale is below 0.
     """
 
+    needs = frozenset({"correct", "lengths", "valid"})
+    memory = ("others", "negative")
+
     def __init__(
         self,
         objective: Callable[..., Tensor],
@@ -44,13 +45,9 @@ class MassShare:
         if share == 1 or decay == 1:
             raise ValueError(f"share={share}, decay={decay}: below 1")
         not_negative(max_scale=max_scale)
-        self.objective, self.share, self.decay, self.max_scale = objective, share, decay, max_scale
+        super().__init__(objective)
+        self.share, self.decay, self.max_scale = share, decay, max_scale
         self.others = self.negative = 0.0  # averages of S and N, but for a factor that their ratio does not have
-
-    @property
-    def inputs(self) -> frozenset[str]:
-        """What a call has to be given: what the objective inside names, and what the masses need."""
-        return find_inputs(self.objective) | {"correct", "lengths", "valid"}
 
     def __call__(self, correct: Tensor, *, lengths: Tensor, valid: Tensor | None = None, **inputs: Any) -> Tensor:
         """Return the advantages of a round, float32 [Q, G] or [Q, G, T].
@@ -61,11 +58,8 @@ class MassShare:
             inputs: the rest of what the objective inside names.
         """
         given = {"correct": correct, "lengths": lengths, "valid": valid, **inputs}
-        advantages = call_by_name(self.objective, given)
-        negative = group_kinds(correct, all_valid(correct, valid)).negative  # [Q, 1]
-        scale = self._scale(masses(advantages, lengths), negative)
-        negative = negative.view(-1, *[1] * (advantages.dim() - 1))
-        return torch.where(negative, scale * advantages, advantages).float()
+        advantages, negative = self.weigh_inside(given)
+        return scale_negative(advantages, negative, self._scale(masses(advantages, lengths), negative))
 
     def _scale(self, mass: Tensor, negative: Tensor) -> float:
         """Take the round's masses [Q, G] into the averages, and return what to multiply negative groups by."""
@@ -76,15 +70,6 @@ class MassShare:
         if in_others == 0 or self.negative == 0:
             return 0.0
         return min(self.max_scale, self.share / (1 - self.share) * self.others / self.negative)
-
-    def state_dict(self) -> dict:
-        inner = {"objective": self.objective.state_dict()} if hasattr(self.objective, "state_dict") else {}
-        return {"others": self.others, "negative": self.negative, **inner}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.others, self.negative = state["others"], state["negative"]
-        if "objective" in state:
-            self.objective.load_state_dict(state["objective"])
 
 
 def masses(advantages: Tensor, lengths: Tensor) -> Tensor:
