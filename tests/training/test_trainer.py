@@ -260,7 +260,7 @@ def test_every_objective_trains(pupil, logs, tmp_path):
     sizes = {"num_prompts_per_rollout": 8, "num_prompts_per_step": 8, "num_generations": 8}
     command = training(pupil, tmp_path, max_steps=2, **sizes)
     options = ["evaluation.every=0", "evaluation.num_samples=1", "tracking.wandb.mode=disabled", "dataset.seed=0"]
-    options += ["evaluation.sets.arithmetic.size=2", "check_golds=false"]
+    options += ["evaluation.sets.arithmetic.size=5", "check_golds=false"]
     sweep = [command[0], "-m", *command[1:], f"objective={','.join(OBJECTIVES)}", "hydra/launcher=basic"]
     result = run(*sweep, *options, folder=logs)
     assert result.code == 0, result.stderr
