@@ -126,6 +126,26 @@ def test_hours_are_what_a_pencil_says():
     assert hours == pytest.approx(tokens * 4 * forward / (989e12 * 0.35) / 3600)
 
 
+def test_the_plan_counts_the_passes_that_an_objective_asks_for():
+    plain, entropies, reference = (
+        make_plan(composed(f"objective={name}", "trainer.rollouts.old_logprobs=sampler"))
+        for name in ("grpo", "rl_zvp", "ace")
+    )
+    sampled, answer = plain.hours()["generation for training"][0], plain.tokens_an_answer
+    prompt = min(plain.config.mean_prompt_length, plain.config.model.prompt.max_length)
+    assert plain.hours()["log-probabilities"][0] == 0
+    for made in (entropies, reference):  # each token once, prompts included
+        assert made.hours()["log-probabilities"][0] == sampled * (prompt + answer) / answer
+    assert "reference model" in reference.states() and "reference model" not in entropies.states()
+
+
+def test_groups_that_a_filter_drops_are_sampled_all_the_same():
+    plain = make_plan(composed("objective=grpo"))
+    filtered = make_plan(composed("objective=grpo", "filter_groups=zero_variance", "kept_share=0.25"))
+    for part, times in (("generation for training", 4), ("generation for evaluation", 1), ("updates", 1)):
+        assert filtered.hours()[part][0] == times * plain.hours()[part][0]
+
+
 def test_with_adapters_nothing_else_has_gradients():
     overrides = ["experiment=paper/table1_llama", "num_gpus=8"]
     whole, made = make_plan(composed(*overrides)), make_plan(composed(*overrides, "model/lora=default"))
