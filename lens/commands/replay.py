@@ -43,7 +43,7 @@ def replay(run: Path, objective: Callable[..., Tensor], *, name: str, step: int 
         trained = read_config(run, "run")
         mode, longest = trained.loss.loss_agg_mode, trained.trainer.rollouts.max_completion_length
     files = find_answers(run, "rollouts", step)
-    first = read_answers(next(iter(files.values())), STORED)
+    first = read_answers(next(iter(files.values())), ["problem_id", "sample"])
     check_objective(objective, find_group_size(first))
     check_writable("target", target)
     rows = []
