@@ -13,6 +13,8 @@ from tests.support.vllm_engine import VLLM
 
 MAX_STEPS = 24
 KILLS = {"transformers": 8, "vllm": 4}  # of one run; an engine of vLLM takes seconds to start
+# Both objectives remember earlier rounds. By the updates a round: one that also draws, and one that knows each problem.
+OBJECTIVES = {1: "lens_shuffled", 2: "pass_g"}
 # What one pass through the cards deals, one card a campaign.
 CARDS = {
     "engine": [("transformers", 1)] * 14 + [("transformers", 2)] * 3 + [("vllm", 1)] * 2 + [("vllm", 2)],
@@ -60,7 +62,8 @@ class Campaign:
         """The command of its run, without max_steps and the run folder."""
         adapters = ["model/lora=default", "model.lora.r=4"] if self.adapters else []
         keys = {"num_prompts_per_rollout": 4 * self.updates, "checkpoint_every": 2, "learning_rate": 1e-3}
-        overrides = [*adapters, *(VLLM if self.sampler == "vllm" else []), "objective=lens_shuffled"]
+        objective = ["objective=share", f"objective@objective.objective={OBJECTIVES[self.updates]}"]
+        overrides = [*adapters, *(VLLM if self.sampler == "vllm" else []), *objective]
         return training(pupil, outputs, *overrides, "evaluation.every=3", **keys, keep_best="pass@1")
 
 

@@ -47,10 +47,11 @@ POINTS = {
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory) -> list[object]:
-    """Random numbers, two updates a round, checkpoints in the middle of rounds, the best one kept."""
+    """An objective that draws and remembers, two updates a round, checkpoints inside rounds, the best one kept."""
     pupil = make_pupil(tmp_path_factory.getbasetemp())
     sizes = {"max_steps": MAX_STEPS, "num_prompts_per_rollout": 8, "checkpoint_every": 3, "learning_rate": 1e-3}
-    return training(pupil, tmp_path_factory.mktemp("outputs"), "objective=lens_shuffled", **sizes, keep_best="pass@1")
+    objective = ["objective=share", "objective@objective.objective=lens_shuffled"]
+    return training(pupil, tmp_path_factory.mktemp("outputs"), *objective, **sizes, keep_best="pass@1")
 
 
 @pytest.fixture(scope="module")
