@@ -119,7 +119,7 @@ def test_a_sweep_that_is_started_again_does_nothing(sweep, logs):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_sweep_has_its_checkpoints_and_goes_on(pupil, logs, tmp_path, number):
     folder = tmp_path / "sweeps" / "tiny"
-    command = sweeping(pupil, tmp_path, "seed=0", "evaluation.every=0", max_steps=10, checkpoint_every=1)
+    command = sweeping(pupil, tmp_path, "seed=0", "evaluation.every=0", max_steps=6, checkpoint_every=1)
     running = Command(*command, folder=logs)
     running.wait_until(lambda: len(list(folder.glob("*/checkpoints/step_000002"))) > 0)
     if number == signal.SIGTERM:
@@ -145,7 +145,7 @@ def test_a_stopped_sweep_has_its_checkpoints_and_goes_on(pupil, logs, tmp_path, 
         assert f"Resuming from step {step}" in (path / "train.log").read_text()
     for objective in ("grpo", "lens"):
         steps = [line["train/global_step"] for line in metrics_of(job(folder, objective, 0)) if "reward" in line]
-        assert steps == list(range(1, 11))
+        assert steps == list(range(1, 7))
 
 
 def processes_of(command: Command) -> list[tuple[int, str]]:
