@@ -122,7 +122,11 @@ class Attempt:
             self.kill = {"aim": aim, "who": who, "phase": phase, "step": step, "write": write}
         if who == "machine":
             return kill_all(self.command.process.pid)
-        os.kill(second or self.command.process.pid, signal.SIGKILL)
+        try:
+            os.kill(second or self.command.process.pid, signal.SIGKILL)
+        except ProcessLookupError:  # it has ended by itself just now
+            self.kill = None
+            return []
         return [second or self.command.process.pid]
 
 
