@@ -19,7 +19,8 @@ from pathlib import Path
 from lens.errors import INTERRUPTED
 from tests.soak import ledger
 from tests.soak.campaigns import KILLS, deal
-from tests.soak.killing import can_mount, run_campaign
+from tests.soak.disk import can_mount
+from tests.soak.killing import run_campaign
 from tests.support.command_line import ROOT, make_pupil
 from tests.support.watching import can_watch
 

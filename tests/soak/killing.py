@@ -12,13 +12,13 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tests.soak.campaigns import MAX_STEPS, Campaign
+from tests.soak.disk import fill, small_disk
 from tests.support.command_line import (
     Command,
     Result,
@@ -29,7 +29,6 @@ from tests.support.command_line import (
 )
 from tests.support.watching import PHASES, Watch
 
-DISK_MB = 48
 PATIENCE_S = 600.0  # after a kill every process of the run has to end, and a run whose disk is full as well
 
 
@@ -156,35 +155,6 @@ def kill_all(pid: int) -> list[int]:
         except ProcessLookupError:
             continue
     return below
-
-
-# --- the disk --------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def small_disk(folder: Path) -> Iterator[None]:
-    """A small file system on a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", folder], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", folder], check=True)
-
-
-def can_mount(folder: Path) -> bool:
-    """Whether this user may mount a file system."""
-    try:
-        with small_disk(folder):
-            return True
-    except subprocess.CalledProcessError:
-        return False
-
-
-def fill(folder: Path, left: int) -> None:
-    """Fill a small disk but for some bytes."""
-    with (folder / "filler").open("wb") as filler:
-        filler.write(b"0" * max(0, shutil.disk_usage(folder).free - left))
 
 
 # --- campaigns -------------------------------------------------------------------------------------------------------
