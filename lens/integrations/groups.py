@@ -96,8 +96,11 @@ def group_advantages(
     return layout.unpack(call_by_name(objective, given)).nan_to_num(nan=left_out)
 
 
-def try_objective(objective: Objective, size: int) -> None:
+def try_objective(objective: Objective, size: int) -> bool:
     """Weigh a made-up group of this size, so that options the objective refuses are refused before any sampling.
+
+    Returns:
+        whether it takes answers out of the batch.
 
     Raises:
         ValueError: what the objective says of its options.
@@ -106,7 +109,8 @@ def try_objective(objective: Objective, size: int) -> None:
     per_token = {"logprobs": tokens, "entropies": -tokens, "reference_logprobs": tokens, "mask": tokens < 0}
     others = {"truncated": tokens[:, 0] > 0, "problem_ids": ["a"] * size, "step": 0, "max_completion_length": 3}
     rewards = (torch.arange(size) == 0).float()
-    group_advantages(rewards, [0] * size, objective=copy.deepcopy(objective), **per_token, **others)
+    others |= {"objective": copy.deepcopy(objective), "left_out": torch.nan}
+    return group_advantages(rewards, [0] * size, **per_token, **others).isnan().any().item()
 
 
 class Layout(NamedTuple):
