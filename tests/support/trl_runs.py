@@ -59,11 +59,11 @@ def plain_logprobs(trainer: LensGRPOTrainer, batch: dict[str, Any]) -> list[Tens
 
 
 def make_trainer(folder: Path, output: Path, *, config: dict | None = None, **options: Any) -> Recording:
-    """A trainer of the tiny model: two prompts, four answers each, one update."""
+    """A trainer of the tiny model: four prompts, four answers each, one update."""
     values = {
         "output_dir": str(output),
         "max_steps": 1,
-        "per_device_train_batch_size": 8,
+        "per_device_train_batch_size": 16,
         "num_generations": GENERATIONS,
         "max_completion_length": 8,
         "learning_rate": 1e-3,
