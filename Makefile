@@ -25,7 +25,7 @@ PYTEST  := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 FUZZ    ?= 10000
 
-.PHONY: help setup demo map league confirm test test-all test-slow test-kernels test-peers test-trl kill-test kill-soak fuzz page-test lint format docs clean
+.PHONY: help setup demo map league confirm test test-all test-slow test-kernels test-peers test-trl test-trl-accuracy kill-test kill-soak fuzz page-test lint format docs clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -119,7 +119,11 @@ $(TRL)/.installed: $(STAMP)
 	@touch $@
 
 test-trl: $(TRL)/.installed  ## train a tiny model in TRL's own trainer with our objectives, in an environment of its own
-	HF_HUB_OFFLINE=1 $(TRL)/bin/python -m pytest tests/integrations
+	HF_HUB_OFFLINE=1 $(TRL)/bin/python -m pytest -m "not slow" $(wildcard tests/integrations/test_trl*.py)
+
+# LENS_TRL_SEEDS=0,1,2 compares the means over three seeds.
+test-trl-accuracy: $(TRL)/.installed  ## compare the accuracy after 60 updates in TRL with that in lens: minutes a seed
+	HF_HUB_OFFLINE=1 $(TRL)/bin/python -m pytest -s tests/integrations/test_trl_accuracy.py
 
 test-all: test test-slow test-kernels test-peers test-trl  ## run every test, under other kernels and beside peers too
 

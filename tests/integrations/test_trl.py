@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from torch import Tensor
 
 pytest.importorskip("trl", reason="TRL is not installed here: make test-trl")
 from peft import LoraConfig
+from trl import GRPOTrainer
 
 from lens.integrations import make_objective
+from lens.integrations.trl import LensGRPOTrainer
 from lens.objectives import grpo_advantages, lens_advantages, w_reinforce_advantages
 from tests.support.trl_runs import GENERATIONS, PROMPTS, Recording, make_trainer, short, verdict
 
@@ -263,3 +266,36 @@ def test_rewards_that_are_no_verdicts_bring_a_warning(tiny_folder, tmp_path: Pat
     trainer = make_trainer(tiny_folder, tmp_path, reward_funcs=short)
     with pytest.warns(UserWarning, match="rewards are not verdicts"):
         trainer.train()
+
+
+# --- what it costs ----------------------------------------------------------------------------------------------------
+
+
+def test_the_objective_takes_under_one_percent_of_a_step(tiny_folder, tmp_path, monkeypatch, capsys):
+    """Of processor time, on the shape of the tiny experiment. The pass for confidences is counted apart."""
+    seconds = {"step": 0.0, "TRL": 0.0, "all": 0.0, "pass": 0.0}
+
+    def count(owner: type, method: str, name: str) -> None:
+        inside = getattr(owner, method)
+
+        def counted(*arguments: Any, **options: Any) -> Any:
+            started = time.process_time()
+            result = inside(*arguments, **options)
+            seconds[name] += time.process_time() - started
+            return result
+
+        monkeypatch.setattr(owner, method, counted)
+
+    count(GRPOTrainer, "_generate_and_score_completions", "TRL")
+    count(LensGRPOTrainer, "_generate_and_score_completions", "all")
+    count(LensGRPOTrainer, "_rate", "pass")
+    count(GRPOTrainer, "training_step", "step")
+    shape = {"per_device_train_batch_size": 256, "num_generations": 8, "max_completion_length": 26, "max_steps": 3}
+    make_trainer(tiny_folder, tmp_path, config=shape, kind=LensGRPOTrainer).train()
+    own = seconds["all"] - seconds["TRL"] - seconds["pass"]
+    with capsys.disabled():
+        shares = {
+            name: f"{100 * value / seconds['step']:.2f} %" for name, value in (("own", own), ("pass", seconds["pass"]))
+        }
+        print(f"\nof TRL's step, {seconds['step'] / 3:.2f} s: objective {shares['own']}, pass {shares['pass']}")
+    assert 0 < own < 0.01 * seconds["step"]

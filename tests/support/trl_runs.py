@@ -58,7 +58,9 @@ def plain_logprobs(trainer: LensGRPOTrainer, batch: dict[str, Any]) -> list[Tens
     return rows
 
 
-def make_trainer(folder: Path, output: Path, *, config: dict | None = None, **options: Any) -> Recording:
+def make_trainer(
+    folder: Path, output: Path, *, config: dict | None = None, kind: type = Recording, **options: Any
+) -> Any:
     """A trainer of the tiny model: four prompts, four answers each, one update."""
     values = {
         "output_dir": str(output),
@@ -78,7 +80,7 @@ def make_trainer(folder: Path, output: Path, *, config: dict | None = None, **op
         "seed": 0,
     }
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return Recording(
+    return kind(
         model,
         options.pop("reward_funcs", verdict),
         args=GRPOConfig(**values | (config or {})),
