@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -22,12 +23,14 @@ def sample(prompts: list[str], trainer: Recording) -> dict[str, list]:
 def main(model: Path, output: Path, objectives: list[str]) -> None:
     """Make an update under each objective, and save advantages, weights and metrics by process."""
     for objective in objectives:
-        config = {"num_generations": GENERATIONS, "ddp_backend": "gloo", "shuffle_dataset": False}
-        per_process = ANSWERS // int(torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1)
+        config = {"num_generations": GENERATIONS, "shuffle_dataset": False}
+        config["per_device_train_batch_size"] = ANSWERS // int(os.environ.get("WORLD_SIZE", 1))
+        if "WORLD_SIZE" in os.environ:
+            config["ddp_backend"] = "gloo"
         trainer = make_trainer(
             model,
             output / objective,
-            config=config | {"per_device_train_batch_size": per_process},
+            config=config,
             rollout_func=sample,
             objective=objective,
         )
@@ -44,10 +47,4 @@ def main(model: Path, output: Path, objectives: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    import os
-
-    if "RANK" in os.environ:
-        torch.distributed.init_process_group("gloo")
     main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
