@@ -14,9 +14,9 @@ ANSWERS = 12  # of three groups; the second lies in both of two processes
 
 
 def sample(prompts: list[str], trainer: Recording) -> dict[str, list]:
-    """Answers of one to four tokens that depend on their places alone."""
+    """Answers of one to four tokens that depend on their places alone: a negative group, then two mixed ones."""
     first = trainer.accelerator.process_index * len(prompts)
-    ids = [[5 + (7 * n + 3 * t) % 23 for t in range(1 + n % 4)] for n in range(first, first + len(prompts))]
+    ids = [[5 + (9 * n + 5 * t) % 23 for t in range(1 + n % 4)] for n in range(first, first + len(prompts))]
     return {"prompt_ids": trainer._tokenizer(prompts)["input_ids"], "completion_ids": ids, "logprobs": None}
 
 
