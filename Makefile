@@ -25,7 +25,7 @@ PYTEST  := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 FUZZ    ?= 10000
 
-.PHONY: help setup demo map league confirm test test-all test-slow test-kernels test-peers kill-test kill-soak fuzz page-test lint format docs clean
+.PHONY: help setup demo map league confirm test test-all test-slow test-kernels test-peers test-trl test-trl-accuracy kill-test kill-soak fuzz page-test lint format docs clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,11 +46,11 @@ ifeq ($(TORCH)-$(shell uname -s),cpu-Linux)
 else
 	$(BIN)/pip install "torch==$(TORCH_VERSION)"
 endif
-	$(BIN)/pip install --constraint constraints.txt --editable ".[dev,docs,fetch,lora,submitit]"
+	$(BIN)/pip install --constraint constraints.txt --editable ".[train,dev,docs,fetch,lora,submitit]"
 	@touch $@
 
 $(VENV)/.vllm-gpu: $(STAMP)
-	$(BIN)/pip install --constraint constraints.txt --editable ".[vllm]"
+	$(BIN)/pip install --constraint constraints.txt --editable ".[train,vllm]"
 	@touch $@
 
 # What the CPU build brings for images and sound does not load beside this torch, and breaks transformers.
@@ -110,7 +110,22 @@ $(PEERS)/.installed: $(STAMP)
 test-peers: $(PEERS)/.installed  ## compare objectives and losses with the functions of verl, in an environment of its own
 	HF_HUB_OFFLINE=1 $(PEERS)/bin/python -m pytest tests/peers
 
-test-all: test test-slow test-kernels test-peers  ## run every test, under other kernels and beside peers too
+# TRL in the same way.
+TRL := $(VENV)-trl
+$(TRL)/.installed: $(STAMP)
+	$(PYTHON) -m venv $(TRL)
+	$(BIN)/python $(SITE) > "$$($(TRL)/bin/python $(SITE))/base.pth"
+	$(TRL)/bin/pip install --no-deps trl==1.16.0
+	@touch $@
+
+test-trl: $(TRL)/.installed  ## train a tiny model in TRL's own trainer with our objectives, in an environment of its own
+	HF_HUB_OFFLINE=1 $(TRL)/bin/python -m pytest -m "not slow" $(wildcard tests/integrations/test_trl*.py)
+
+# LENS_TRL_SEEDS=0,1,2 compares the means over three seeds.
+test-trl-accuracy: $(TRL)/.installed  ## compare the accuracy after 60 updates in TRL with that in lens: minutes a seed
+	HF_HUB_OFFLINE=1 $(TRL)/bin/python -m pytest -s tests/integrations/test_trl_accuracy.py
+
+test-all: test test-slow test-kernels test-peers test-trl  ## run every test, under other kernels and beside peers too
 
 kill-test: $(STAMP)  ## kill a training run at every kind of point and at 20 random moments, and compare its end
 	LENS_KILLS=20 $(PYTEST) -rP tests/training/test_kills.py
@@ -142,4 +157,4 @@ docs: $(STAMP)  ## build the documentation site in outputs/site; a dead link fai
 	@echo "site: outputs/site/index.html"
 
 clean:  ## remove .venv and caches; outputs stay
-	rm -rf $(VENV) $(PEERS) .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(PEERS) $(TRL) .pytest_cache .ruff_cache .hypothesis *.egg-info
