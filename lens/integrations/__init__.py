@@ -4,6 +4,7 @@ Needs torch alone. An adapter imports its trainer when it is itself imported: `l
 """
 
 from lens.integrations.groups import group_advantages
+from lens.integrations.metrics import measure_groups
 from lens.integrations.names import make_objective
 
-__all__ = ["group_advantages", "make_objective"]
+__all__ = ["group_advantages", "make_objective", "measure_groups"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import warnings
 from collections.abc import Hashable, Sequence
@@ -79,6 +80,12 @@ def group_advantages(
     rows = {name: values.detach().to(rewards.device) for name, values in rows.items() if values is not None}
     check_rows(rows, len(rewards), list(per_token))
     rows = describe(rewards, rows)
+    if correct is None and not torch.equal(rows["rewards"], rows["correct"].float()):
+        warnings.warn(
+            f"rewards are not verdicts of 1 and 0: an answer counts as correct above {CORRECT_ABOVE}. "
+            "Pass correct, the verdicts",
+            stacklevel=2,
+        )
     given = {name: layout.pack(values) for name, values in rows.items()}
     given |= {"problem_ids": layout.first_of(problem_ids), "step": step, "max_completion_length": max_completion_length}
     check_inputs(objective, given)
@@ -87,6 +94,23 @@ def group_advantages(
             f"{layout.singles} of {layout.num_groups} groups have one answer: nothing to compare", stacklevel=2
         )
     return layout.unpack(call_by_name(objective, given)).nan_to_num(nan=left_out)
+
+
+def try_objective(objective: Objective, size: int) -> bool:
+    """Weigh a made-up group of this size, so that options the objective refuses are refused before any sampling.
+
+    Returns:
+        whether it takes answers out of the batch.
+
+    Raises:
+        ValueError: what the objective says of its options.
+    """
+    tokens = torch.full((size, 3), -0.5)
+    per_token = {"logprobs": tokens, "entropies": -tokens, "reference_logprobs": tokens, "mask": tokens < 0}
+    others = {"truncated": tokens[:, 0] > 0, "problem_ids": ["a"] * size, "step": 0, "max_completion_length": 3}
+    rewards = (torch.arange(size) == 0).float()
+    others |= {"objective": copy.deepcopy(objective), "left_out": torch.nan}
+    return group_advantages(rewards, [0] * size, **per_token, **others).isnan().any().item()
 
 
 class Layout(NamedTuple):
@@ -154,31 +178,19 @@ def describe(rewards: Tensor, rows: dict[str, Tensor]) -> dict[str, Tensor]:
     valid = rows["valid"].bool() if "valid" in rows else torch.ones_like(rewards, dtype=torch.bool)
     valid = valid & ~rewards.isnan() & (True if lengths is None else lengths > 0)
     rewards = rewards.where(valid, 0.0)
+    if not rewards.isfinite().all():
+        raise InputError("rewards: an infinite one; NaN means that an answer has none")
     if "correct" in rows:
         rows["correct"] = rows["correct"].bool()
     else:
-        rewards = read_verdicts(rewards, valid)
+        if ((rewards.abs() == 1) | ~valid).all():  # 1 and -1
+            rewards = (rewards > 0).float()
         rows["correct"] = rewards > CORRECT_ABOVE
-    if not rewards.isfinite().all():
-        raise InputError("rewards: an infinite one; NaN means that an answer has none")
     if means is None and "logprobs" in rows and mask is not None:
         means = token_mean(rows["logprobs"], rows["mask"])
     if means is not None:
         rows["confidence"] = read_confidence(means, valid)
     return rows | {"rewards": rewards, "valid": valid}
-
-
-def read_verdicts(rewards: Tensor, valid: Tensor) -> Tensor:
-    """Return rewards [B] of 1 and -1 as 1 and 0, and others as they are; warn if they are no verdicts."""
-    if ((rewards.abs() == 1) | ~valid).all():
-        return ((rewards + 1) / 2).where(valid, 0.0)
-    if not ((rewards == 0) | (rewards == 1)).all():
-        warnings.warn(
-            f"rewards are not verdicts of 1 and 0: an answer counts as correct above {CORRECT_ABOVE}. "
-            "Pass correct=, the verdicts",
-            stacklevel=4,
-        )
-    return rewards
 
 
 def read_confidence(means: Tensor, valid: Tensor) -> Tensor:
