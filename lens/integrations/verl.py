@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lens.integrations.adapting import per_token
 from lens.integrations.groups import CORRECT_ABOVE, group_advantages, needed_inputs
 from lens.integrations.names import NAMES, Objective, make_objective, remembers
 from lens.integrations.verl_checks import VERDICT_INPUTS, check_config, options_of
@@ -96,11 +97,9 @@ def make_estimator(name: str) -> Callable[..., tuple[Tensor, Tensor]]:
             objective=batch.objective,
             **batch.inputs,
         )
-        if advantages.dim() == 1:
-            advantages = advantages[final, None]  # all outputs of a session get what its last one earned
-        elif not is_final.all():
+        if advantages.dim() == 2 and not is_final.all():
             raise InputError(f"algorithm.adv_estimator={name} weighs tokens, which sessions of several outputs lack")
-        advantages = advantages * response_mask
+        advantages = per_token(advantages[final], response_mask)  # outputs of a session get what its last one earned
         return advantages, advantages
 
     return estimate
@@ -157,8 +156,12 @@ class LensTrainer:
     """
 
     def __init__(self, config: Any) -> None:
+        from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
+
         self.objective = None
         name = str(config.algorithm.adv_estimator)
+        if name not in ADV_ESTIMATOR_REGISTRY:
+            raise InputError(f"algorithm.adv_estimator={name}: one of {', '.join(sorted(ADV_ESTIMATOR_REGISTRY))}")
         if name in REGISTERED:
             self.objective = make_objective(name, **options_of(config.algorithm))
             check_config(config, self.objective)
@@ -187,9 +190,11 @@ class LensTrainer:
         inputs = {name: padded(data[FIELDS[name]]).float() for name in names if FIELDS[name] in data}
         inputs["step"] = self.global_steps
         inputs["max_completion_length"] = self.config.data.max_response_length
+        mask = padded(data["response_mask"]).bool()
         if "problem_ids" in asked:
-            inputs["problem_ids"] = name_problems(*(data[name].tolist() for name in fields[-3:]))
-        return Round(self.objective, batch.keys, padded(data["response_mask"]).bool(), inputs)
+            real = mask.any(dim=1).tolist()  # verl fills a batch up with copies that have no token
+            inputs["problem_ids"] = name_problems(*(data[name].tolist() for name in fields[-3:]), real)
+        return Round(self.objective, batch.keys, mask, inputs)
 
     def _save_checkpoint(self) -> None:
         super()._save_checkpoint()
@@ -211,14 +216,17 @@ def padded(values: Tensor) -> Tensor:
     return values.to_padded_tensor(0.0) if values.is_nested else values
 
 
-def name_problems(uids: Sequence[str], indices: Sequence[Any], sources: Sequence[str]) -> list[str]:
+def name_problems(
+    uids: Sequence[str], indices: Sequence[Any], sources: Sequence[str], real: Sequence[bool]
+) -> list[str]:
     """Return B names of problems that stay the same from round to round.
 
     Raises:
-        InputError: two problems have the same name, or one has two.
+        InputError: two problems of real answers have the same name.
     """
     names = [f"{source}/{index}" for source, index in zip(sources, indices, strict=True)]
-    if not len(set(names)) == len(set(uids)) == len(set(zip(names, uids, strict=True))):
+    pairs = {pair for pair, is_real in zip(zip(names, uids, strict=True), real, strict=True) if is_real}
+    if len({name for name, _ in pairs}) < len(pairs):
         raise InputError(
             "extra_info.index of the data must differ from problem to problem: the objective remembers each"
         )

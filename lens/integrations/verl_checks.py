@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from lens.integrations.adapting import warn_of
 from lens.integrations.groups import needed_inputs
 from lens.integrations.names import Objective
 from lens.objectives.inputs import InputError
@@ -56,14 +56,13 @@ def check_config(config: Any, objective: Objective) -> None:
     for missing, is_missing in refused.items():
         if is_missing:
             raise InputError(f"algorithm.adv_estimator={name} needs {missing}")
-    for message in find_pitfalls(algorithm, actor, rollout):
-        warnings.warn(message, stacklevel=3)
+    warn_of(find_pitfalls(algorithm, actor, rollout))
 
 
-def find_pitfalls(algorithm: Any, actor: Any, rollout: Any) -> list[str]:
-    """Return a sentence for each key that keeps negative groups from teaching what the objective means."""
+def find_pitfalls(algorithm: Any, actor: Any, rollout: Any) -> dict[str, Any]:
+    """Return sentences on keys that keep negative groups from teaching what the objective means, and which hold."""
     rejection = (algorithm.get("rollout_correction") or {}).get("rollout_rs") or ""
-    pitfalls = {
+    return {
         "algorithm.filter_groups.enable=true drops the groups whose rewards are equal, before the objective sees "
         "them: no negative group teaches. Set it to false": (algorithm.get("filter_groups") or {}).get("enable"),
         f"actor_rollout_ref.actor.clip_ratio_c={actor.clip_ratio_c} holds back wrong answers whose probability has "
@@ -80,4 +79,3 @@ def find_pitfalls(algorithm: Any, actor: Any, rollout: Any) -> list[str]:
         "algorithm.use_kl_in_reward=true takes a penalty off the rewards, which are then no verdicts. "
         "actor_rollout_ref.actor.use_kl_loss=true leaves them alone": algorithm.get("use_kl_in_reward"),
     }
-    return [message for message, is_true in pitfalls.items() if is_true]
