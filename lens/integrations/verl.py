@@ -25,6 +25,7 @@ from torch import Tensor
 
 from lens.integrations.adapting import per_token
 from lens.integrations.groups import CORRECT_ABOVE, group_advantages, needed_inputs
+from lens.integrations.metrics import measure_groups
 from lens.integrations.names import NAMES, Objective, make_objective, remembers
 from lens.integrations.verl_checks import VERDICT_INPUTS, check_config, options_of
 from lens.objectives.inputs import InputError, find_inputs
@@ -42,6 +43,8 @@ class Round(NamedTuple):
     keys: Sequence[str]  # B of the form uid_session_output
     mask: Tensor  # bool [B, T], before rollout correction takes tokens out
     inputs: dict[str, Any]  # what else the objective may ask for
+    metrics: dict[str, Any]  # where verl collects what it logs of this step
+    token_mean: bool  # whether verl's loss is a mean over tokens
 
 
 CURRENT: ContextVar[Round | None] = ContextVar("CURRENT", default=None)
@@ -88,15 +91,11 @@ def make_estimator(name: str) -> Callable[..., tuple[Tensor, Tensor]]:
         rewards = token_level_rewards.sum(dim=-1)  # [B]
         final = final_rows(batch.keys).to(rewards.device)  # [B]
         is_final = final == torch.arange(len(final), device=final.device)
+        answers = {"correct": read_verdicts(rewards), "valid": is_final, "lengths": batch.mask.sum(dim=-1)}
         advantages = group_advantages(
-            rewards,
-            index,
-            mask=batch.mask,
-            valid=is_final,
-            correct=read_verdicts(rewards),
-            objective=batch.objective,
-            **batch.inputs,
+            rewards, index, mask=batch.mask, objective=batch.objective, **answers, **batch.inputs
         )
+        batch.metrics.update(measure_groups(advantages, rewards, index, **answers, token_mean=batch.token_mean))
         if advantages.dim() == 2 and not is_final.all():
             raise InputError(f"algorithm.adv_estimator={name} weighs tokens, which sessions of several outputs lack")
         advantages = per_token(advantages[final], response_mask)  # outputs of a session get what its last one earned
@@ -118,7 +117,7 @@ def without_queue(name: str, mask: Tensor, config: Mapping[str, Any] | None) -> 
             f"algorithm.adv_estimator={name} needs {what}, which this trainer does not hand over: "
             "set trainer.use_v1=true, and VERL_USE_EXTERNAL_MODULES=lens.integrations.verl on every node"
         )
-    return Round(objective, [f"_{row}_0" for row in range(len(mask))], mask.bool(), {})
+    return Round(objective, [f"_{row}_0" for row in range(len(mask))], mask.bool(), {}, {}, False)
 
 
 def final_rows(keys: Sequence[str]) -> Tensor:
@@ -170,10 +169,10 @@ class LensTrainer:
     def _compute_advantage(self, batch: Any, metrics: dict) -> Any:
         if self.objective is None:
             return super()._compute_advantage(batch, metrics)
-        with handed_over(self.read_round(batch)):
+        with handed_over(self.read_round(batch, metrics)):
             return super()._compute_advantage(batch, metrics)
 
-    def read_round(self, batch: Any) -> Round:
+    def read_round(self, batch: Any, metrics: dict[str, Any]) -> Round:
         """Return what the queue holds of the batch beside rewards, of what the objective asks for.
 
         Raises:
@@ -194,7 +193,8 @@ class LensTrainer:
         if "problem_ids" in asked:
             real = mask.any(dim=1).tolist()  # verl fills a batch up with copies that have no token
             inputs["problem_ids"] = name_problems(*(data[name].tolist() for name in fields[-3:]), real)
-        return Round(self.objective, batch.keys, mask, inputs)
+        token_mean = self.config.actor_rollout_ref.actor.loss_agg_mode == "token-mean"
+        return Round(self.objective, batch.keys, mask, inputs, metrics, token_mean)
 
     def _save_checkpoint(self) -> None:
         super()._save_checkpoint()

@@ -1,7 +1,7 @@
 """Adapters against calls that were recorded from the sources of trainers that are not installed here.
 
-The base classes below have the signatures and the names of SkyRL 0.3.0, OpenRLHF 0.11.2, ms-swift 4.6.0 and of NeMo-RL at
-7ea279ab, and nothing of what these compute.
+The base classes below have the signatures and the names of SkyRL 0.3.0, OpenRLHF 0.11.2, ms-swift 4.6.0 and of NeMo-RL
+at 7ea279ab, and nothing of what these compute.
 """
 
 from __future__ import annotations
@@ -290,9 +290,6 @@ def test_ms_swift_refuses_requests_of_several_turns(monkeypatch):
 def test_ms_swifts_filter_is_said(monkeypatch):
     with pytest.warns(UserWarning, match="--dynamic_sample"):
         swift(monkeypatch, made(), own=COUNT, dynamic_sample=True)
-
-
-# --- all -------------------------------------------------------------------------------------------------------------
 
 
 def test_an_unknown_objective_is_refused_before_anything_is_made():

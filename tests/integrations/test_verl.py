@@ -1,36 +1,26 @@
-"""LENS inside verl: the real registry, compute_advantage, trainers and configs, in an environment of its own.
+"""LENS inside verl: the real registry, compute_advantage and trainers, in an environment of its own.
 
 `make test-verl` makes the environment and runs this.
 """
 
 from __future__ import annotations
 
-import warnings
-from types import SimpleNamespace
-
-import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 
 pytest.importorskip("verl.trainer.ppo.core_algos", reason="verl is not installed here: make test-verl")
 
-import transfer_queue
-from tensordict import TensorDict
-from verl import DataProto
 from verl.trainer.ppo import core_algos
 from verl.trainer.ppo.ray_trainer import compute_advantage
-from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, get_trainer_cls
+from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
 
 from lens import objectives
 from lens.integrations import verl as plugin
-from lens.integrations.names import NAMES, make_objective
+from lens.integrations.names import NAMES
 from lens.objectives.inputs import InputError
+from tests.support.verl.answers import CORRECT, GROUPS, LONGEST, SIZE, Batch, config, trainer
 
-GROUPS, SIZE, LONGEST = 6, 4, 5
 EXACT = {"atol": 1e-6, "rtol": 0}
-# The kinds of groups, one a row: negative, negative, mixed, mixed, mixed, positive.
-CORRECT = torch.tensor([[0, 0, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0], [0, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 1]]).bool()
 ON_VERDICTS = {
     "dr_grpo": lambda: objectives.grpo_advantages(CORRECT, scale_by_std=False),
     "max_rl": lambda: objectives.max_rl_advantages(CORRECT),
@@ -40,74 +30,6 @@ ON_VERDICTS = {
     "uniform": lambda: objectives.uniform_advantages(CORRECT),
     "w_reinforce": lambda: objectives.w_reinforce_advantages(CORRECT),
 }
-
-
-def config(*overrides: str):
-    """verl's config, composed by verl's own Hydra files."""
-    with initialize_config_module("verl.trainer.config", version_base=None):
-        return compose("ppo_trainer", list(overrides))
-
-
-def trainer(*overrides: str, mode: str = "sync"):
-    """A trainer of verl's before it has touched Ray; it warns of nothing but what a test is about."""
-    quiet = ("actor_rollout_ref.actor.clip_ratio_c=1e9", "actor_rollout_ref.rollout.n=4")
-    return get_trainer_cls(mode)(config(f"trainer.v1.trainer_mode={mode}", *quiet, *overrides))
-
-
-class Batch:
-    """B answers in shuffled order, as verl has them: padded tensors and ids, and the same as [Q, G]."""
-
-    def __init__(self, seed: int = 0) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        count = GROUPS * SIZE
-        self.order = torch.randperm(count, generator=generator)
-        self.lengths = torch.randint(1, LONGEST + 1, (count,), generator=generator)
-        self.logprobs = -2 * torch.rand(count, LONGEST, generator=generator)
-        self.entropies = 3 * torch.rand(count, LONGEST, generator=generator)
-        self.mask = torch.arange(LONGEST) < self.lengths[:, None]
-        self.uids = np.repeat([f"question-{q}" for q in range(GROUPS)], SIZE).astype(object)
-        means = (self.logprobs * self.mask).double().sum(dim=1) / self.lengths
-        self.confidence = means.exp().float().view(GROUPS, SIZE)
-
-    def proto(self) -> DataProto:
-        """The rows as compute_advantage takes them; the reward lies on the last token."""
-        rewards = torch.zeros(self.mask.shape)
-        rewards[torch.arange(len(rewards)), self.lengths - 1] = CORRECT.flatten().float()
-        tensors = {"token_level_rewards": rewards, "response_mask": self.mask.long()}
-        shuffled = {name: values[self.order] for name, values in tensors.items()}
-        return DataProto.from_dict(tensors=shuffled, non_tensors={"uid": self.uids[self.order.numpy()]})
-
-    def rows(self, advantages: torch.Tensor) -> torch.Tensor:
-        """Advantages [Q, G] or [Q, G, T] as rows [B, T] in this order, 0 outside the mask."""
-        flat = advantages.reshape(GROUPS * SIZE, -1)
-        return (flat.expand(-1, LONGEST) * self.mask)[self.order]
-
-    def queue(self, monkeypatch, **fields) -> SimpleNamespace:
-        """verl's queue, holding this batch: nested tensors, as its agents put them there. Returns the batch's meta."""
-        proto = self.proto()
-        lengths = self.lengths[self.order].tolist()
-        scores = proto.batch["token_level_rewards"]
-        padded = {"response_mask": proto.batch["response_mask"], "rm_scores": scores}
-        padded |= {"old_log_probs": self.logprobs[self.order], "entropy": self.entropies[self.order]}
-        held = {
-            name: torch.nested.nested_tensor([v[:n] for v, n in zip(values, lengths, strict=True)], layout=torch.jagged)
-            for name, values in padded.items()
-        }
-        held["uid"] = proto.non_tensor_batch["uid"].tolist()
-        held |= fields
-        held = {name: values for name, values in held.items() if values is not None}
-        self.written = {}
-
-        def get(keys, partition_id, select_fields):
-            return TensorDict({k: held[k] for k in select_fields if k in held}, batch_size=len(keys))
-
-        def put(keys, partition_id, fields):
-            self.written = fields
-
-        monkeypatch.setattr(transfer_queue, "kv_batch_get", get)
-        monkeypatch.setattr(transfer_queue, "kv_batch_put", put)
-        keys = [f"{uid}_{row}_0" for row, uid in enumerate(held["uid"])]
-        return SimpleNamespace(keys=keys, partition_id="train")
 
 
 # --- estimators ------------------------------------------------------------------------------------------------------
@@ -182,10 +104,15 @@ def test_each_trainer_of_verl_hands_over_log_probabilities(mode, monkeypatch):
     made = trainer("algorithm.adv_estimator=lens", mode=mode)
     made.global_steps = 1
     batch = Batch()
-    made._compute_advantage(batch.queue(monkeypatch), metrics={})
+    metrics = {}
+    made._compute_advantage(batch.queue(monkeypatch), metrics=metrics)
     expected = batch.rows(objectives.lens_advantages(CORRECT, batch.confidence))
     torch.testing.assert_close(batch.written["advantages"].to_padded_tensor(0.0), expected, **EXACT)
-    assert (expected[:, 0] != 0).sum() > SIZE  # negative groups teach, and mixed ones
+    assert metrics["groups/frac_negative"] == pytest.approx(2 / GROUPS)
+    in_negative = batch.rows((~CORRECT.any(dim=1, keepdim=True)).expand_as(CORRECT)).bool()
+    share = (expected * in_negative).abs().sum() / expected.abs().sum()  # verl's loss is a mean over tokens
+    assert metrics["groups/advantage_share_negative"] == pytest.approx(share.item(), rel=1e-5)
+    assert share > 0
 
 
 def test_entropies_come_from_the_queue_too(monkeypatch):
@@ -258,55 +185,3 @@ def test_problems_that_cannot_be_told_apart_are_refused_but_for_copies_without_a
     with pytest.raises(InputError, match=r"extra_info\.index"):
         plugin.name_problems(["a", "b"], [0, 0], ["math", "math"], [True, True])
     assert plugin.name_problems(["a", "b"], [0, 0], ["math", "math"], [True, False]) == ["math/0", "math/0"]
-
-
-# --- what is said before a run ---------------------------------------------------------------------------------------
-
-REFUSED = {
-    "options": (["algorithm.adv_estimator=lens", "+algorithm.objective_options.alfa=1"], "alfa"),
-    "log-probabilities": (
-        [
-            "algorithm.adv_estimator=lens",
-            "algorithm.rollout_correction.bypass_mode=true",
-            "actor_rollout_ref.rollout.calculate_log_probs=false",
-        ],
-        "calculate_log_probs=true",
-    ),
-    "entropies": (
-        ["algorithm.adv_estimator=rl_zvp", "algorithm.rollout_correction.bypass_mode=true"],
-        "bypass_mode=false",
-    ),
-    "a reference": (["algorithm.adv_estimator=ace"], "use_kl_loss=true"),
-    "an unknown objective": (["algorithm.adv_estimator=lense"], "lense.*uniform"),
-}
-
-
-@pytest.mark.parametrize("what", REFUSED)
-def test_what_cannot_work_is_refused_while_the_trainer_is_made(what):
-    overrides, match = REFUSED[what]
-    with pytest.raises(ValueError, match=match):
-        trainer(*overrides)
-
-
-PITFALLS = {
-    "algorithm.filter_groups.enable": ["algorithm.filter_groups.enable=true"],
-    "actor_rollout_ref.actor.clip_ratio_c": ["actor_rollout_ref.actor.clip_ratio_c=3.0"],
-    "algorithm.rollout_correction.rollout_rs": ["algorithm.rollout_correction.rollout_rs=seq_mean_k1"],
-    "actor_rollout_ref.rollout.n": ["actor_rollout_ref.rollout.n=1"],
-    "algorithm.norm_adv_by_std_in_grpo": ["algorithm.norm_adv_by_std_in_grpo=false"],
-    "algorithm.use_kl_in_reward": ["algorithm.use_kl_in_reward=true"],
-}
-
-
-@pytest.mark.parametrize("key", PITFALLS)
-def test_what_spoils_an_objective_is_said_by_the_name_of_its_key(key):
-    with pytest.warns(UserWarning, match=rf"{key}="):
-        trainer("algorithm.adv_estimator=lens", *PITFALLS[key])
-
-
-def test_a_config_without_pitfalls_is_quiet():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        plugin.check_config(
-            config("actor_rollout_ref.actor.clip_ratio_c=1e9", "actor_rollout_ref.rollout.n=4"), make_objective("lens")
-        )
