@@ -40,6 +40,17 @@ def rows(advantages: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return advantages[:, None] * mask
 
 
+def pretend(monkeypatch, name: str, **contents) -> ModuleType:
+    """Let a module of this name, with these contents, be importable."""
+    package, _, last = name.rpartition(".")
+    module = ModuleType(name)
+    vars(module).update(contents)
+    monkeypatch.setitem(sys.modules, name, module)
+    if package:
+        setattr(sys.modules.get(package) or pretend(monkeypatch, package), last, module)
+    return module
+
+
 # --- NeMo-RL ---------------------------------------------------------------------------------------------------------
 
 
@@ -61,18 +72,12 @@ def test_nemo_rl_calls_the_estimator_with_prompts_as_tokens():
 @pytest.fixture
 def nemo(monkeypatch) -> SimpleNamespace:
     """NeMo-RL's module with the factory of estimators, and another that has bound it by name."""
-    package, algorithms, grpo, grpo_sync = (
-        ModuleType(name)
-        for name in ("nemo_rl", "nemo_rl.algorithms", "nemo_rl.algorithms.grpo", "nemo_rl.algorithms.grpo_sync")
-    )
 
     def _create_advantage_estimator(master_config):
         return "NeMo-RL's own"
 
-    grpo._create_advantage_estimator = grpo_sync._create_advantage_estimator = _create_advantage_estimator
-    algorithms.grpo = grpo
-    for module in (package, algorithms, grpo, grpo_sync):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
+    contents = {_create_advantage_estimator.__name__: _create_advantage_estimator}
+    grpo, grpo_sync = (pretend(monkeypatch, f"nemo_rl.algorithms.{name}", **contents) for name in ("grpo", "grpo_sync"))
     nemo_rl.install()
     return SimpleNamespace(grpo=grpo, grpo_sync=grpo_sync)
 
@@ -99,9 +104,7 @@ def test_nemo_rls_dynamic_sampling_is_said(nemo):
 
 
 class SkyBatch(dict):
-    """As SkyRL's TrainingInputBatch: tensors by name, and metadata."""
-
-    metadata: dict
+    """As SkyRL's TrainingInputBatch: tensors by name, and an attribute metadata."""
 
 
 class RayPPOTrainer:
@@ -143,8 +146,8 @@ def test_skyrls_trainer_gets_the_objectives_advantages():
 
 
 def test_skyrls_padding_teaches_nothing_and_counts_for_nothing():
-    data, order = made(), torch.arange(COUNT)
-    batch = sky_batch(data, order)
+    data = made()
+    batch = sky_batch(data, torch.arange(COUNT))
     for name in ("rewards", "response_mask", "action_log_probs"):
         batch[name] = torch.cat([batch[name], batch[name][:2]])
     batch.metadata = {"uids": batch.metadata["uids"] + batch.metadata["uids"][:2], "pad_size": 2}
@@ -182,14 +185,9 @@ class RemoteExperienceMaker:
         return experiences
 
 
-def maker(monkeypatch, *, filtering: bool = False, objective: str = "lens", **options):
-    trainer = ModuleType("openrlhf.trainer.ppo_trainer")
-    trainer.RemoteExperienceMaker = RemoteExperienceMaker
-    modules = {"openrlhf": ModuleType("openrlhf"), "openrlhf.trainer": ModuleType("openrlhf.trainer")}
-    modules["openrlhf.trainer"].ppo_trainer = trainer
-    for name, module in (modules | {trainer.__name__: trainer}).items():
-        monkeypatch.setitem(sys.modules, name, module)
-    openrlhf.install(objective, **options)
+def maker(monkeypatch, *, filtering: bool = False):
+    trainer = pretend(monkeypatch, "openrlhf.trainer.ppo_trainer", RemoteExperienceMaker=RemoteExperienceMaker)
+    openrlhf.install("lens", alpha=0.5)
     algo = SimpleNamespace(dynamic_filtering_enable=filtering, kl=SimpleNamespace(init_coef=0.0, use_loss=False))
     args = SimpleNamespace(algo=algo, rollout=SimpleNamespace(n_samples_per_prompt=SIZE))
     return trainer.RemoteExperienceMaker(None, None, None, None, None, SimpleNamespace(args=args), None)
@@ -209,7 +207,7 @@ def test_openrlhfs_experiences_get_the_objectives_advantages(monkeypatch):
                 action_log_probs=data.logprobs[part, :width],
             )
         )
-    experiences = maker(monkeypatch, alpha=0.5).compute_advantages_and_returns(experiences)
+    experiences = maker(monkeypatch).compute_advantages_and_returns(experiences)
     for experience in experiences:
         expected = rows(data.expected[experience.index], experience.action_mask)
         torch.testing.assert_close(experience.advantages, expected, **EXACT)
@@ -245,13 +243,8 @@ class GRPOTrainer:
 
 
 def swift(monkeypatch, data: SimpleNamespace, *, own: int, **settings):
-    trainers = ModuleType("swift.rlhf_trainers")
-    trainers.GRPOTrainer = GRPOTrainer
-    package = ModuleType("swift")
-    package.rlhf_trainers = trainers
-    monkeypatch.setitem(sys.modules, "swift", package)
-    monkeypatch.setitem(sys.modules, "swift.rlhf_trainers", trainers)
-    ms_swift.install(settings.pop("objective", "lens"), **settings.pop("options", {"alpha": 0.5}))
+    trainers = pretend(monkeypatch, "swift.rlhf_trainers", GRPOTrainer=GRPOTrainer)
+    ms_swift.install("lens", alpha=0.5)
     means = (data.logprobs * data.mask).sum(dim=1) / data.lengths
     others = {"means": means[own:], "lengths": data.lengths[own:], "valid": torch.ones(COUNT - own).bool()}
     return trainers.GRPOTrainer(others, **settings)

@@ -91,6 +91,7 @@ class PlatformCPU(PlatformBase):
 
 # verl asks which platform there is while it imports what follows.
 from transformers import AutoModelForCausalLM  # noqa: E402
+from verl.utils.distributed import initialize_global_process_group_ray  # noqa: E402
 from verl.workers.rollout.base import _ROLLOUT_REGISTRY, BaseRollout  # noqa: E402
 from verl.workers.rollout.replica import RolloutReplica, RolloutReplicaRegistry, TokenOutput  # noqa: E402
 
@@ -172,5 +173,6 @@ class Sender(BaseRollout):
                 await ray.get_actor(SERVER.format(rank=rank)).load.remote(named, global_steps)
 
 
+initialize_global_process_group_ray.__defaults__ = (None, "cpu:gloo")  # verl names the processor twice, torch refuses
 _ROLLOUT_REGISTRY["transformers", "async"] = f"{__name__}.{Sender.__name__}"
 RolloutReplicaRegistry.register("transformers", lambda: sys.modules[__name__].Replica)
