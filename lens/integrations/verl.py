@@ -192,7 +192,7 @@ class LensTrainer:
         mask = padded(data["response_mask"]).bool()
         if "problem_ids" in asked:
             real = mask.any(dim=1).tolist()  # verl fills a batch up with copies that have no token
-            inputs["problem_ids"] = name_problems(*(data[name].tolist() for name in fields[-3:]), real)
+            inputs["problem_ids"] = name_problems(*(list(data[name]) for name in fields[-3:]), real)
         token_mean = self.config.actor_rollout_ref.actor.loss_agg_mode == "token-mean"
         return Round(self.objective, batch.keys, mask, inputs, metrics, token_mean)
 

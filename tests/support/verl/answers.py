@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import torch
 import transfer_queue
@@ -28,6 +26,8 @@ def config(*overrides: str):
 def trainer(*overrides: str, mode: str = "sync"):
     """A trainer of verl's before it has touched Ray; it warns of nothing but what a test is about."""
     quiet = ("actor_rollout_ref.actor.clip_ratio_c=1e9", "actor_rollout_ref.rollout.n=4")
+    if mode == "separate_async":
+        quiet += ("actor_rollout_ref.rollout.nnodes=1", "actor_rollout_ref.rollout.checkpoint_engine.backend=nccl")
     return get_trainer_cls(mode)(config(f"trainer.v1.trainer_mode={mode}", *quiet, *overrides))
 
 
@@ -59,7 +59,7 @@ class Batch:
         flat = advantages.reshape(GROUPS * SIZE, -1)
         return (flat.expand(-1, LONGEST) * self.mask)[self.order]
 
-    def queue(self, monkeypatch, **fields) -> SimpleNamespace:
+    def queue(self, monkeypatch, **fields) -> transfer_queue.KVBatchMeta:
         """verl's queue, holding this batch: nested tensors, as its agents put them there. Returns the batch's meta."""
         proto = self.proto()
         lengths = self.lengths[self.order].tolist()
@@ -84,4 +84,4 @@ class Batch:
         monkeypatch.setattr(transfer_queue, "kv_batch_get", get)
         monkeypatch.setattr(transfer_queue, "kv_batch_put", put)
         keys = [f"{uid}_{row}_0" for row, uid in enumerate(held["uid"])]
-        return SimpleNamespace(keys=keys, partition_id="train")
+        return transfer_queue.KVBatchMeta(keys=keys, tags=[{} for _ in keys], partition_id="train")
