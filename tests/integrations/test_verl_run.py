@@ -22,6 +22,7 @@ from lens.problems.worlds import arithmetic
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).parents[2]
+SUPPORT = ROOT / "tests" / "support" / "verl"
 SETTINGS = {
     "data.train_batch_size": 4,
     "data.max_prompt_length": 32,
@@ -48,7 +49,7 @@ SETTINGS = {
     "actor_rollout_ref.rollout.load_format": "auto",
     "actor_rollout_ref.rollout.n_gpus_per_node": 1,
     "reward.num_workers": 1,
-    "reward.custom_reward_function.path": ROOT / "tests" / "support" / "verl" / "rewards.py",
+    "reward.custom_reward_function.path": SUPPORT / "rewards.py",
     "trainer.n_gpus_per_node": 1,
     "trainer.nnodes": 1,
     "trainer.total_training_steps": 2,
@@ -63,10 +64,10 @@ SETTINGS = {
     "+ray_kwargs.ray_init.object_store_memory": 200_000_000,
 }
 ENVIRONMENT = {
-    "PYTHONPATH": str(ROOT),
+    "PYTHONPATH": os.pathsep.join([str(ROOT), str(SUPPORT)]),
     "VERL_PLATFORM": "cpu",
     "VERL_ENGINE_DEVICE": "cuda",
-    "VERL_USE_EXTERNAL_MODULES": "tests.support.verl.on_cpu,lens.integrations.verl",
+    "VERL_USE_EXTERNAL_MODULES": "on_cpu,lens.integrations.verl",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "CUDA_VISIBLE_DEVICES": "",
 }
