@@ -25,7 +25,7 @@ PYTEST  := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 FUZZ    ?= 10000
 
-.PHONY: help setup demo map league confirm test test-all test-slow test-kernels test-peers test-verl kill-test kill-soak fuzz page-test lint format docs clean
+.PHONY: help setup demo map league confirm test test-all test-slow test-kernels test-peers test-verl test-trl test-trl-accuracy kill-test kill-soak fuzz page-test lint format docs clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,11 +46,11 @@ ifeq ($(TORCH)-$(shell uname -s),cpu-Linux)
 else
 	$(BIN)/pip install "torch==$(TORCH_VERSION)"
 endif
-	$(BIN)/pip install --constraint constraints.txt --editable ".[dev,docs,fetch,lora,submitit]"
+	$(BIN)/pip install --constraint constraints.txt --editable ".[train,dev,docs,fetch,lora,submitit]"
 	@touch $@
 
 $(VENV)/.vllm-gpu: $(STAMP)
-	$(BIN)/pip install --constraint constraints.txt --editable ".[vllm]"
+	$(BIN)/pip install --constraint constraints.txt --editable ".[train,vllm]"
 	@touch $@
 
 # What the CPU build brings for images and sound does not load beside this torch, and breaks transformers.
@@ -119,9 +119,21 @@ test-peers: $(VERL)/.installed  ## compare objectives and losses with the functi
 	HF_HUB_OFFLINE=1 $(VERL)/bin/python -m pytest tests/peers
 
 test-verl: $(VERL)/.installed  ## the objectives inside verl's registry, trainers and configs, and a run of verl on the CPU
-	HF_HUB_OFFLINE=1 $(VERL)/bin/python -m pytest tests/integrations/test_verl*.py
+	HF_HUB_OFFLINE=1 $(VERL)/bin/python -m pytest $(wildcard tests/integrations/test_verl*.py)
 
-test-all: test test-slow test-kernels test-peers test-verl  ## run every test, under other kernels and beside peers too
+TRL := $(VENV)-trl
+$(TRL)/.installed: $(STAMP)
+	$(call beside,$(TRL),trl==1.16.0)
+	@touch $@
+
+test-trl: $(TRL)/.installed  ## train a tiny model in TRL's own trainer with our objectives, in an environment of its own
+	HF_HUB_OFFLINE=1 $(TRL)/bin/python -m pytest -m "not slow" $(wildcard tests/integrations/test_trl*.py)
+
+# LENS_TRL_SEEDS=0,1,2 compares the means over three seeds.
+test-trl-accuracy: $(TRL)/.installed  ## compare the accuracy after 60 updates in TRL with that in lens: minutes a seed
+	HF_HUB_OFFLINE=1 $(TRL)/bin/python -m pytest -s tests/integrations/test_trl_accuracy.py
+
+test-all: test test-slow test-kernels test-peers test-verl test-trl  ## run every test, under other kernels and beside peers too
 
 kill-test: $(STAMP)  ## kill a training run at every kind of point and at 20 random moments, and compare its end
 	LENS_KILLS=20 $(PYTEST) -rP tests/training/test_kills.py
@@ -153,4 +165,4 @@ docs: $(STAMP)  ## build the documentation site in outputs/site; a dead link fai
 	@echo "site: outputs/site/index.html"
 
 clean:  ## remove .venv and caches; outputs stay
-	rm -rf $(VENV) $(VERL) .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(VERL) $(TRL) .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -110,7 +111,16 @@ def try_objective(objective: Objective, size: int) -> bool:
     others = {"truncated": tokens[:, 0] > 0, "problem_ids": ["a"] * size, "step": 0, "max_completion_length": 3}
     rewards = (torch.arange(size) == 0).float()
     others |= {"objective": copy.deepcopy(objective), "left_out": torch.nan}
-    return group_advantages(rewards, [0] * size, **per_token, **others).isnan().any().item()
+    with fixed_seed(0, rewards.device):
+        return group_advantages(rewards, [0] * size, **per_token, **others).isnan().any().item()
+
+
+@contextmanager
+def fixed_seed(seed: int, device: torch.device) -> Iterator[None]:
+    """Make an objective's random numbers the same in all processes, and leave those outside as they are."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 class Layout(NamedTuple):

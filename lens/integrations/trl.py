@@ -9,8 +9,6 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +17,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from trl import GRPOTrainer
 
-from lens.integrations.groups import CORRECT_ABOVE, group_advantages, try_objective
+from lens.integrations.groups import CORRECT_ABOVE, fixed_seed, group_advantages, try_objective
 from lens.integrations.metrics import measure_groups
 from lens.integrations.names import Objective, make_objective
 from lens.integrations.trl_checks import check_reference, find_warnings
@@ -195,11 +193,3 @@ def leave_out(batch: dict[str, Any], mask: Tensor, advantages: Tensor, lengths: 
         batch["num_items_in_batch"] = (lengths * ~left).sum()
     own = advantages[ours].nan_to_num(nan=0.0)
     batch["advantages"] = own if own.dim() == 1 else own[:, :width]
-
-
-@contextmanager
-def fixed_seed(seed: int, device: torch.device) -> Iterator[None]:
-    """Make random numbers inside the same in all processes, and leave those outside as they are."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from torch import Tensor
 
 pytest.importorskip("trl", reason="TRL is not installed here: make test-trl")
 from peft import LoraConfig
+from trl import GRPOTrainer
 
 from lens.integrations import make_objective
+from lens.integrations.trl import LensGRPOTrainer
 from lens.objectives import grpo_advantages, lens_advantages, w_reinforce_advantages
-from tests.support.trl_runs import GENERATIONS, Recording, make_trainer, short, verdict
+from tests.support.trl_runs import GENERATIONS, PROMPTS, Recording, make_trainer, short, verdict
 
 pytestmark = pytest.mark.filterwarnings("ignore:The model's configuration", "ignore:.*pin_memory")
 
@@ -45,8 +49,8 @@ SHORT = {"max_completion_length": 3}
 SETTINGS = {
     "plain": {},
     "two updates of one batch": {"num_iterations": 2, "max_steps": 2},
-    "accumulated gradients": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
-    "a batch for two updates": {"per_device_train_batch_size": 4, "steps_per_generation": 2, "max_steps": 3},
+    "accumulated gradients": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4},
+    "a batch for two updates": {"per_device_train_batch_size": 8, "steps_per_generation": 2, "max_steps": 3},
     "a mean over answers": {"loss_type": "grpo", "beta": 0.05},
     "hot": {"temperature": 1.5},
 }
@@ -72,7 +76,7 @@ def test_advantages_are_those_of_the_objective(tiny_folder, tmp_path, config):
 
 
 def test_there_are_mixed_and_negative_groups_that_teach(tiny_folder, tmp_path):
-    trainer = make_trainer(tiny_folder, tmp_path, config={"per_device_train_batch_size": 16})
+    trainer = make_trainer(tiny_folder, tmp_path)
     trainer.train()
     kinds = right(trainer.batches[0]).sum(dim=1)
     of_groups = trainer.batches[0]["advantages"].view(-1, GENERATIONS).abs().sum(dim=1)
@@ -102,7 +106,7 @@ def test_an_answer_without_a_verdict_does_not_count(tiny_folder, tmp_path):
     trainer = make_trainer(tiny_folder, tmp_path, reward_funcs=unsure)
     trainer.train()
     (batch,) = trainer.batches
-    valid = in_groups([n != 1 for n in range(8)])
+    valid = in_groups([n != 1 for n in range(16)])
     assert_equal(batch["advantages"], expected_of_lens(batch, valid=valid))
     assert batch["advantages"][1] == 0
 
@@ -174,14 +178,14 @@ def test_answers_that_an_objective_leaves_out_leave_the_denominator(tiny_folder,
 def test_evaluation_does_not_move_a_memory_and_a_checkpoint_keeps_it(tiny_folder, tmp_path):
     config = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1, "max_steps": 1}
     spo = make_objective("spo")
-    trainer = make_trainer(tiny_folder, tmp_path, config=config, objective=spo)
-    trainer.eval_dataset = trainer.train_dataset.select(range(4))
+    questions = Dataset.from_dict({"prompt": PROMPTS})
+    trainer = make_trainer(tiny_folder, tmp_path, config=config, objective=spo, eval_dataset=questions)
     trainer.train()
     known = spo.state_dict()
-    assert len(known["counts"]) == 2 and len(trainer.batches) > 1
+    assert 1 <= len(known["counts"]) <= 4 and len(trainer.batches) > 1
     assert any("eval_groups/frac_negative" in row for row in trainer.state.log_history)
-    again = make_trainer(tiny_folder, tmp_path, config=config | {"max_steps": 2}, objective="spo")
-    again.eval_dataset = again.train_dataset.select(range(4))
+    more = {"config": config | {"max_steps": 2}, "objective": "spo", "eval_dataset": questions}
+    again = make_trainer(tiny_folder, tmp_path, **more)
     before: list[dict] = []
     load = again._load_optimizer_and_scheduler
     again._load_optimizer_and_scheduler = lambda c: (load(c), before.append(again.objective.state_dict()))[0]
@@ -216,7 +220,7 @@ def test_log_probabilities_of_the_engine_are_used_where_they_are_whole(tiny_fold
     trainer = make_trainer(tiny_folder, tmp_path, rollout_func=sample)
     trainer.train()
     (batch,) = trainer.batches
-    of_engine = in_groups([math.exp((-0.1 * n - 0.5) / 3) for n in range(8)])
+    of_engine = in_groups([math.exp((-0.1 * n - 0.5) / 3) for n in range(16)])
     expected = lens_advantages(right(batch), of_engine).flatten() if known else expected_of_lens(batch)
     assert_equal(batch["advantages"], expected)
 
@@ -262,3 +266,36 @@ def test_rewards_that_are_no_verdicts_bring_a_warning(tiny_folder, tmp_path: Pat
     trainer = make_trainer(tiny_folder, tmp_path, reward_funcs=short)
     with pytest.warns(UserWarning, match="rewards are not verdicts"):
         trainer.train()
+
+
+# --- what it costs ----------------------------------------------------------------------------------------------------
+
+
+def test_the_objective_takes_under_one_percent_of_a_step(tiny_folder, tmp_path, monkeypatch, capsys):
+    """Of processor time, on the shape of the tiny experiment. The pass for confidences is counted apart."""
+    seconds = {"step": 0.0, "TRL": 0.0, "all": 0.0, "pass": 0.0}
+
+    def count(owner: type, method: str, name: str) -> None:
+        inside = getattr(owner, method)
+
+        def counted(*arguments: Any, **options: Any) -> Any:
+            started = time.process_time()
+            result = inside(*arguments, **options)
+            seconds[name] += time.process_time() - started
+            return result
+
+        monkeypatch.setattr(owner, method, counted)
+
+    count(GRPOTrainer, "_generate_and_score_completions", "TRL")
+    count(LensGRPOTrainer, "_generate_and_score_completions", "all")
+    count(LensGRPOTrainer, "_rate", "pass")
+    count(GRPOTrainer, "training_step", "step")
+    shape = {"per_device_train_batch_size": 256, "num_generations": 8, "max_completion_length": 26, "max_steps": 3}
+    make_trainer(tiny_folder, tmp_path, config=shape, kind=LensGRPOTrainer).train()
+    own = seconds["all"] - seconds["TRL"] - seconds["pass"]
+    with capsys.disabled():
+        shares = {
+            name: f"{100 * value / seconds['step']:.2f} %" for name, value in (("own", own), ("pass", seconds["pass"]))
+        }
+        print(f"\nof TRL's step, {seconds['step'] / 3:.2f} s: objective {shares['own']}, pass {shares['pass']}")
+    assert 0 < own < 0.01 * seconds["step"]

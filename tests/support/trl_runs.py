@@ -58,12 +58,14 @@ def plain_logprobs(trainer: LensGRPOTrainer, batch: dict[str, Any]) -> list[Tens
     return rows
 
 
-def make_trainer(folder: Path, output: Path, *, config: dict | None = None, **options: Any) -> Recording:
-    """A trainer of the tiny model: two prompts, four answers each, one update."""
+def make_trainer(
+    folder: Path, output: Path, *, config: dict | None = None, kind: type = Recording, **options: Any
+) -> Any:
+    """A trainer of the tiny model: four prompts, four answers each, one update."""
     values = {
         "output_dir": str(output),
         "max_steps": 1,
-        "per_device_train_batch_size": 8,
+        "per_device_train_batch_size": 16,
         "num_generations": GENERATIONS,
         "max_completion_length": 8,
         "learning_rate": 1e-3,
@@ -78,7 +80,7 @@ def make_trainer(folder: Path, output: Path, *, config: dict | None = None, **op
         "seed": 0,
     }
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return Recording(
+    return kind(
         model,
         options.pop("reward_funcs", verdict),
         args=GRPOConfig(**values | (config or {})),
