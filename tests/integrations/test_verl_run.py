@@ -69,7 +69,6 @@ ENVIRONMENT = {
     "VERL_ENGINE_DEVICE": "cuda",
     "VERL_USE_EXTERNAL_MODULES": "on_cpu,lens.integrations.verl",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "CUDA_VISIBLE_DEVICES": "",
 }
 
 
