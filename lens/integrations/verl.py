@@ -248,7 +248,7 @@ def register() -> None:
             REGISTERED.add(name)
     for mode, trainer in TRAINER_REGISTRY.items():
         if not issubclass(trainer, LensTrainer):
-            TRAINER_REGISTRY[mode] = type(f"Lens{trainer.__name__}", (LensTrainer, trainer), {})
+            TRAINER_REGISTRY[mode] = type(f"Lens{trainer.__name__}", (LensTrainer, trainer), {"__module__": __name__})
 
 
 register()
