@@ -23,13 +23,12 @@ class LensAdvantageEstimator:
 
     Args:
         estimator_config: ``grpo.adv_estimator``: ``name``, the objective; ``objective_options``, its options.
-        loss_config: ``loss_fn``, which this estimator does not read.
 
     Raises:
         InputError: the objective is unknown, or has no such option.
     """
 
-    def __init__(self, estimator_config: Any, loss_config: Any = None) -> None:
+    def __init__(self, estimator_config: Any) -> None:
         options = read(estimator_config, "objective_options") or {}
         self.objective = make_objective(read(estimator_config, "name"), **options)
 
@@ -88,7 +87,7 @@ def install() -> None:
                 ),
             }
         )
-        return LensAdvantageEstimator(estimator, read(master_config, "loss_fn"))
+        return LensAdvantageEstimator(estimator)
 
     for name, module in list(sys.modules.items()):  # other modules have bound the function by its name
         if name.startswith("nemo_rl.") and getattr(module, FACTORY, None) is original:

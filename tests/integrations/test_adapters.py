@@ -57,7 +57,7 @@ def pretend(monkeypatch, name: str, **contents) -> ModuleType:
 def test_nemo_rl_calls_the_estimator_with_prompts_as_tokens():
     data, order = made(), torch.randperm(COUNT, generator=torch.Generator().manual_seed(1))
     prompts = torch.arange(GROUPS).repeat_interleave(SIZE)[:, None] * torch.ones(1, 5, dtype=torch.int64)
-    estimator = nemo_rl.LensAdvantageEstimator({"name": "lens", "objective_options": {"alpha": 0.5}}, {})
+    estimator = nemo_rl.LensAdvantageEstimator({"name": "lens", "objective_options": {"alpha": 0.5}})
     advantages = estimator.compute_advantage(
         prompt_ids=prompts[order],
         rewards=data.rewards[order],

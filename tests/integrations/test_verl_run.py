@@ -50,6 +50,7 @@ SETTINGS = {
     "actor_rollout_ref.rollout.n_gpus_per_node": 1,
     "reward.num_workers": 1,
     "reward.custom_reward_function.path": SUPPORT / "rewards.py",
+    "transfer_queue.backend.SimpleStorage.num_data_storage_units": 1,
     "trainer.n_gpus_per_node": 1,
     "trainer.nnodes": 1,
     "trainer.total_training_steps": 2,
