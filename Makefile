@@ -25,7 +25,7 @@ PYTEST  := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 FUZZ    ?= 10000
 
-.PHONY: help setup demo map league confirm test test-all test-slow test-kernels test-peers test-verl test-trl test-trl-accuracy kill-test kill-soak fuzz page-test lint format docs clean
+.PHONY: help setup demo map league confirm test test-all test-slow test-kernels test-peers test-verl test-verl-run test-trl test-trl-accuracy kill-test kill-soak fuzz page-test lint format docs clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -118,8 +118,11 @@ $(VERL)/.installed: $(STAMP)
 test-peers: $(VERL)/.installed  ## compare objectives and losses with the functions of verl, in an environment of its own
 	HF_HUB_OFFLINE=1 $(VERL)/bin/python -m pytest tests/peers
 
-test-verl: $(VERL)/.installed  ## the objectives inside verl's registry, trainers and configs, and a run of verl on the CPU
-	HF_HUB_OFFLINE=1 $(VERL)/bin/python -m pytest $(wildcard tests/integrations/test_verl*.py)
+test-verl: $(VERL)/.installed  ## the objectives inside verl's registry, trainers and configs, in an environment of its own
+	HF_HUB_OFFLINE=1 $(VERL)/bin/python -m pytest -m "not slow" $(wildcard tests/integrations/test_verl*.py)
+
+test-verl-run: $(VERL)/.installed  ## two steps of the whole of verl on the CPU: Ray, FSDP2 on gloo, the plug-in
+	HF_HUB_OFFLINE=1 $(VERL)/bin/python -m pytest tests/integrations/test_verl_run.py
 
 TRL := $(VENV)-trl
 $(TRL)/.installed: $(STAMP)

@@ -1,4 +1,4 @@
-"""The whole of verl on the CPU: Ray, its queue, agents and rewards, FSDP2 on gloo, and the plug-in. make test-verl.
+"""The whole of verl on the CPU: Ray, its queue, agents and rewards, FSDP2 on gloo, and the plug-in. make test-verl-run.
 
 tests/support/verl/on_cpu.py says what verl lacks for that: a platform, and an engine that samples without a GPU.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-pytest.importorskip("verl.trainer.ppo.core_algos", reason="verl is not installed here: make test-verl")
+pytest.importorskip("verl.trainer.ppo.core_algos", reason="verl is not installed here: make test-verl-run")
 
 from lens.models.tiny import TinyRecipe, make_model, make_tokenizer
 from lens.problems.worlds import arithmetic
@@ -70,6 +70,7 @@ ENVIRONMENT = {
     "VERL_ENGINE_DEVICE": "cuda",
     "VERL_USE_EXTERNAL_MODULES": "on_cpu,lens.integrations.verl",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_worker_niceness": "0",  # Ray's workers would otherwise come after everything else on the machine
 }
 
 
