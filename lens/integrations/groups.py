@@ -17,6 +17,7 @@ from lens.objectives.inputs import InputError, call_by_name, find_inputs, is_nee
 from lens.objectives.tokens import token_mean
 
 CORRECT_ABOVE = 0.5  # an answer with a larger reward is correct, unless the verdicts are given
+PER_TOKEN = ("mask", "logprobs", "entropies", "reference_logprobs")
 # What an objective names, and the argument of `group_advantages` that it comes from.
 SOURCES = {"confidence": "mean_logprobs, or logprobs with mask", "lengths": "lengths or mask"}
 
@@ -68,33 +69,43 @@ def group_advantages(
         InputError: a ValueError. The objective is unknown or has no such option, something it needs is not given, or
             an argument has the wrong length or impossible values.
     """
-    if isinstance(objective, str) and remembers(objective):
-        raise InputError(
-            f"objective={objective!r} remembers earlier rounds: make it once, make_objective({objective!r})"
-        )
-    objective = make_objective(objective, **options)
-    rewards = torch.as_tensor(rewards).float()
-    layout = lay_out(group_ids, rewards)
-    per_token = {"mask": mask, "logprobs": logprobs, "entropies": entropies, "reference_logprobs": reference_logprobs}
-    per_answer = {"mean_logprobs": mean_logprobs, "lengths": lengths, "truncated": truncated}
-    rows = {"correct": correct, "valid": valid} | per_answer | per_token
-    rows = {name: values.detach().to(rewards.device) for name, values in rows.items() if values is not None}
-    check_rows(rows, len(rewards), list(per_token))
-    rows = describe(rewards, rows)
-    if correct is None and not torch.equal(rows["rewards"], rows["correct"].float()):
-        warnings.warn(
-            f"rewards are not verdicts of 1 and 0: an answer counts as correct above {CORRECT_ABOVE}. "
-            "Pass correct, the verdicts",
-            stacklevel=2,
-        )
-    given = {name: layout.pack(values) for name, values in rows.items()}
+    objective = make_without_memory(objective, options)
+    rows = {"correct": correct, "valid": valid, "mean_logprobs": mean_logprobs, "lengths": lengths, "mask": mask}
+    rows |= {"logprobs": logprobs, "entropies": entropies, "reference_logprobs": reference_logprobs}
+    layout, given = arrange(rewards, group_ids, rows | {"truncated": truncated})
     given |= {"problem_ids": layout.first_of(problem_ids), "step": step, "max_completion_length": max_completion_length}
     check_inputs(objective, given)
-    if layout.singles and "problem_ids" not in find_inputs(objective):
-        warnings.warn(
-            f"{layout.singles} of {layout.num_groups} groups have one answer: nothing to compare", stacklevel=2
-        )
+    warn_of_rows(layout, given, verdicts=correct is None, alone="problem_ids" in find_inputs(objective))
     return layout.unpack(call_by_name(objective, given)).nan_to_num(nan=left_out)
+
+
+def make_without_memory(objective: str | Objective, options: dict[str, Any]) -> Objective:
+    """Return the objective; refuse the name of one that remembers, as a call could not give its memory to the next."""
+    if isinstance(objective, str) and remembers(objective):
+        how = f"make it once, make_objective({objective!r})"
+        raise InputError(f"objective={objective!r} remembers earlier rounds: {how}")
+    return make_objective(objective, **options)
+
+
+def arrange(
+    rewards: Tensor, group_ids: Sequence[Hashable] | Tensor, rows: dict[str, Tensor | None]
+) -> tuple[Layout, dict[str, Any]]:
+    """Return where each answer lies, and what is given or follows from it as [Q, G, ...]."""
+    rewards = torch.as_tensor(rewards).float()
+    layout = lay_out(group_ids, rewards)
+    rows = {name: values.detach().to(rewards.device) for name, values in rows.items() if values is not None}
+    check_rows(rows, len(rewards))
+    return layout, {name: layout.pack(values) for name, values in describe(rewards, rows).items()}
+
+
+def warn_of_rows(layout: Layout, given: dict[str, Any], *, verdicts: bool, alone: bool) -> None:
+    """Warn of rewards that should be verdicts and are not, and of answers that cannot be alone in a group but are."""
+    if verdicts and not torch.equal(given["rewards"], given["correct"].float()):
+        how = f"an answer counts as correct above {CORRECT_ABOVE}. Pass correct, the verdicts"
+        warnings.warn(f"rewards are not verdicts of 1 and 0: {how}", stacklevel=3)
+    if layout.singles and not alone:
+        found = f"{layout.singles} of {layout.num_groups} groups have one answer"
+        warnings.warn(f"{found}: nothing to compare", stacklevel=3)
 
 
 def try_objective(objective: Objective, size: int) -> bool:
@@ -216,11 +227,11 @@ def read_confidence(means: Tensor, valid: Tensor) -> Tensor:
     return means.clamp(max=0.0).exp().float()
 
 
-def check_rows(rows: dict[str, Tensor], num_answers: int, per_token: list[str]) -> None:
+def check_rows(rows: dict[str, Tensor], num_answers: int) -> None:
     """Raise InputError for the first argument that is not [B], or [B, T] with one T."""
-    width = next((values.shape[-1] for name, values in rows.items() if name in per_token), None)
+    width = next((values.shape[-1] for name, values in rows.items() if name in PER_TOKEN), None)
     for name, values in rows.items():
-        shape = (num_answers, width) if name in per_token else (num_answers,)
+        shape = (num_answers, width) if name in PER_TOKEN else (num_answers,)
         if tuple(values.shape) != shape:
             raise InputError(f"{name} has the shape {tuple(values.shape)}, must be {shape}")
 

@@ -23,7 +23,7 @@ CONFIGURED = sorted(file.stem for file in (CONFIGS / "objective").glob("*.yaml")
 def configured(name: str) -> Any:
     """The objective of a config file."""
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return instantiate(compose("train", overrides=[f"objective={name}"]).objective)
+        return instantiate(compose(f"objective/{name}").objective)
 
 
 def with_options(function: Any) -> tuple[Any, dict[str, Any]]:

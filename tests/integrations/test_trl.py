@@ -15,10 +15,11 @@ from torch import Tensor
 
 pytest.importorskip("trl", reason="TRL is not installed here: make test-trl")
 from peft import LoraConfig
-from trl import GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer
 
 from lens.integrations import make_objective
 from lens.integrations.trl import LensGRPOTrainer
+from lens.integrations.trl_checks import find_warnings
 from lens.objectives import grpo_advantages, lens_advantages, w_reinforce_advantages
 from tests.support.trl_runs import GENERATIONS, PROMPTS, Recording, make_trainer, short, verdict
 
@@ -225,6 +226,22 @@ def test_log_probabilities_of_the_engine_are_used_where_they_are_whole(tiny_fold
     assert_equal(batch["advantages"], expected)
 
 
+def test_under_the_correction_for_vllm_the_trainer_s_log_probabilities_are_used(tiny_folder, tmp_path):
+    """The engine is a function that samples; the correction is TRL's own."""
+
+    def sample(prompts: list[str], trainer: Recording) -> dict[str, list]:
+        ids = [[5 + n, 6 + n, 7] for n in range(len(prompts))]
+        logprobs = [[-4.0, math.nan, -5.0] for _ in prompts]
+        return {"prompt_ids": trainer._tokenizer(prompts)["input_ids"], "completion_ids": ids, "logprobs": logprobs}
+
+    trainer = make_trainer(tiny_folder, tmp_path, rollout_func=sample)
+    trainer.use_vllm, trainer._last_loaded_step = True, 0
+    trainer.train()
+    (batch,) = trainer.batches
+    assert batch["importance_sampling_ratio"].shape == (16, 1) and "old_per_token_logps" in batch
+    assert_equal(batch["advantages"], expected_of_lens(batch))
+
+
 # --- what cannot work, and what works against an objective ------------------------------------------------------------
 
 
@@ -260,6 +277,14 @@ def test_a_key_that_works_against_the_objective_brings_a_warning_that_names_it(
 ):
     with pytest.warns(UserWarning, match=message):
         make_trainer(tiny_folder, tmp_path, config=config, **options)
+
+
+def test_masks_of_the_correction_for_vllm_bring_a_warning():
+    config = {"output_dir": "none", "use_cpu": True, "bf16": False, "use_vllm": True}
+    (message,) = find_warnings(GRPOConfig(**config), [], leaves_out=False)
+    assert message.startswith("vllm_importance_sampling_mode='sequence_mask' takes whole answers")
+    kept = GRPOConfig(**config, vllm_importance_sampling_mode="token_truncate")
+    assert find_warnings(kept, [], leaves_out=False) == []
 
 
 def test_rewards_that_are_no_verdicts_bring_a_warning(tiny_folder, tmp_path: Path):

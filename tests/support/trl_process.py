@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -13,21 +14,23 @@ ANSWERS = 12  # of three groups; the second lies in both of two processes
 
 
 def sample(prompts: list[str], trainer: Recording) -> dict[str, list]:
-    """Answers of one to four tokens that depend on their places alone."""
+    """Answers of one to four tokens that depend on their places alone: a negative group, then two mixed ones."""
     first = trainer.accelerator.process_index * len(prompts)
-    ids = [[5 + (7 * n + 3 * t) % 23 for t in range(1 + n % 4)] for n in range(first, first + len(prompts))]
+    ids = [[5 + (9 * n + 5 * t) % 23 for t in range(1 + n % 4)] for n in range(first, first + len(prompts))]
     return {"prompt_ids": trainer._tokenizer(prompts)["input_ids"], "completion_ids": ids, "logprobs": None}
 
 
 def main(model: Path, output: Path, objectives: list[str]) -> None:
     """Make an update under each objective, and save advantages, weights and metrics by process."""
     for objective in objectives:
-        config = {"num_generations": GENERATIONS, "ddp_backend": "gloo", "shuffle_dataset": False}
-        per_process = ANSWERS // int(torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1)
+        config = {"num_generations": GENERATIONS, "shuffle_dataset": False}
+        config["per_device_train_batch_size"] = ANSWERS // int(os.environ.get("WORLD_SIZE", 1))
+        if "WORLD_SIZE" in os.environ:
+            config["ddp_backend"] = "gloo"
         trainer = make_trainer(
             model,
             output / objective,
-            config=config | {"per_device_train_batch_size": per_process},
+            config=config,
             rollout_func=sample,
             objective=objective,
         )
@@ -44,10 +47,4 @@ def main(model: Path, output: Path, objectives: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    import os
-
-    if "RANK" in os.environ:
-        torch.distributed.init_process_group("gloo")
     main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
