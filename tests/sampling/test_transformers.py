@@ -17,7 +17,8 @@ from lens.models.architectures import make_random_model
 from lens.problems import load_problems
 from lens.problems.prompts import Prompt, PromptFormat, encode_problems
 from lens.sampling.rollouts import geometric_mean_probability
-from lens.sampling.transformers import TransformersSampler, sample_tokens
+from lens.sampling.choice import sample_tokens
+from lens.sampling.transformers import TransformersSampler
 from lens.seeding import derive_seed
 from lens.training.weight_sync import probe_engine
 from tests.support.gradients import norms_in_their_own_type
