@@ -25,7 +25,7 @@ from transformers.masking_utils import sdpa_mask
 ANSWERS = "lens_answers"  # its name among transformers' attention implementations
 ROOM = 16  # tokens that an answer has room for at first; later for half as many again as it has
 # Arguments of an attention layer that ask nothing of its scores; the mask says where a window ends.
-HARMLESS = {"dropout", "position_ids", "cache_position", "sliding_window", "is_causal", "use_cache"}
+HARMLESS = {"dropout", "position_ids", "cache_position", "sliding_window", "is_causal", "use_cache", "output_router_logits"}
 
 
 class Grid:
@@ -117,7 +117,7 @@ class AnswerLayer(CacheLayerMixin):
         shares = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
         prompt, own = shares.tensor_split([self.prompt_keys.shape[2]], dim=-1)
         output = self.grid.by_row(self.grid.by_prompt(prompt) @ self.prompt_values) + own @ values  # [n, h, g, D]
-        return output.view(len(query), 1, query.shape[1], -1).to(query.dtype)
+        return output.reshape(len(query), 1, query.shape[1], -1).to(query.dtype)
 
     def keep(self, rows: Tensor, grid: Grid, prompts: Tensor) -> None:
         """Keep the answers in some rows, and some prompts, which a new grid connects."""
