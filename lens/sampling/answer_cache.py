@@ -25,7 +25,15 @@ from transformers.masking_utils import sdpa_mask
 ANSWERS = "lens_answers"  # its name among transformers' attention implementations
 ROOM = 16  # tokens that an answer has room for at first; later for half as many again as it has
 # Arguments of an attention layer that ask nothing of its scores; the mask says where a window ends.
-HARMLESS = {"dropout", "position_ids", "cache_position", "sliding_window", "is_causal", "use_cache", "output_router_logits"}
+HARMLESS = {
+    "dropout",
+    "position_ids",
+    "cache_position",
+    "sliding_window",
+    "is_causal",
+    "use_cache",
+    "output_router_logits",
+}
 
 
 class Grid:
@@ -204,7 +212,13 @@ def attend_to_answers(
 
 @contextmanager
 def decoding_answers(model: PreTrainedModel) -> Iterator[None]:
-    """Let a model attend to an `AnswerCache` inside this context."""
+    """Let a model attend to an `AnswerCache` inside this context.
+
+    Raises:
+        NotImplementedError: its layers do not take their attention from transformers' interface.
+    """
+    if not model._can_set_attn_implementation():
+        raise NotImplementedError(f"{type(model).__name__} has an attention of its own")
     before = model.config._attn_implementation
     model.set_attn_implementation(ANSWERS)
     try:

@@ -81,7 +81,7 @@ def _invert(cumulative: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _keep_nucleus(logits: Tensor, top_p: float) -> Tensor:
-    """Set logits [n, V] to minus infinity outside the smallest set of most likely tokens whose mass is at least top_p."""
+    """Set logits [n, V] to minus infinity outside the smallest set of likely tokens with a mass of at least top_p."""
     ordered, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
     dropped = torch.zeros_like(logits, dtype=torch.bool)
     dropped.scatter_(1, order, ordered.cumsum(dim=-1) - ordered >= top_p)

@@ -51,11 +51,12 @@ class TransformersSampler:
         self.model = copy.deepcopy(model).requires_grad_(False).to(device) if shared else model
         self.weights = dict(self.model.named_parameters()) if shared else {}
         self.tokenizer, self.max_num_seqs = tokenizer, max_num_seqs
-        self.end_tokens = torch.tensor(end_token_ids(model, tokenizer))
+        self.end_tokens = torch.empty(0, dtype=torch.long)  # nothing ends what is only a trial
         self.takes_padding = mixes_by_attention(model)
         names = inspect.signature(model.forward).parameters
         self.cache_name = "cache_params" if "cache_params" in names else "past_key_values"
         self._check_decoding()
+        self.end_tokens = torch.tensor(end_token_ids(model, tokenizer))
 
     @torch.inference_mode()
     def sample(
@@ -118,16 +119,17 @@ class TransformersSampler:
             yield from (questions[start : start + at_once] for start in range(0, len(questions), at_once))
 
     def _check_decoding(self) -> None:
-        """Decode a few tokens, and choose the way: with an `AnswerCache`, or with transformers' own cache.
+        """Try how the model can be decoded: with an `AnswerCache`, or with transformers' own cache.
 
         Raises:
             ConfigError: the model keeps what it has read in another way than this engine can handle.
         """
-        for self.keeps_apart in (True, False) if self.takes_padding else (False,):
+        prompts = [(0,), (0, 0)][: self.max_num_seqs] if self.takes_padding else [(0, 0)]
+        for apart in (True, False) if self.takes_padding else (False,):
+            self.keeps_apart = apart
             try:
                 with torch.inference_mode():
-                    rows = min(2, self.max_num_seqs)
-                    self._decode([(0, 0)], rows, torch.zeros(rows, 2, dtype=torch.float64), 1.0, 1.0)
+                    self._decode(prompts, 1, torch.zeros(len(prompts), 3, dtype=torch.float64), 1.0, 1.0)
                 return
             except REFUSALS as error:
                 refusal = error
