@@ -290,8 +290,8 @@ def test_prompts_and_answers_that_are_remembered_apart_change_nothing(name):
     attention = model.config._attn_implementation
     sampler = TransformersSampler(model, OnlyIds(), max_num_seqs=100)
     assert sampler.keeps_apart
-    sampler.end_tokens = torch.arange(0, 97, 4)  # answers end at different times, so their rows leave the batch
-    options = {"max_completion_length": 40, "temperature": 0.7}
+    sampler.end_tokens = torch.arange(0, 97, 9)  # answers end at different times, so their rows leave the batch
+    options = {"max_completion_length": 40, "temperature": 5.0}
     for prompts in (PROMPTS, PROMPTS[:1]):  # padded, and not
         apart = sampler.sample(prompts, 6, 0, **options)
         assert model.config._attn_implementation == attention
