@@ -115,19 +115,20 @@ $(VERL)/.installed: $(STAMP)
 	$(call beside,$(VERL),$(VERL_PACKAGES))
 	@touch $@
 
-test-peers: $(VERL)/.installed  ## compare objectives and losses with the functions of verl, in an environment of its own
-	HF_HUB_OFFLINE=1 $(VERL)/bin/python -m pytest tests/peers
+TRL := $(VENV)-trl
+$(TRL)/.installed: $(STAMP)
+	$(call beside,$(TRL),trl==1.16.0)
+	@touch $@
+
+test-peers: $(VERL)/.installed $(TRL)/.installed  ## compare objectives and losses with the functions of verl and TRL
+	HF_HUB_OFFLINE=1 $(VERL)/bin/python -m pytest tests/peers/test_verl.py
+	HF_HUB_OFFLINE=1 $(TRL)/bin/python -m pytest tests/peers/test_trl.py
 
 test-verl: $(VERL)/.installed  ## the objectives inside verl's registry, trainers and configs, in an environment of its own
 	HF_HUB_OFFLINE=1 $(VERL)/bin/python -m pytest -m "not slow" $(wildcard tests/integrations/test_verl*.py)
 
 test-verl-run: $(VERL)/.installed  ## two steps of the whole of verl on the CPU: Ray, FSDP2 on gloo, the plug-in
 	HF_HUB_OFFLINE=1 $(VERL)/bin/python -m pytest tests/integrations/test_verl_run.py
-
-TRL := $(VENV)-trl
-$(TRL)/.installed: $(STAMP)
-	$(call beside,$(TRL),trl==1.16.0)
-	@touch $@
 
 test-trl: $(TRL)/.installed  ## train a tiny model in TRL's own trainer with our objectives, in an environment of its own
 	HF_HUB_OFFLINE=1 $(TRL)/bin/python -m pytest -m "not slow" $(wildcard tests/integrations/test_trl*.py)

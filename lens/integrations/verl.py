@@ -13,6 +13,7 @@ reads the queue just before the estimator runs. With an estimator of verl's own 
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,7 +33,7 @@ from lens.objectives.inputs import InputError, find_inputs
 
 # What an objective names, and the field of verl's queue that holds it, [B, T] each.
 FIELDS = {"logprobs": "old_log_probs", "entropies": "entropy", "reference_logprobs": "ref_log_prob"}
-MEMORY_FILE = "lens_objective.pt"  # in verl's checkpoint, what an objective with a memory remembers
+MEMORY_FILE = "lens_objective.json"  # in verl's checkpoint, what an objective with a memory remembers
 REGISTERED: set[str] = set()  # the names that this module has given to verl
 
 
@@ -200,7 +201,7 @@ class LensTrainer:
         super()._save_checkpoint()
         if remembers(self.objective):
             folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
-            torch.save(self.objective.state_dict(), folder / MEMORY_FILE)
+            (folder / MEMORY_FILE).write_text(json.dumps(self.objective.state_dict()))
 
     def _load_checkpoint(self) -> None:
         super()._load_checkpoint()
@@ -208,7 +209,7 @@ class LensTrainer:
             trainer = self.config.trainer
             folder = Path(trainer.default_local_dir) / f"global_step_{self.global_steps}"
             folder = Path(trainer.resume_from_path) if trainer.resume_mode == "resume_path" else folder
-            self.objective.load_state_dict(torch.load(folder / MEMORY_FILE, weights_only=False))
+            self.objective.load_state_dict(json.loads((folder / MEMORY_FILE).read_text()))
 
 
 def padded(values: Tensor) -> Tensor:
