@@ -14,7 +14,6 @@ from lens.config.checks import check_writable
 from lens.errors import ConfigError
 from lens.grading.judge import WRONG
 from lens.grading.second_opinion import agrees
-from lens.grading.verifiers import split_gold
 from lens.problems.math import last_boxed
 from lens.runs.answers import find_answers, read_answers
 from lens.terminal import show_table
@@ -92,9 +91,7 @@ def merge_equal_answers(wrong: pd.DataFrame) -> pd.DataFrame:
     ranked = wrong.sort_values("confidence", ascending=False, kind="stable")
     ranked = ranked.assign(times=ranked.groupby(SAME)["sample"].transform("size")).drop_duplicates(SAME)
     pairs = zip(ranked["gold"], ranked["answer"], strict=True)
-    ranked["second opinion"] = [
-        "correct" if agrees(split_gold(gold)[1], answer) else "incorrect" for gold, answer in pairs
-    ]
+    ranked["second opinion"] = ["correct" if agrees(gold, answer) else "incorrect" for gold, answer in pairs]
     return ranked[COLUMNS]
 
 

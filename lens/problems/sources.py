@@ -10,6 +10,7 @@ from typing import Any
 from datasets import Dataset
 
 from lens.errors import ConfigError
+from lens.problems.countdown_file import load_countdown_file
 from lens.problems.dapo import load_dapo
 from lens.problems.math import load_math, load_math500
 from lens.problems.numina import load_numina
@@ -18,7 +19,13 @@ from lens.problems.worlds import find_world, list_worlds
 
 log = logging.getLogger(__name__)
 
-LOADERS = {"math": load_math, "math500": load_math500, "dapo": load_dapo, "numina": load_numina}
+LOADERS = {
+    "math": load_math,
+    "math500": load_math500,
+    "dapo": load_dapo,
+    "numina": load_numina,
+    "countdown_file": load_countdown_file,
+}
 
 
 def load_problems(
@@ -34,7 +41,7 @@ def load_problems(
     """Load the problems of one source.
 
     Args:
-        source: math, math500, dapo, numina, or a world (lens/problems/worlds/).
+        source: math, math500, dapo, numina, countdown_file, or a world (lens/problems/worlds/).
         path: local file in upstream's form. None reads the hub. Must be None for a world, whose problems are made.
         split: one of the splits of the source. None: train (test for math500, which has no other).
         size: number of problems, drawn at random. None: all.

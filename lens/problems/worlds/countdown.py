@@ -152,10 +152,15 @@ def find_pool(level: int, split: str) -> list[Puzzle]:
     return find_puzzles()[level, split]
 
 
+def write_text(numbers: Sequence[int], target: int, signs: str) -> str:
+    """Return the text of a puzzle; the signs are of operations that are enough."""
+    given = " , ".join(map(str, numbers))
+    return f"Reach {target} from {given} , each used once . Enough are {' '.join(signs)} ."
+
+
 def write_problem(puzzle: Puzzle) -> str:
-    """Return the text of a puzzle."""
-    numbers, signs = " , ".join(map(str, puzzle.numbers)), " ".join(ENOUGH[puzzle.level])
-    return f"Reach {puzzle.target} from {numbers} , each used once . Enough are {signs} ."
+    """Return the text of one of the world's puzzles."""
+    return write_text(puzzle.numbers, puzzle.target, ENOUGH[puzzle.level])
 
 
 def make_problem(puzzle: Puzzle) -> dict:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
+from importlib import import_module
 
 import pytest
 
 from lens.errors import ConfigError
 from lens.grading.judge import last_boxed
-from lens.grading.verifiers import verify
+from lens.grading.verifiers import split_gold
 from lens.problems import load_problems
 from lens.problems.problem import FEATURES
 from lens.problems.worlds import World, find_world, list_worlds
@@ -84,22 +85,26 @@ def test_lessons_are_decided_by_their_seed_and_leave_the_other_splits_alone(name
     assert all(last_boxed(solution) for _, solution in first)
 
 
+def is_right(gold: str, answer: str) -> bool:
+    """Whether the verifier that the gold answer names calls an answer right; a number without one is compared."""
+    verifier, text = split_gold(gold)[:2]
+    if verifier is None:
+        return int(text) == int(answer)
+    return import_module(f"lens.grading.verifiers.{verifier}").verify(text, answer) == "correct"
+
+
 @each_world
 def test_a_gold_answer_is_right_and_the_teacher_is_right_less_often_from_level_to_level(name: str):
     world, rng = find_world(name, "key"), random.Random(0)
     problems = load_problems(name, split="train")
     golds = dict(zip(problems["problem"], zip(problems["level"], problems["answer"], strict=True), strict=True))
-    for gold in problems["answer"][:100]:
-        assert verify(gold, re.sub(r"^\w+://", "", gold)) == "correct"
-    right, seen, judged = Counter(), Counter(), {}
+    assert all(is_right(gold, split_gold(gold)[1]) for gold in problems["answer"][:100])
+    right, seen = Counter(), Counter()
     for problem, solution in (world.teach(rng) for _ in range(6000)):
         if problem in golds:
             level, gold = golds[problem]
-            pair = gold, last_boxed(solution)
-            verdict = (int(pair[0]) == int(pair[1])) if gold.isdigit() else verify(*pair) == "correct"
-            judged[pair] = verdict
             seen[level] += 1
-            right[level] += verdict
+            right[level] += is_right(gold, last_boxed(solution))
     shares = [right[level] / seen[level] for level in world.LEVELS]
     assert shares == sorted(shares, reverse=True) and len(set(shares)) == len(shares)
     assert shares[0] > 0.8 and shares[-1] < 0.05
