@@ -25,6 +25,7 @@ from lens.models.loading import check_model
 from lens.models.tiny import make_tiny
 from lens.problems.mixture import check_files
 from lens.problems.prompts import Prompt, PromptFormat, encode_problems
+from lens.problems.worlds import list_worlds
 from lens.sampling.parallel_sampler import ParallelSampler
 from lens.sampling.rollouts import Sampler
 
@@ -62,14 +63,13 @@ def check_world(world: str, sources: Mapping[str, Any], key: str) -> None:
         key: where they stand in the config.
 
     Raises:
-        ConfigError: a source is not that world.
+        ConfigError: a source is another world.
     """
+    others = [other for other in list_worlds() if other != world]
     for name, section in sources.items():
-        if isinstance(section, Mapping) and (source := section.get("source", world)) != world:
-            valid = f"must be {world}, as the tiny model knows no other words"
-            raise ConfigError(
-                f"{key}.{name}.source", source, f"{valid}; world=NAME chooses model and problems together"
-            )
+        if isinstance(section, Mapping) and section.get("source") in others:
+            valid = f"must be {world}, as the tiny model knows no other words; world=NAME chooses both together"
+            raise ConfigError(f"{key}.{name}.source", section["source"], valid)
 
 
 def check_engine(target: str) -> None:
