@@ -22,10 +22,10 @@ from lens.evaluation.evaluator import EvaluationSet, Evaluator
 from lens.grading.golds import name_failing_golds
 from lens.grading.pool import Grader
 from lens.models.loading import check_model
-from lens.models.tiny import make_tiny
+from lens.models.tiny import FIRST_WORLD, make_tiny
 from lens.problems.mixture import check_files
 from lens.problems.prompts import Prompt, PromptFormat, encode_problems
-from lens.problems.worlds import list_worlds
+from lens.problems.worlds import find_world, list_worlds
 from lens.sampling.parallel_sampler import ParallelSampler
 from lens.sampling.rollouts import Sampler
 
@@ -48,7 +48,8 @@ def check_inputs(config: DictConfig) -> None:
     check_files(config.dataset, "dataset")
     check_files(config.evaluation.sets, "evaluation.sets")
     if model.name_or_path is None and model.recipe is not None:
-        world = instantiate(model.recipe).world
+        world = model.recipe.get("world", FIRST_WORLD)
+        find_world(world, "model.recipe.world")
         check_world(world, config.dataset, "dataset")
         check_world(world, config.evaluation.sets, "evaluation.sets")
     check_engine(config.sampler._target_)
