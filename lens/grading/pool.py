@@ -34,6 +34,7 @@ from lens.grading.judge import (
     Verdict,
     last_boxed,
 )
+from lens.grading.verifiers import split_gold
 from lens.grading.worker_process import Pair, WorkerProcess
 
 CHUNK = 16  # most pairs that a worker gets at a time; few, so that no worker is idle at the end of a batch
@@ -134,8 +135,7 @@ class Grader:
         """
         if len(completions) != len(answers):
             raise ValueError(f"{len(completions)} completions, but {len(answers)} answers")
-        predictions = map(last_boxed, completions) if settings.boxed_only else completions
-        pairs = list(zip(answers, predictions, strict=True))
+        pairs = [(gold, take_answer(text, gold, settings)) for text, gold in zip(completions, answers, strict=True)]
         verdicts = self._decide(pairs, settings)
         blamed = list(dict.fromkeys(gold for (gold, _), verdict in verdicts.items() if verdict in UNJUDGEABLE))
         of_golds = self._decide_golds(blamed, settings)
@@ -154,7 +154,7 @@ class Grader:
 
     def _decide_golds(self, golds: Sequence[str], settings: Settings) -> dict[str, Verdict]:
         """Return the verdict on each gold answer, graded against itself."""
-        pairs = {gold: (gold, last_boxed(rf"\boxed{{{gold}}}") if settings.boxed_only else gold) for gold in golds}
+        pairs = {gold: (gold, take_own_answer(gold, settings)) for gold in golds}
         verdicts = self._decide(list(pairs.values()), settings)
         return {gold: verdicts[pair] for gold, pair in pairs.items()}
 
@@ -234,3 +234,18 @@ class Grader:
     def _end(self, worker: WorkerProcess) -> None:
         worker.kill()
         self._workers.remove(worker)
+
+
+def take_answer(completion: str, gold: str, settings: Settings) -> str | None:
+    """Return what is held against the gold answer: the content of the last box, or the whole completion.
+
+    Only math-verify, and only without ``settings.boxed_only``, looks for the answer itself.
+    """
+    whole = not settings.boxed_only and split_gold(gold)[0] is None
+    return completion if whole else last_boxed(completion)
+
+
+def take_own_answer(gold: str, settings: Settings) -> str | None:
+    """Return the answer that a gold answer itself gives."""
+    own = split_gold(gold)[1]
+    return take_answer(rf"\boxed{{{own}}}" if settings.boxed_only or own != gold else own, gold, settings)

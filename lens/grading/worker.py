@@ -12,6 +12,7 @@ import sys
 
 from lens.distributed.processes import end_with_parent
 from lens.grading.judge import VERDICTS, Settings, judge
+from lens.grading.verifiers import verify
 
 
 def serve(timeout_s: float, memory_gb: float) -> None:
@@ -46,7 +47,7 @@ def serve(timeout_s: float, memory_gb: float) -> None:
         settings = Settings(**fields)
         for gold, prediction in pairs:
             signal.setitimer(signal.ITIMER_PROF, timeout_s)
-            verdict = judge(gold, prediction, settings)
+            verdict = verify(gold, prediction, settings)
             signal.setitimer(signal.ITIMER_PROF, 0)
             os.write(announcements, bytes([VERDICTS.index(verdict)]))
 
