@@ -151,7 +151,7 @@ class Collector:
                 top_p=s.top_p,
             )
         with stopwatch.measure("grade"), stop.abandonable():
-            verdicts = grade_groups(self.grader, rollouts.texts, problems["answer"], s.num_generations)
+            grades = grade_groups(self.grader, rollouts.texts, problems["answer"], s.num_generations)
         with stopwatch.measure("logprobs"), stop.abandonable():
             recomputed = "trainer" in (s.old_logprobs, s.confidence) or "entropies" in self.asked
             rate = policy.forward_pass.rate_rollouts
@@ -160,8 +160,9 @@ class Collector:
         return make_experience(
             rollouts,
             list(problems["level"]),
-            verdicts,
+            [grade.verdict for grade in grades],
             objective,
+            scores=[grade.credit for grade in grades] if self.grader.reward == "score" else None,
             unjudgeable=self.grader.unjudgeable,
             trainer_logprobs=logprobs,
             reference_logprobs=reference,
