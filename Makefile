@@ -46,7 +46,7 @@ ifeq ($(TORCH)-$(shell uname -s),cpu-Linux)
 else
 	$(BIN)/pip install "torch==$(TORCH_VERSION)"
 endif
-	$(BIN)/pip install --constraint constraints.txt --editable ".[dev,docs,fetch,lora,submitit]"
+	$(BIN)/pip install --constraint constraints.txt --editable ".[dev,docs,fetch,gym,lora,submitit]"
 	@touch $@
 
 $(VENV)/.vllm-gpu: $(STAMP)

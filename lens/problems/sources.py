@@ -14,10 +14,17 @@ from lens.problems.dapo import load_dapo
 from lens.problems.math import load_math, load_math500
 from lens.problems.numina import load_numina
 from lens.problems.problem import FEATURES, fingerprint
+from lens.problems.reasoning_gym import load_reasoning_gym
 
 log = logging.getLogger(__name__)
 
-LOADERS = {"math": load_math, "math500": load_math500, "dapo": load_dapo, "numina": load_numina}
+LOADERS = {
+    "math": load_math,
+    "math500": load_math500,
+    "dapo": load_dapo,
+    "numina": load_numina,
+    "reasoning_gym": load_reasoning_gym,
+}
 
 
 def load_problems(
@@ -33,7 +40,7 @@ def load_problems(
     """Load the problems of one source.
 
     Args:
-        source: math, math500, dapo, numina or arithmetic.
+        source: math, math500, dapo, numina, reasoning_gym or arithmetic.
         path: local file in upstream's form. None reads the hub. Must be None for arithmetic, which is made here.
         split: one of the splits of the source. None: train (test for math500, which has no other).
         size: number of problems, drawn at random. None: all.
