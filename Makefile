@@ -33,6 +33,7 @@ help:  ## list the targets
 	@echo "  TORCH=$(TORCH)  the torch build, cpu or cuda; TORCH_INDEX=URL is where CPU builds come from"
 	@echo "  VLLM=$(VLLM)  the vLLM build, cpu, gpu or none"
 	@echo "  WORKERS=$(WORKERS)  test files that run at the same time"
+	@echo "  WORLD=$(WORLD)  the world of map and league, such as countdown; without it: arithmetic"
 	@echo "  KILLS=$(KILLS) SEED=$(SEED)  how often kill-soak kills, and what decides which runs and when"
 	@echo "  PYTHON=$(PYTHON) VENV=$(VENV)"
 
@@ -67,18 +68,23 @@ demo: $(STAMP)  ## GRPO, LENS and a stronger LENS over paired seeds: tables, fig
 	@echo "W&B: one offline run in each folder of outputs/sweeps/demo; wandb sync outputs/sweeps/demo/*/wandb/offline-run-* uploads them"
 	@$(BIN)/python scripts/report.py runs=outputs/sweeps/demo
 
-# The middle comes first. Each sweep resumes where it stopped. All runs lie in outputs/sweeps/map.
-MAP := middle $(filter-out middle,$(sort $(basename $(notdir $(wildcard configs/experiment/map/*.yaml)))))
+# WORLD=countdown: map and league in another world than arithmetic, in folders of their own.
+WORLD ?=
+ELSEWHERE := $(filter-out arithmetic,$(WORLD))
+IN_WORLD := $(addprefix world=,$(ELSEWHERE))
+# The middle comes first. Each sweep resumes where it stopped. All runs lie in outputs/sweeps/map. What map/levels sweeps
+# is a key of arithmetic.
+MAP := middle $(filter-out middle $(if $(ELSEWHERE),levels),$(sort $(basename $(notdir $(wildcard configs/experiment/map/*.yaml)))))
 map: $(STAMP)  ## when does LENS help? one factor at a time around the tiny experiment: 416 runs, 2.7 hours on two cores
-	@$(BIN)/python scripts/make_tiny.py
-	@for experiment in $(MAP); do $(BIN)/python scripts/train.py -m experiment=map/$$experiment || exit; done
-	@$(BIN)/python scripts/report.py runs=outputs/sweeps/map
+	@$(if $(ELSEWHERE),,$(BIN)/python scripts/make_tiny.py)
+	@for experiment in $(MAP); do $(BIN)/python scripts/train.py -m experiment=map/$$experiment $(IN_WORLD) || exit; done
+	@$(BIN)/python scripts/report.py runs=outputs/sweeps/map$(addprefix _,$(ELSEWHERE))
 
 LEAGUE := printed $(filter-out printed,$(sort $(basename $(notdir $(wildcard configs/experiment/league/*.yaml)))))
 league: $(STAMP)  ## every objective on the tiny experiment, at printed constants and at equal share of |A|: hours
-	@$(BIN)/python scripts/make_tiny.py
-	@for experiment in $(LEAGUE); do $(BIN)/python scripts/train.py -m experiment=league/$$experiment || exit; done
-	@$(BIN)/python scripts/report.py runs=outputs/sweeps/league 'baseline="league/printed: grpo"'
+	@$(if $(ELSEWHERE),,$(BIN)/python scripts/make_tiny.py)
+	@for experiment in $(LEAGUE); do $(BIN)/python scripts/train.py -m experiment=league/$$experiment $(IN_WORLD) || exit; done
+	@$(BIN)/python scripts/report.py runs=outputs/sweeps/league$(addprefix _,$(ELSEWHERE)) 'baseline="league/printed: grpo"'
 
 # For instance make confirm OF="experiment=map/levels dataset.arithmetic.levels=[5]"
 confirm: $(STAMP)  ## run a cell of the map again on twenty fresh seeds: make confirm OF="experiment=… key=value …"

@@ -44,9 +44,13 @@ def format_start_time(pattern: str) -> str:
     return STARTED[0].strftime(pattern)
 
 
+def name_folder(*options: str | None) -> str:
+    """Name the folder of a sweep by its experiment and world: tiny/paired is tiny_paired, not in the folder of tiny."""
+    return "_".join(option.replace("/", "_") for option in options if option not in (None, "null"))
+
+
 OmegaConf.register_new_resolver("lens.config_hash", hash_config, replace=True)
-# The folder of an experiment's sweep: tiny/paired -> tiny_paired, so that it does not lie in the folder of tiny.
-OmegaConf.register_new_resolver("lens.folder_name", lambda option: str(option).replace("/", "_"), replace=True)
+OmegaConf.register_new_resolver("lens.folder_name", name_folder, replace=True)
 OmegaConf.register_new_resolver("lens.started", format_start_time, replace=True)
 
 

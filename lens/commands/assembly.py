@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset, disable_progress_bars
@@ -45,7 +46,30 @@ def check_inputs(config: DictConfig) -> None:
         check_model(model.name_or_path)
     check_files(config.dataset, "dataset")
     check_files(config.evaluation.sets, "evaluation.sets")
+    if model.name_or_path is None and model.recipe is not None:
+        world = instantiate(model.recipe).world
+        check_world(world, config.dataset, "dataset")
+        check_world(world, config.evaluation.sets, "evaluation.sets")
     check_engine(config.sampler._target_)
+
+
+def check_world(world: str, sources: Mapping[str, Any], key: str) -> None:
+    """Refuse problems of another world than the tiny model's: it knows no other words.
+
+    Args:
+        world: the world of the tiny model.
+        sources: sections of a config. Those with a ``source`` name where problems come from.
+        key: where they stand in the config.
+
+    Raises:
+        ConfigError: a source is not that world.
+    """
+    for name, section in sources.items():
+        if isinstance(section, Mapping) and (source := section.get("source", world)) != world:
+            valid = f"must be {world}, as the tiny model knows no other words"
+            raise ConfigError(
+                f"{key}.{name}.source", source, f"{valid}; world=NAME chooses model and problems together"
+            )
 
 
 def check_engine(target: str) -> None:

@@ -1,4 +1,4 @@
-"""Makes the embedded model: a small Llama with a word-level tokenizer, warm-started on the imperfect teacher.
+"""Makes the embedded model: a small Llama with a word-level tokenizer, warm-started on a world's imperfect teacher.
 
 The result is a plain Hugging Face folder, so every engine can load it like any other model.
 """
@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from filelock import FileLock
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lens.problems.worlds import arithmetic
+from lens.problems.worlds import find_world
 from lens.progress import progress_bar
 
 log = logging.getLogger(__name__)
@@ -30,11 +30,16 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %} " + SEPARATOR + "{% endif %}"
 )
 IGNORED = -100
+FIRST_WORLD = "arithmetic"
 
 
 @dataclass(frozen=True)
 class TinyRecipe:
-    """Everything that determines the tiny model: its size and its warm start. configs/model/tiny.yaml explains each."""
+    """Everything that determines the tiny model: its size and its warm start. configs/model/tiny.yaml explains each.
+
+    Raises:
+        ConfigError: there is no such world.
+    """
 
     hidden_size: int = 128
     intermediate_size: int = 256
@@ -45,24 +50,27 @@ class TinyRecipe:
     batch_size: int = 128
     learning_rate: float = 3e-3
     seed: int = 0
+    world: str = field(default=FIRST_WORLD, repr=False)
+
+    def __post_init__(self):
+        find_world(self.world, "model.recipe.world")
 
     def key(self) -> str:
-        """Return a short hash of the recipe and of everything that the teacher teaches. It names the model's folder."""
-        teacher = (
-            arithmetic.TEMPLATES,
-            arithmetic.TEACHER_SKILL,
-            arithmetic.MISCONCEPTION_SHARES,
-            arithmetic.SLIP_RATE,
-        )
-        return hashlib.sha256(repr((self, *teacher)).encode()).hexdigest()[:10]
+        """Return a short hash of the recipe and of everything that the teacher teaches. It names the model's folder.
+
+        The first world is not named in it, so that models from when there was no other keep their folders.
+        """
+        named = () if self.world == FIRST_WORLD else (self.world,)
+        teaching = find_world(self.world, "model.recipe.world").TEACHING
+        return hashlib.sha256(repr((self, *named, *teaching)).encode()).hexdigest()[:10]
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Make a word-level tokenizer over the arithmetic vocabulary.
+def make_tokenizer(world: str = FIRST_WORLD) -> PreTrainedTokenizerFast:
+    """Make a word-level tokenizer over the vocabulary of a world.
 
     Its chat template puts the separator before the answer.
     """
-    words = [*SPECIAL_TOKENS.values(), SEPARATOR, *arithmetic.vocabulary()]
+    words = [*SPECIAL_TOKENS.values(), SEPARATOR, *find_world(world, "model.recipe.world").vocabulary()]
     vocabulary = {word: number for number, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL_TOKENS["unk_token"]))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -94,16 +102,16 @@ def make_model(recipe: TinyRecipe, tokenizer: PreTrainedTokenizerFast) -> LlamaF
 
 
 def make_lessons(
-    tokenizer: PreTrainedTokenizerFast, rng: random.Random, count: int
+    tokenizer: PreTrainedTokenizerFast, rng: random.Random, count: int, world: str = FIRST_WORLD
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Make a batch of the teacher's lessons.
+    """Make a batch of the lessons that the teacher of a world gives.
 
     Returns:
         Token ids and labels, int64 [count, longest]. Labels are IGNORED on prompts and padding.
     """
-    ids, labels = [], []
+    ids, labels, teach = [], [], find_world(world, "model.recipe.world").teach
     for _ in range(count):
-        problem, solution = arithmetic.teach(rng)
+        problem, solution = teach(rng)
         prompt = tokenizer.convert_tokens_to_ids([tokenizer.bos_token, *problem.split(), SEPARATOR])
         answer = tokenizer.convert_tokens_to_ids([*solution.split(), tokenizer.eos_token])
         ids.append(torch.tensor(prompt + answer))
@@ -131,7 +139,7 @@ def warm_start(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, reci
     loss = None
     bar = progress_bar(recipe.steps, desc="warm start of the tiny model")
     for _ in range(recipe.steps):
-        ids, labels = make_lessons(tokenizer, rng, recipe.batch_size)
+        ids, labels = make_lessons(tokenizer, rng, recipe.batch_size, recipe.world)
         hidden = model.model(ids[:, :-1]).last_hidden_state  # [B, T-1, H]; right padding needs no mask
         taught = labels[:, 1:] != IGNORED  # [B, T-1]
         loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[taught]), labels[:, 1:][taught])
@@ -156,9 +164,10 @@ def make_tiny(recipe: TinyRecipe, folder: Path) -> Path:
     with FileLock(f"{target}.lock"):
         if target.exists():
             return target
-        tokenizer = make_tokenizer()
+        tokenizer = make_tokenizer(recipe.world)
         model = make_model(recipe, tokenizer)
-        log.info("Making the tiny model (%d parameters) in %s", model.num_parameters(), target)
+        size = model.num_parameters()
+        log.info("Making the tiny model of the world %s (%d parameters) in %s", recipe.world, size, target)
         loss = warm_start(model, tokenizer, recipe)
         unfinished = target.with_name(f"{target.name}.unfinished")
         model.save_pretrained(unfinished)

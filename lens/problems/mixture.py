@@ -12,6 +12,7 @@ from lens.errors import ConfigError
 from lens.problems.decontamination import describe_overlap, find_held, fingerprints
 from lens.problems.sources import draw_problems, load_pool, load_problems
 from lens.problems.upstream import find_files
+from lens.problems.worlds import list_worlds
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,11 @@ def check_files(sources: Mapping[str, Any], key: str) -> None:
         ConfigError: a file is missing, empty or of an unknown kind; the message names the first.
     """
     for name, section in sources.items():
-        if isinstance(section, Mapping) and section.get("path") is not None and section.get("source") != "arithmetic":
+        if (
+            isinstance(section, Mapping)
+            and section.get("path") is not None
+            and section.get("source") not in list_worlds()
+        ):
             find_files(section["path"], f"{key}.{name}.path")
 
 

@@ -12,6 +12,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from lens.errors import ConfigError
+from lens.problems.worlds import list_worlds
 
 QUESTION = "{question}"  # a plain layout has the question in this place
 
@@ -102,9 +103,13 @@ def encode_problems(
         The remaining problems, their prompts in the same order, and the number of problems that were too long.
 
     Raises:
-        ConfigError: no problem is left.
+        ConfigError: no problem is left, or a world's problem has words that the tokenizer does not know.
     """
     encoded = [prompt_format.encode(problem, tokenizer) for problem in problems["problem"]]
+    for source, name, ids in zip(problems["source"], problems["id"], encoded, strict=True):
+        if tokenizer.unk_token_id in ids and source in list_worlds():
+            valid = f"must be a model of the world {source}: its tokenizer does not know all words of {name}"
+            raise ConfigError("model.name_or_path", tokenizer.name_or_path, valid)
     fitting = [index for index, ids in enumerate(encoded) if len(ids) <= prompt_format.max_length]
     if not fitting:
         shortest = min(map(len, encoded), default=0)

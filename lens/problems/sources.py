@@ -10,11 +10,13 @@ from typing import Any
 from datasets import Dataset
 
 from lens.errors import ConfigError
+from lens.problems.countdown_file import load_countdown_file
 from lens.problems.dapo import load_dapo
 from lens.problems.math import load_math, load_math500
 from lens.problems.numina import load_numina
 from lens.problems.problem import FEATURES, fingerprint
 from lens.problems.reasoning_gym import load_reasoning_gym
+from lens.problems.worlds import find_world, list_worlds
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +25,7 @@ LOADERS = {
     "math500": load_math500,
     "dapo": load_dapo,
     "numina": load_numina,
+    "countdown_file": load_countdown_file,
     "reasoning_gym": load_reasoning_gym,
 }
 
@@ -40,8 +43,8 @@ def load_problems(
     """Load the problems of one source.
 
     Args:
-        source: math, math500, dapo, numina, reasoning_gym or arithmetic.
-        path: local file in upstream's form. None reads the hub. Must be None for arithmetic, which is made here.
+        source: math, math500, dapo, numina, countdown_file, reasoning_gym, or a world (lens/problems/worlds/).
+        path: local file in upstream's form. None reads the hub. Must be None for a world, whose problems are made.
         split: one of the splits of the source. None: train (test for math500, which has no other).
         size: number of problems, drawn at random. None: all.
         seed: seed of that draw.
@@ -63,18 +66,17 @@ def load_problems(
 def load_pool(
     source: str, *, path: str | None, split: str | None, size: int | None, seed: int, key: str, **options: Any
 ) -> Dataset:
-    """Load all problems of a source, before any draw. Arithmetic makes only as many as ``size`` asks for."""
+    """Load all problems of a source, before any draw. A world makes only as many as ``size`` asks for."""
     if size is not None and (type(size) is not int or size < 1):
         raise ConfigError(f"{key}.size", size, "must be a positive number of problems, or null for all")
-    if source == "arithmetic":
-        from lens.problems.worlds.arithmetic import load_arithmetic
-
+    if source in list_worlds():
         if path is not None:
-            raise ConfigError(f"{key}.path", path, "must be null: arithmetic problems are made, not read")
-        made = load_arithmetic(split or "train", size=size, seed=seed, key=key, **options)
+            raise ConfigError(f"{key}.path", path, f"must be null: {source} problems are made, not read")
+        world = find_world(source, f"{key}.source")
+        made = world.load(split or "train", size=size, seed=seed, key=key, **options)
         return made.select_columns(list(FEATURES)).cast(FEATURES)
     if source not in LOADERS:
-        raise ConfigError(f"{key}.source", source, f"must be one of {', '.join([*LOADERS, 'arithmetic'])}")
+        raise ConfigError(f"{key}.source", source, f"must be one of {', '.join([*LOADERS, *list_worlds()])}")
     return LOADERS[source](path=path, split=split, key=key, **options)
 
 

@@ -29,7 +29,7 @@ from tests.support.objectives import ONE_SIDED, SILENT, TEACHES_POSITIVE
 
 LENS = CONFIGS.parent / "lens"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
-BASES = {"paper/base", "base"}  # what several experiments, or all losses, share; no command runs it
+BASES = {"paper/base", "base"}  # what several options of a group share; no command runs it
 SHARED = {"run"}  # the config that several scripts share
 
 
@@ -247,7 +247,7 @@ SHARES_THE_COMMENT_ABOVE = {
 def keys_of(file: Path) -> Iterator[tuple[str, bool, bool]]:
     """(dotted key in the composed config, has a comment above it, holds a value) of every key in a file."""
     lines = file.read_text().splitlines()
-    in_experiment = option_of(file)[0] in ("experiment", "debug")
+    in_experiment = option_of(file)[0] in ("experiment", "debug", "world")
     package = [] if in_experiment else [*file.parent.relative_to(CONFIGS).parts]
     stack: list[tuple[int, str]] = []
     for above, line in itertools.pairwise(["", *lines]):
@@ -288,7 +288,7 @@ def test_keys_that_share_a_comment_stand_right_below_it(key):
 
 @pytest.mark.parametrize(
     "group",
-    ["trainer/default", "loss/base", "optimizer/adamw", "evaluation/arithmetic", "tracking/wandb", "model/tiny"],
+    ["trainer/default", "loss/base", "optimizer/adamw", "evaluation/base", "tracking/wandb", "model/tiny"],
 )
 def test_no_option_is_without_effect(group):
     """Each key, those of sections included, is read somewhere in lens/; that a rule checks it is no use."""

@@ -112,11 +112,13 @@ def test_the_page_s_own_loss_can_be_used():
 
 @pytest.fixture(scope="module")
 def mine(tmp_path_factory) -> Path:
-    """A folder of configs with the README's own example of an objective."""
+    """A folder of configs with the README's own example of an objective, and the world of docs/worlds.md."""
     (example,) = (b for b in fenced(ROOT / "README.md", "yaml") if b.startswith("# configs/objective/mine.yaml"))
     folder = tmp_path_factory.mktemp("configs")
     (folder / "objective").mkdir()
     (folder / "objective" / "mine.yaml").write_text(example)
+    (folder / "world").mkdir()
+    (folder / "world" / "coins.yaml").write_text(*fenced(ROOT / "docs" / "worlds.md", "yaml"))
     return folder
 
 

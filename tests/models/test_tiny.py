@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -15,9 +16,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from lens.errors import ConfigError
 from lens.models.tiny import IGNORED, TinyRecipe, make_lessons, make_model, make_tiny, make_tokenizer, warm_start
 from lens.problems.prompts import PromptFormat
-from lens.problems.worlds import arithmetic
+from lens.problems.worlds import arithmetic, list_worlds
+from lens.problems.worlds.drawing import SPLIT_SHARES
 
 SMALLEST = TinyRecipe(hidden_size=8, intermediate_size=8, num_layers=1, num_heads=1, steps=1, batch_size=2)
 
@@ -36,7 +39,7 @@ def assert_round_trip(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> N
     assert tokenizer.batch_decode(encoded, skip_special_tokens=True) == texts
 
 
-@pytest.mark.parametrize("split", arithmetic.SPLIT_SHARES)
+@pytest.mark.parametrize("split", SPLIT_SHARES)
 def test_every_problem_survives_the_tokenizer(tokenizer, split):
     problems = [
         arithmetic.fill_in(template, operands)
@@ -91,9 +94,36 @@ def test_lessons_teach_the_solution_after_the_prompt_that_training_uses(tokenize
 @pytest.mark.parametrize("name", [field.name for field in fields(TinyRecipe)])
 def test_the_key_changes_with_every_part_of_the_recipe(name):
     recipe = TinyRecipe()
-    changed = replace(recipe, **{name: getattr(recipe, name) * 2 + 1})
+    changed = replace(recipe, **{name: "countdown" if name == "world" else getattr(recipe, name) * 2 + 1})
     assert changed.key() != recipe.key()
     assert replace(changed, **{name: getattr(recipe, name)}).key() == recipe.key()
+
+
+def test_arithmetic_is_what_it_was_when_there_was_no_other_world():
+    """Published runs started with these models: their folders, words and lessons stay."""
+    assert TinyRecipe().key() == "978e5eefdc"
+    rng = random.Random(0)
+    lessons = repr([arithmetic.teach(rng) for _ in range(200)])
+    assert hashlib.sha256(lessons.encode()).hexdigest()[:16] == "9144018b117bd929"
+    words = repr(sorted(make_tokenizer().get_vocab().items()))
+    assert hashlib.sha256(words.encode()).hexdigest()[:16] == "fadfc73cada29545"
+
+
+@pytest.mark.parametrize("world", list_worlds())
+def test_a_model_of_any_world_is_made_on_its_lessons(tmp_path, world):
+    recipe = replace(SMALLEST, world=world)
+    folder = make_tiny(recipe, tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert json.loads((folder / "recipe.json").read_text())["world"] == world
+    assert folder.name == f"tiny-{recipe.key()}"
+    ids, labels = make_lessons(tokenizer, random.Random(0), 50, world)
+    assert tokenizer.unk_token_id not in ids
+    assert (labels == tokenizer.convert_tokens_to_ids(r"\boxed{")).sum(dim=1).tolist() == [1] * 50
+
+
+def test_a_recipe_of_no_world_is_refused():
+    with pytest.raises(ConfigError, match=r"model\.recipe\.world='atlantis': must be one of arithmetic, countdown"):
+        TinyRecipe(world="atlantis")
 
 
 def test_the_folder_is_in_hugging_face_format(tiny_folder, tiny_recipe):

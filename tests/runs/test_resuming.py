@@ -14,7 +14,7 @@ from torch.optim import AdamW
 from lens import __version__
 from lens.errors import ConfigError
 from lens.files import write_json
-from lens.problems.worlds.arithmetic import load_arithmetic
+from lens.problems.worlds import arithmetic
 from lens.runs.checkpoints import REPLACED, restore_replaced_name, save_checkpoint
 from lens.runs.resuming import check_config, check_prompts, find_state, read_finished_summary
 from lens.runs.run import PROVENANCE, SUMMARY
@@ -223,7 +223,7 @@ def asked(tmp_path_factory):
     files = {name: folder / f"{name}.jsonl" for name in ("dataset", "evaluation")}
     rows = [
         {"problem": p["problem"], "answer": p["answer"], "level": p["level"], "subject": "s", "unique_id": f"own/{n}"}
-        for n, p in enumerate(load_arithmetic("validation", size=5))
+        for n, p in enumerate(arithmetic.load("validation", size=5))
     ]
     for file in files.values():
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))

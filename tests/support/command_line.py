@@ -212,7 +212,7 @@ def make_pupil(folder: Path) -> Path:
     tokenizer = make_tokenizer()
     model = make_model(TinyRecipe(hidden_size=64, intermediate_size=128, num_layers=2, num_heads=2), tokenizer)
     ids, labels = [], []
-    for problem in arithmetic.load_arithmetic("train", size=20):
+    for problem in arithmetic.load("train", size=20):
         _, number, operands = problem["id"].split("/")
         template = arithmetic.TEMPLATES[int(number)]
         for procedure in {1: (0,), 2: (0,), 3: (0, 1), 4: (1,), 5: (1,)}[problem["level"]]:

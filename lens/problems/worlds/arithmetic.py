@@ -14,7 +14,6 @@ of the test split occurs in training.
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 import operator
 import random
@@ -23,15 +22,15 @@ from collections.abc import Callable, Sequence
 
 from datasets import Dataset
 
-from lens.errors import ConfigError
 from lens.problems.worlds.arithmetic_templates import TEMPLATES, Template
+from lens.problems.worlds.drawing import choose_split, draw_by_level
 
 LEVELS = (1, 2, 3, 4, 5)
 LARGEST = 99
-SPLIT_SHARES = {"train": 0.7, "validation": 0.15, "test": 0.15}
 MISCONCEPTION_SHARES = (0.7, 0.15, 0.1, 0.05)
 TEACHER_SKILL = {1: 0.9, 2: 0.6, 3: 0.2, 4: 0.03, 5: 0.005}
 SLIP_RATE = 0.02
+TEACHING = (TEMPLATES, TEACHER_SKILL, MISCONCEPTION_SHARES, SLIP_RATE)
 OPERATORS: dict[str, tuple[str, Callable[[int, int], int]]] = {
     "+": ("+", operator.add),
     "-": ("-", operator.sub),
@@ -73,14 +72,8 @@ def write_solution(steps: list[tuple[int, str, int, int]]) -> str:
 
 @functools.cache
 def split_of(operands: tuple[int, int, int]) -> str:
-    """Return the split that a triple of operands belongs to. It is the same for every template, seed and size."""
-    digest = hashlib.sha256("-".join(map(str, operands)).encode()).digest()
-    place = int.from_bytes(digest[:8], "big") / 2**64
-    for split, share in SPLIT_SHARES.items():
-        if place < share:
-            return split
-        place -= share
-    return split
+    """Return the split that a triple of operands belongs to. It is the same for every template."""
+    return choose_split("-".join(map(str, operands)))
 
 
 @functools.cache
@@ -130,42 +123,16 @@ def make_problem(template: Template, operands: tuple[int, int, int]) -> dict:
     }
 
 
-def load_arithmetic(
+def load(
     split: str = "train",
     *,
     size: int | None = None,
     levels: Sequence[int] = LEVELS,
     seed: int = 0,
-    key: str = "arithmetic",
+    key: str = "dataset.arithmetic",
 ) -> Dataset:
-    """Make the problems of one split, equally many of each level, in an order drawn from the seed.
-
-    Args:
-        split: train, validation or test. They share no operand triple.
-        size: number of problems. None: all that the levels can give in equal parts.
-        levels: the levels to draw from, each with the same number of problems.
-        seed: decides which problems are drawn, and their order.
-        key: where the source stands in the config, for error messages.
-
-    Returns:
-        A ``datasets.Dataset`` with the columns problem, answer, level, subject, id, source.
-
-    Raises:
-        ConfigError: the split or a level is unknown, or the size is not a multiple of the number of levels or is
-            beyond the supply.
-    """
-    if split not in SPLIT_SHARES:
-        raise ConfigError(f"{key}.split", split, f"must be one of {', '.join(SPLIT_SHARES)}")
-    if not levels or not set(levels) <= set(LEVELS) or len(set(levels)) != len(levels):
-        raise ConfigError(f"{key}.levels", list(levels), "must be different levels out of 1..5")
-    supply = min(len(level_pool(level, split)) for level in levels)
-    per_level = supply if size is None else size // len(levels)
-    if size is not None and (size < len(levels) or size % len(levels) or per_level > supply):
-        valid = f"must be a multiple of {len(levels)} from {len(levels)} to {supply * len(levels)} for split {split}"
-        raise ConfigError(f"{key}.size", size, valid)
-    rng = random.Random(f"problems {seed}")
-    drawn = [pick for level in levels for pick in rng.sample(level_pool(level, split), per_level)]
-    rng.shuffle(drawn)
+    """Make the problems of one split. The splits share no operand triple. See `World.load`."""
+    drawn = draw_by_level(level_pool, split, size=size, levels=levels, known=LEVELS, seed=seed, key=key)
     return Dataset.from_list([make_problem(*pick) for pick in drawn])
 
 

@@ -14,7 +14,8 @@ from lens.errors import ConfigError
 from lens.problems import load_problems
 from lens.problems.problem import FEATURES
 from lens.problems.worlds import arithmetic
-from lens.problems.worlds.arithmetic import LEVELS, SPLIT_SHARES, TEACHER_SKILL, TEMPLATES, load_arithmetic, teach
+from lens.problems.worlds.arithmetic import LEVELS, TEACHER_SKILL, TEMPLATES, load, teach
+from lens.problems.worlds.drawing import SPLIT_SHARES
 
 SPLITS = tuple(SPLIT_SHARES)
 SUBJECTS = {
@@ -85,7 +86,7 @@ def solve(problem: str) -> tuple[int, int]:
 @pytest.fixture(scope="module", params=SPLITS)
 def problems(request) -> Dataset:
     """All problems of one split."""
-    return load_arithmetic(request.param)
+    return load(request.param)
 
 
 # --- problems ---
@@ -142,24 +143,24 @@ def test_splits_have_about_their_shares():
 
 
 def test_the_draw_is_decided_by_its_seed():
-    first, again, other = (load_arithmetic("train", size=50, seed=seed)["id"][:] for seed in (0, 0, 1))
+    first, again, other = (load("train", size=50, seed=seed)["id"][:] for seed in (0, 0, 1))
     assert first == again
     assert len(set(first) & set(other)) < 25
 
 
 def test_published_draws_stay_as_they_were():
-    drawn = {split: load_arithmetic(split, size=5)["id"][:] for split in SPLITS}
+    drawn = {split: load(split, size=5)["id"][:] for split in SPLITS}
     assert drawn == PINNED
 
 
 def test_a_size_takes_as_many_of_each_level():
-    assert Counter(load_arithmetic("test", size=50)["level"]) == dict.fromkeys(LEVELS, 10)
-    assert Counter(load_arithmetic("test", size=20, levels=(2, 5))["level"]) == {2: 10, 5: 10}
-    assert set(load_arithmetic("validation", levels=(3,))["level"]) == {3}
+    assert Counter(load("test", size=50)["level"]) == dict.fromkeys(LEVELS, 10)
+    assert Counter(load("test", size=20, levels=(2, 5))["level"]) == {2: 10, 5: 10}
+    assert set(load("validation", levels=(3,))["level"]) == {3}
 
 
 def test_levels_are_mixed_in_the_order():
-    levels = load_arithmetic("train", size=500)["level"][:]
+    levels = load("train", size=500)["level"][:]
     assert all(set(levels[start : start + 100]) == set(LEVELS) for start in range(0, 500, 100))
 
 
@@ -168,28 +169,28 @@ def test_a_size_that_levels_cannot_share_is_refused(size):
     with pytest.raises(
         ConfigError, match=rf"arithmetic\.size={size}: must be a multiple of 5 from 5 to \d+ for split test"
     ):
-        load_arithmetic("test", size=size)
+        load("test", size=size)
 
 
 def test_the_largest_size_is_the_one_that_the_refusal_names():
     with pytest.raises(ConfigError) as caught:
-        load_arithmetic("test", size=10_000_000, levels=(1, 4))
+        load("test", size=10_000_000, levels=(1, 4))
     largest = int(re.search(r"to (\d+) for", str(caught.value))[1])
-    assert len(load_arithmetic("test", size=largest, levels=(1, 4))) == largest
-    assert len(load_arithmetic("test", levels=(1, 4))) == largest
+    assert len(load("test", size=largest, levels=(1, 4))) == largest
+    assert len(load("test", levels=(1, 4))) == largest
     with pytest.raises(ConfigError):
-        load_arithmetic("test", size=largest + 2, levels=(1, 4))
+        load("test", size=largest + 2, levels=(1, 4))
 
 
 @pytest.mark.parametrize("levels", [(), (0,), (6,), (1, 1), (1, 2, 7)])
 def test_levels_that_there_are_not_are_refused(levels):
     with pytest.raises(ConfigError, match=r"arithmetic\.levels"):
-        load_arithmetic("test", levels=levels)
+        load("test", levels=levels)
 
 
 def test_an_unknown_split_is_refused_with_the_known_ones():
     with pytest.raises(ConfigError, match=r"arithmetic\.split='dev': must be one of train, validation, test"):
-        load_arithmetic("dev")
+        load("dev")
 
 
 # --- the teacher ---
