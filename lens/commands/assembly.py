@@ -22,9 +22,10 @@ from lens.evaluation.evaluator import EvaluationSet, Evaluator
 from lens.grading.golds import check_verifiers, name_failing_golds
 from lens.grading.pool import Grader
 from lens.models.loading import check_model
-from lens.models.tiny import make_tiny
+from lens.models.tiny import FIRST_WORLD, make_tiny
 from lens.problems.mixture import check_files
 from lens.problems.prompts import Prompt, PromptFormat, encode_problems
+from lens.problems.worlds import find_world, list_worlds
 from lens.sampling.parallel_sampler import ParallelSampler
 from lens.sampling.rollouts import Sampler
 
@@ -47,7 +48,8 @@ def check_inputs(config: DictConfig) -> None:
     check_files(config.dataset, "dataset")
     check_files(config.evaluation.sets, "evaluation.sets")
     if model.name_or_path is None and model.recipe is not None:
-        world = instantiate(model.recipe).world
+        world = model.recipe.get("world", FIRST_WORLD)
+        find_world(world, "model.recipe.world")
         check_world(world, config.dataset, "dataset")
         check_world(world, config.evaluation.sets, "evaluation.sets")
     check_engine(config.sampler._target_)
@@ -62,14 +64,13 @@ def check_world(world: str, sources: Mapping[str, Any], key: str) -> None:
         key: where they stand in the config.
 
     Raises:
-        ConfigError: a source is not that world.
+        ConfigError: a source is another world.
     """
+    others = [other for other in list_worlds() if other != world]
     for name, section in sources.items():
-        if isinstance(section, Mapping) and (source := section.get("source", world)) != world:
-            valid = f"must be {world}, as the tiny model knows no other words"
-            raise ConfigError(
-                f"{key}.{name}.source", source, f"{valid}; world=NAME chooses model and problems together"
-            )
+        if isinstance(section, Mapping) and section.get("source") in others:
+            valid = f"must be {world}, as the tiny model knows no other words; world=NAME chooses both together"
+            raise ConfigError(f"{key}.{name}.source", section["source"], valid)
 
 
 def check_engine(target: str) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import subprocess
 
+import pandas as pd
 import pytest
 
 from lens.cli.entry_point import name_folder
@@ -18,6 +20,7 @@ from lens.models.tiny import make_tokenizer
 from lens.problems import load_problems
 from lens.problems.prompts import PromptFormat, encode_problems
 from lens.problems.worlds import find_world, list_worlds
+from tests.support.command_line import run
 from tests.support.configs import composed
 
 WORLDS = sorted(file.stem for file in (CONFIGS / "world").glob("*.yaml"))
@@ -99,3 +102,18 @@ def test_make_takes_a_world(target: str):
     assert f"runs=outputs/sweeps/{target}_countdown" in told.stdout
     (swept,) = re.findall(r"for experiment in ([^;]+);", told.stdout)
     assert "levels" not in swept.split()
+
+
+def test_a_run_in_countdown_trains_and_judges_by_its_verifier(tmp_path):
+    sizes = ["dataset.countdown.size=20", "evaluation.sets.countdown.size=5", "grader.num_workers=1"]
+    recipe = ["model.recipe.steps=20", "model.recipe.batch_size=16", "debug=fast", "check_golds=true"]
+    places = [f"outputs={tmp_path}", f"hydra.run.dir={tmp_path}/run"]
+    result = run("scripts/train.py", "world=countdown", *recipe, *sizes, *places, folder=tmp_path / "logs")
+    assert result.code == 0, result.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["failing_golds"] == {"dataset": 0, "countdown": 0}
+    assert {f"eval/countdown/level_{level}/pass@1" for level in range(1, 6)} <= summary["metrics"].keys()
+    (answers, *_) = sorted((tmp_path / "run" / "evaluations").glob("*_completions.parquet"))
+    stored = pd.read_parquet(answers)
+    assert stored["answer"].str.startswith("countdown://").all()
+    assert set(stored["verdict"]) <= {"correct", "incorrect", "no_answer"}
