@@ -25,7 +25,7 @@ PYTEST  := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 FUZZ    ?= 10000
 
-.PHONY: help setup demo map league confirm test test-all test-slow test-kernels test-peers kill-test kill-soak fuzz page-test lint format docs clean
+.PHONY: help setup demo map league confirm test test-all test-slow test-kernels test-peers test-verl test-verl-run test-trl test-trl-accuracy kill-test kill-soak fuzz page-test lint format docs clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,13 +47,13 @@ ifeq ($(TORCH)-$(shell uname -s),cpu-Linux)
 else
 	$(BIN)/pip install "torch==$(TORCH_VERSION)"
 endif
-	$(BIN)/pip install --constraint constraints.txt --editable ".[dev,docs,fetch,lora,submitit]"
+	$(BIN)/pip install --constraint constraints.txt --editable ".[train,dev,docs,fetch,lora,submitit]"
 	$(BIN)/pip install --constraint constraints.txt --editable ".[gym]" \
 	  || echo "reasoning-gym is left out: it needs a C compiler; dataset=reasoning_gym will ask for it"
 	@touch $@
 
 $(VENV)/.vllm-gpu: $(STAMP)
-	$(BIN)/pip install --constraint constraints.txt --editable ".[vllm]"
+	$(BIN)/pip install --constraint constraints.txt --editable ".[train,vllm]"
 	@touch $@
 
 # What the CPU build brings for images and sound does not load beside this torch, and breaks transformers.
@@ -104,21 +104,48 @@ NUMERICAL ?= $(addprefix tests/,models losses objectives training sampling evalu
 test-kernels: setup  ## run the tests that compute with torch under the kernels of other processors
 	for kernels in $(KERNELS); do env $$kernels $(PYTEST) $(PARALLEL) -m "not slow" $(NUMERICAL) || exit; done
 
-# verl on top of what is in .venv, which stays as it is. verl asks for other versions, so it comes without dependencies.
-PEERS := $(VENV)-peers
-PEER_PACKAGES := verl==0.9.1 tensordict==0.10.0 ray codetiming torchdata pylatexenc dill pybind11 msgpack pyzmq pyvers \
-  orjson tensorboard cachetools
+# Environments of their own on top of what is in .venv, which stays as it is: $(call beside,FOLDER,PACKAGES). The packages
+# ask for other versions, so they come without dependencies.
 SITE := -c 'import site; print(site.getsitepackages()[0])'
-$(PEERS)/.installed: $(STAMP)
-	$(PYTHON) -m venv $(PEERS)
-	$(BIN)/python $(SITE) > "$$($(PEERS)/bin/python $(SITE))/base.pth"
-	$(PEERS)/bin/pip install --no-deps $(PEER_PACKAGES)
+define beside
+	$(PYTHON) -m venv $(1)
+	$(BIN)/python $(SITE) > "$$($(1)/bin/python $(SITE))/base.pth"
+	$(1)/bin/pip install --no-deps $(2)
+endef
+
+# verl, and what it and its packages import that neither .venv nor verl's own list has.
+VERL := $(VENV)-verl
+VERL_PACKAGES := verl==0.9.1 tensordict==0.10.0 TransferQueue==0.1.11 ray==2.60.0 codetiming torchdata pylatexenc dill \
+  pybind11 msgpack msgspec pyzmq pyvers orjson tensorboard cachetools uvicorn fastapi starlette grpcio prometheus-client \
+  aiohttp aiohappyeyeballs aiosignal frozenlist multidict propcache yarl attrs jsonschema jsonschema-specifications \
+  referencing rpds-py
+$(VERL)/.installed: $(STAMP)
+	$(call beside,$(VERL),$(VERL_PACKAGES))
 	@touch $@
 
-test-peers: $(PEERS)/.installed  ## compare objectives and losses with the functions of verl, in an environment of its own
-	HF_HUB_OFFLINE=1 $(PEERS)/bin/python -m pytest tests/peers
+TRL := $(VENV)-trl
+$(TRL)/.installed: $(STAMP)
+	$(call beside,$(TRL),trl==1.16.0)
+	@touch $@
 
-test-all: test test-slow test-kernels test-peers  ## run every test, under other kernels and beside peers too
+test-peers: $(VERL)/.installed $(TRL)/.installed  ## compare objectives and losses with the functions of verl and TRL
+	HF_HUB_OFFLINE=1 $(VERL)/bin/python -m pytest tests/peers/test_verl.py
+	HF_HUB_OFFLINE=1 $(TRL)/bin/python -m pytest tests/peers/test_trl.py
+
+test-verl: $(VERL)/.installed  ## the objectives inside verl's registry, trainers and configs, in an environment of its own
+	HF_HUB_OFFLINE=1 $(VERL)/bin/python -m pytest -m "not slow" $(wildcard tests/integrations/test_verl*.py)
+
+test-verl-run: $(VERL)/.installed  ## two steps of the whole of verl on the CPU: Ray, FSDP2 on gloo, the plug-in
+	HF_HUB_OFFLINE=1 $(VERL)/bin/python -m pytest tests/integrations/test_verl_run.py
+
+test-trl: $(TRL)/.installed  ## train a tiny model in TRL's own trainer with our objectives, in an environment of its own
+	HF_HUB_OFFLINE=1 $(TRL)/bin/python -m pytest -m "not slow" $(wildcard tests/integrations/test_trl*.py)
+
+# LENS_TRL_SEEDS=0,1,2 compares the means over three seeds.
+test-trl-accuracy: $(TRL)/.installed  ## compare the accuracy after 60 updates in TRL with that in lens: minutes a seed
+	HF_HUB_OFFLINE=1 $(TRL)/bin/python -m pytest -s tests/integrations/test_trl_accuracy.py
+
+test-all: test test-slow test-kernels test-peers test-verl test-trl  ## run every test, under other kernels and beside peers too
 
 kill-test: $(STAMP)  ## kill a training run at every kind of point and at 20 random moments, and compare its end
 	LENS_KILLS=20 $(PYTEST) -rP tests/training/test_kills.py
@@ -150,4 +177,4 @@ docs: $(STAMP)  ## build the documentation site in outputs/site; a dead link fai
 	@echo "site: outputs/site/index.html"
 
 clean:  ## remove .venv and caches; outputs stay
-	rm -rf $(VENV) $(PEERS) .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(VERL) $(TRL) .pytest_cache .ruff_cache .hypothesis *.egg-info

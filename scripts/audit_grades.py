@@ -1,8 +1,6 @@
 """List confident answers that were graded wrong: python scripts/audit_grades.py run=outputs/runs/..."""
 
-from omegaconf import DictConfig
-
-from lens.cli.entry_point import entry_point
+from lens.cli.entry_point import DictConfig, entry_point
 
 
 @entry_point("audit_grades")

@@ -1,8 +1,6 @@
 """Compare log-probabilities on tiny models of many architectures: python scripts/check_architectures.py"""
 
-from omegaconf import DictConfig
-
-from lens.cli.entry_point import entry_point
+from lens.cli.entry_point import DictConfig, entry_point
 
 
 @entry_point("check_architectures")

@@ -2,10 +2,7 @@
 
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
-
-from lens.cli.entry_point import entry_point
+from lens.cli.entry_point import DictConfig, HydraConfig, entry_point
 from lens.errors import ConfigError
 
 

@@ -1,8 +1,6 @@
 """Make the tiny model of configs/model/tiny.yaml if it does not exist yet, and print its folder."""
 
-from omegaconf import DictConfig
-
-from lens.cli.entry_point import entry_point
+from lens.cli.entry_point import DictConfig, entry_point
 
 
 @entry_point("make_tiny")

@@ -1,8 +1,6 @@
 """Estimate what a run will take before it starts: python scripts/plan.py experiment=paper/table1_llama num_gpus=8"""
 
-from omegaconf import DictConfig
-
-from lens.cli.entry_point import entry_point
+from lens.cli.entry_point import DictConfig, entry_point
 
 
 @entry_point("plan")

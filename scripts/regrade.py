@@ -1,13 +1,12 @@
 """Grade stored answers again, without generating: python scripts/regrade.py run=outputs/runs/..."""
 
-from hydra.utils import instantiate
-from omegaconf import DictConfig
-
-from lens.cli.entry_point import entry_point
+from lens.cli.entry_point import DictConfig, entry_point
 
 
 @entry_point("regrade")
 def main(config: DictConfig) -> None:
+    from hydra.utils import instantiate
+
     from lens.commands.regrade import make_settings, regrade
     from lens.config.checks import as_path
 

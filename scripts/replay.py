@@ -1,14 +1,12 @@
 """Weigh stored rollouts under another objective, without a model: python scripts/replay.py run=... objective=lens"""
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
-from omegaconf import DictConfig
-
-from lens.cli.entry_point import entry_point
+from lens.cli.entry_point import DictConfig, HydraConfig, entry_point
 
 
 @entry_point("replay")
 def main(config: DictConfig) -> None:
+    from hydra.utils import instantiate
+
     from lens.commands.replay import replay
     from lens.config.checks import as_path, check_values
 

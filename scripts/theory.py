@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-from omegaconf import DictConfig
-
-from lens.cli.entry_point import entry_point
+from lens.cli.entry_point import DictConfig, entry_point
 
 
 @entry_point("theory")

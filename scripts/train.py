@@ -2,11 +2,7 @@
 
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig
-
-from lens.cli.entry_point import entry_point, rank
+from lens.cli.entry_point import DictConfig, HydraConfig, RunMode, entry_point, rank
 
 
 @entry_point("train")

@@ -36,7 +36,7 @@ def check_trl(config: DictConfig) -> None:
         raise ConfigError("loss._target_", config.loss._target_, valid)
     make_importable(config.trl.path)
     if importlib.util.find_spec("trl") is None:
-        valid = "must be a folder with TRL (pip install --no-deps --target FOLDER trl), or install the extra `bench`"
+        valid = "must be a folder with TRL (pip install --no-deps --target FOLDER trl), or install the extra `trl`"
         raise ConfigError("trl.path", config.trl.path, valid)
     sequences = config.trainer.num_prompts_per_step * config.trainer.rollouts.num_generations
     if sequences % config.trl.per_device_train_batch_size:

@@ -52,7 +52,12 @@ def estimate_difficulty(
 
     Returns:
         float64 [Q, 1].
+
+    Raises:
+        ValueError: difficulty="sequence" without lengths.
     """
+    if difficulty == "sequence" and lengths is None:
+        raise ValueError('difficulty="sequence" needs lengths')
     valid = all_valid(correct, valid)
     confidence = confidence.double().clamp(min=torch.finfo(torch.float64).tiny)  # it may have underflowed to 0
     log_pi = confidence.log() * (lengths if difficulty == "sequence" else 1)  # [Q, G]

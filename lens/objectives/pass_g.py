@@ -75,9 +75,9 @@ class PassG:
     def _baseline(self, problem_ids: Sequence[str], solved: Tensor, tried: Tensor) -> Tensor:
         """Return b_q, float64 [Q, 1]."""
         if self.baseline == "tracked":
-            return self.tracker.rates(problem_ids)
+            return self.tracker.rates(problem_ids).to(solved.device)
         rate = solved.sum().double() / tried.sum().clamp(min=1) if self.baseline == "batch" else 1.0
-        return torch.full(solved.shape, float(rate), dtype=torch.float64)
+        return torch.full(solved.shape, float(rate), dtype=torch.float64, device=solved.device)
 
     def state_dict(self) -> dict:
         return self.tracker.state_dict()

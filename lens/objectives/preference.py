@@ -29,12 +29,17 @@ def confidence_under(rho: Preference, confidence: Tensor, lengths: Tensor | None
 
     Returns:
         float64 [Q, G], above 0.
+
+    Raises:
+        ValueError: rho is a number, and lengths are not given.
     """
     confidence = confidence.double().clamp(min=torch.finfo(torch.float64).tiny)  # it may have underflowed to 0
     if rho is None:
         return confidence
     if rho == "policy":
         return torch.ones_like(confidence)
+    if lengths is None:
+        raise ValueError(f"rho={rho} needs lengths")
     log_ratio = lengths * (confidence / rho).log()  # log(pi / gamma^|o|)
     highest = log_ratio.where(valid, -torch.inf).amax(dim=1, keepdim=True)
     return (log_ratio - highest).clamp(min=-700.0, max=0.0).exp()  # exp(-700) is still above 0 in float64

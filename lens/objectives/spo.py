@@ -47,7 +47,8 @@ class SPO:
             rewards: [Q, G]; None: the verdicts. The memory is of verdicts in any case.
         """
         valid = all_valid(correct, valid)
-        surprise = (correct if rewards is None else rewards).double() - self.tracker.rates(problem_ids)  # [Q, G]
+        rates = self.tracker.rates(problem_ids).to(correct.device)  # [Q, 1]
+        surprise = (correct if rewards is None else rewards).double() - rates  # [Q, G]
         whitened = normalise(surprise.reshape(1, -1), valid.reshape(1, -1), eps=self.eps).reshape(correct.shape)
         self.tracker.update(problem_ids, (correct & valid).sum(dim=1), valid.sum(dim=1))
         return whitened.float()

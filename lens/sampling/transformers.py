@@ -5,26 +5,33 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from itertools import groupby
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from lens.distributed.collectives import world_size
 from lens.errors import ConfigError
 from lens.problems.prompts import Prompt
 from lens.progress import progress_bar
+from lens.sampling.answer_cache import AnswerCache, decoding_answers
+from lens.sampling.choice import draw_uniforms, sample_tokens
 from lens.sampling.memory import mixes_by_attention
 from lens.sampling.rollouts import Rollouts, end_token_ids
-from lens.seeding import derive_seed
 
 COMPACT_BELOW = 0.9  # finished rows leave the batch once a smaller share of it is still unfinished
+READ_AT_ONCE = 512  # tokens of prompts that pass through the model together, unless one prompt has more
+REFUSALS = (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
 
 class TransformersSampler:
     """Samples in batches with a key-value cache. Each prompt is computed once for all of its completions.
+
+    If attention alone mixes the model's tokens and its layers leave keys and scores to transformers' interface, prompts
+    and completions are remembered in an `AnswerCache`; otherwise in transformers' own cache.
 
     Args:
         model: the policy itself. There is no second copy and nothing to synchronise. With several processes, which
@@ -44,11 +51,12 @@ class TransformersSampler:
         self.model = copy.deepcopy(model).requires_grad_(False).to(device) if shared else model
         self.weights = dict(self.model.named_parameters()) if shared else {}
         self.tokenizer, self.max_num_seqs = tokenizer, max_num_seqs
-        self.end_tokens = torch.tensor(end_token_ids(model, tokenizer))
+        self.end_tokens = torch.empty(0, dtype=torch.long)  # nothing ends what is only a trial
         self.takes_padding = mixes_by_attention(model)
         names = inspect.signature(model.forward).parameters
         self.cache_name = "cache_params" if "cache_params" in names else "past_key_values"
         self._check_decoding()
+        self.end_tokens = torch.tensor(end_token_ids(model, tokenizer))
 
     @torch.inference_mode()
     def sample(
@@ -111,21 +119,23 @@ class TransformersSampler:
             yield from (questions[start : start + at_once] for start in range(0, len(questions), at_once))
 
     def _check_decoding(self) -> None:
-        """Decode a few tokens.
+        """Try how the model can be decoded: with an `AnswerCache`, or with transformers' own cache.
 
         Raises:
             ConfigError: the model keeps what it has read in another way than this engine can handle.
         """
-        try:
-            with torch.inference_mode():
-                rows = min(2, self.max_num_seqs)
-                self._decode([(0, 0)], rows, torch.zeros(rows, 2, dtype=torch.float64), 1.0, 1.0)
-        except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            valid = (
-                f"must be vllm, as {type(self.model).__name__} cannot be decoded with transformers' cache ({reason})"
-            )
-            raise ConfigError("sampler", "transformers", valid) from error
+        prompts = [(0,), (0, 0)][: self.max_num_seqs] if self.takes_padding else [(0, 0)]
+        for apart in (True, False) if self.takes_padding else (False,):
+            self.keeps_apart = apart
+            try:
+                with torch.inference_mode():
+                    self._decode(prompts, 1, torch.zeros(len(prompts), 3, dtype=torch.float64), 1.0, 1.0)
+                return
+            except REFUSALS as error:
+                refusal = error
+        reason = f"{type(refusal).__name__}: {' '.join(str(refusal).split())}"
+        valid = f"must be vllm, as {type(self.model).__name__} cannot be decoded with transformers' cache ({reason})"
+        raise ConfigError("sampler", "transformers", valid) from refusal
 
     def _decode(
         self, prompts: list[tuple[int, ...]], num_generations: int, uniforms: Tensor, temperature: float, top_p: float
@@ -144,78 +154,67 @@ class TransformersSampler:
         rows, steps = uniforms.shape
         ids, logprobs = torch.zeros(rows, steps, dtype=torch.long), torch.zeros(rows, steps)
         lengths = torch.full((rows,), steps)
-        cache = DynamicCache(config=self.model.config)
-
-        longest = max(map(len, prompts))
-        prompt_ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts])  # [Q, P], left-padded
-        real = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])  # [Q, P]
+        cache, logits = self._read(prompts, num_generations)  # [N, V]
+        positions = torch.tensor([[len(prompt)] for prompt in prompts]).repeat_interleave(num_generations, dim=0)
+        longest = int(positions.max())
+        real = (torch.arange(longest + steps) >= longest - positions).long()  # [N, P + T], left-padded
         padded = not real.all()
-        positions = (real.cumsum(dim=1) - 1).clamp(min=0)  # [Q, P]
-        logits = self._forward(prompt_ids, real if padded else None, positions, cache).repeat_interleave(
-            num_generations, dim=0
-        )  # [N, V]
-        cache.reorder_cache(torch.arange(len(prompts), device=self.model.device).repeat_interleave(num_generations))
-        real = real.repeat_interleave(num_generations, dim=0)  # [N, P + step]
-        positions = positions[:, -1:].repeat_interleave(num_generations, dim=0)  # [N, 1]
 
         row_of = torch.arange(rows)  # the completion that each row of the running batch belongs to
         alive = torch.ones(rows, dtype=torch.bool)
-        for step in range(steps):
-            tokens, chosen = sample_tokens(logits, uniforms[row_of, step], temperature, top_p)  # [n], [n]
-            ids[row_of[alive], step] = tokens[alive]
-            logprobs[row_of[alive], step] = chosen[alive]
-            ending = alive & torch.isin(tokens, self.end_tokens)
-            lengths[row_of[ending]] = step + 1
-            alive = alive & ~ending
-            if not alive.any() or step == steps - 1:
-                break
-            if alive.sum() < COMPACT_BELOW * len(alive):
-                kept = alive.nonzero().squeeze(1)
-                cache.reorder_cache(kept.to(self.model.device))
-                tokens, real, positions, row_of, alive = (x[kept] for x in (tokens, real, positions, row_of, alive))
-            positions = positions + 1
-            if padded:
-                real = torch.cat([real, real.new_ones(len(real), 1)], dim=1)
-            logits = self._forward(tokens[:, None], real if padded else None, positions, cache)
+        with decoding_answers(self.model) if self.keeps_apart else nullcontext():
+            for step in range(steps):
+                tokens, chosen = sample_tokens(logits, uniforms[row_of, step], temperature, top_p)  # [n], [n]
+                ids[row_of[alive], step] = tokens[alive]
+                logprobs[row_of[alive], step] = chosen[alive]
+                ending = alive & torch.isin(tokens, self.end_tokens)
+                lengths[row_of[ending]] = step + 1
+                alive = alive & ~ending
+                if not alive.any() or step == steps - 1:
+                    break
+                if alive.sum() < COMPACT_BELOW * len(alive):
+                    kept = alive.nonzero().squeeze(1)
+                    cache.reorder_cache(kept.to(self.model.device))
+                    tokens, real, positions, row_of, alive = (x[kept] for x in (tokens, real, positions, row_of, alive))
+                mask = real[:, : longest + step + 1] if padded else None
+                logits = self._forward(tokens[:, None], mask, positions + step, cache)
         return ids, logprobs, lengths
 
-    def _forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: DynamicCache) -> Tensor:
+    def _read(self, prompts: list[tuple[int, ...]], num_generations: int) -> tuple[Cache, Tensor]:
+        """Compute each prompt once.
+
+        Returns:
+            What the model remembers of them for num_generations answers each, and logits [N, V] of the first tokens.
+        """
+        caches, logits = [], []
+        for part in self._parts(prompts):
+            longest = max(map(len, part))
+            ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in part])  # [q, p], left-padded
+            real = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in part])  # [q, p]
+            positions = (real.cumsum(dim=1) - 1).clamp(min=0)  # [q, p]
+            caches.append(DynamicCache(config=self.model.config))
+            logits.append(self._forward(ids, None if real.all() else real, positions, caches[-1]))
+        first = torch.cat(logits).repeat_interleave(num_generations, dim=0)
+        if self.keeps_apart:
+            return AnswerCache(caches, max(map(len, prompts)), num_generations), first
+        rows = torch.arange(len(prompts), device=self.model.device).repeat_interleave(num_generations)
+        caches[0].reorder_cache(rows)
+        return caches[0], first
+
+    def _parts(self, prompts: list[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
+        """Split prompts, the shortest first, into parts of at most READ_AT_ONCE tokens each, padding included."""
+        part: list[tuple[int, ...]] = []
+        for prompt in prompts:
+            if self.keeps_apart and part and len(prompt) * (len(part) + 1) > READ_AT_ONCE:
+                yield part
+                part = []
+            part.append(prompt)
+        yield part
+
+    def _forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Cache) -> Tensor:
         """Return the logits [rows, V] after the last token of each row. The cache grows by ids.shape[1] tokens."""
         ids, mask, positions = (None if x is None else x.to(self.model.device) for x in (ids, mask, positions))
         inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, self.cache_name: cache}
+        if isinstance(cache, AnswerCache):
+            inputs["answers"] = cache
         return self.model(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1].cpu()
-
-
-def draw_uniforms(seed: int, prompt: Prompt, num_generations: int, length: int) -> np.ndarray:
-    """Draw the numbers in [0, 1) that decide every token of a question's completions: float64 [G, length]."""
-    generator = np.random.Generator(np.random.Philox(derive_seed(seed, prompt.problem_id)))
-    return generator.random((num_generations, length))
-
-
-def sample_tokens(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
-    """Sample one token a row by inverting its distribution function.
-
-    Args:
-        logits: [n, V].
-        uniforms: float64 [n] in [0, 1).
-        temperature: divides the logits; 0 takes the most likely token.
-        top_p: keeps the smallest set of most likely tokens with at least this mass. 1 keeps all.
-
-    Returns:
-        Token ids, int64 [n], and their log-probabilities under the distribution that was sampled from, float32 [n].
-    """
-    logits = logits.float()
-    if temperature == 0:
-        logprobs = logits.log_softmax(dim=-1)
-        tokens = logits.argmax(dim=-1)
-        return tokens, logprobs.gather(1, tokens[:, None]).squeeze(1)
-    logprobs = (logits / temperature).log_softmax(dim=-1)  # [n, V]
-    if top_p < 1:
-        ordered, order = logprobs.sort(dim=-1, descending=True)
-        mass_before = ordered.exp().cumsum(dim=-1) - ordered.exp()
-        dropped = torch.zeros_like(logprobs, dtype=torch.bool).scatter_(1, order, mass_before >= top_p)
-        logprobs = logprobs.masked_fill(dropped, -torch.inf).log_softmax(dim=-1)
-    cumulative = logprobs.double().exp().cumsum(dim=-1)  # [n, V]
-    targets = uniforms[:, None] * cumulative[:, -1:]  # rounding may leave the last value beside 1: scale to it
-    tokens = torch.searchsorted(cumulative, targets, right=True).clamp(max=logits.shape[1] - 1)  # [n, 1]
-    return tokens.squeeze(1), logprobs.gather(1, tokens).squeeze(1)

@@ -75,7 +75,8 @@ class Collector:
 
     def __post_init__(self):
         self.asked = find_inputs(self.objective)
-        self.golds = dict(zip(self.problems["id"], self.problems["answer"], strict=True))
+        self.answers, self.levels = list(self.problems["answer"]), list(self.problems["level"])
+        self.golds = dict(zip(self.problems["id"], self.answers, strict=True))
 
     def epochs(self, rounds: int) -> float:
         """Return how many times so many rounds have asked each problem, on average."""
@@ -138,7 +139,6 @@ class Collector:
         """Ask the questions of a draw, grade the answers, and weigh them."""
         s, policy = self.settings, self.policy
         questions = choose_questions(len(self.problems), s.num_prompts_per_rollout, self.seed, number)
-        problems = self.problems.select(questions)
         with stopwatch.measure("sync"):
             sampler = self.weight_sync.sampler_at(step)
         with stopwatch.measure("sample"), stop.abandonable():
@@ -151,7 +151,8 @@ class Collector:
                 top_p=s.top_p,
             )
         with stopwatch.measure("grade"), stop.abandonable():
-            grades = grade_groups(self.grader, rollouts.texts, problems["answer"], s.num_generations)
+            answers = [self.answers[index] for index in questions]
+            grades = grade_groups(self.grader, rollouts.texts, answers, s.num_generations)
         with stopwatch.measure("logprobs"), stop.abandonable():
             recomputed = "trainer" in (s.old_logprobs, s.confidence) or "entropies" in self.asked
             rate = policy.forward_pass.rate_rollouts
@@ -159,7 +160,7 @@ class Collector:
             reference = None if policy.reference is None else rate(policy.reference, rollouts)[0]
         return make_experience(
             rollouts,
-            list(problems["level"]),
+            [self.levels[index] for index in questions],
             [grade.verdict for grade in grades],
             objective,
             scores=[grade.credit for grade in grades] if self.grader.reward == "score" else None,

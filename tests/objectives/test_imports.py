@@ -1,4 +1,4 @@
-"""The objectives can be used without what runs need: no configs, no data sets, no models, no tracking."""
+"""Objectives and integrations can be used without what runs need: no configs, no data sets, no models, no tracking."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import json
 import subprocess
 import sys
 
-HEAVY = ("hydra", "omegaconf", "datasets", "transformers", "pandas", "vllm", "wandb")
+import pytest
+
+HEAVY = ("hydra", "omegaconf", "datasets", "transformers", "pandas", "vllm", "wandb", "trl", "verl")
 
 
-def test_importing_the_objectives_loads_nothing_that_runs_need():
-    check = "import json, sys, lens.objectives; print(json.dumps(sorted(sys.modules)))"
+@pytest.mark.parametrize("module", ["lens.objectives", "lens.integrations", "lens.errors"])
+def test_importing_it_loads_nothing_that_runs_need(module):
+    check = f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     loaded = json.loads(result.stdout)
-    assert "lens.objectives" in loaded
+    assert module in loaded
     assert [name for name in HEAVY if name in loaded] == []

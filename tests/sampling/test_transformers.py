@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import itertools
 
-import numpy as np
 import pytest
 import torch
-from scipy.stats import chisquare
-from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from lens.commands.check_architectures import PROMPTS, OnlyIds
@@ -17,7 +14,7 @@ from lens.models.architectures import make_random_model
 from lens.problems import load_problems
 from lens.problems.prompts import Prompt, PromptFormat, encode_problems
 from lens.sampling.rollouts import geometric_mean_probability
-from lens.sampling.transformers import TransformersSampler, sample_tokens
+from lens.sampling.transformers import TransformersSampler
 from lens.seeding import derive_seed
 from lens.training.weight_sync import probe_engine
 from tests.support.gradients import norms_in_their_own_type
@@ -263,68 +260,6 @@ def test_top_p_samples_from_the_nucleus_alone(tiny, sampler, prompts):
         assert (rollouts.logprobs[row, :length] >= chosen.squeeze(1).log() - TOLERANCE["float32"]).all()
 
 
-# --- one choice ---
-
-LOGITS = torch.tensor([1.0, -2.0, 3.0, 0.0, 2.0, -3.0, 2.5])
-
-
-def nucleus(temperature: float, top_p: float) -> Tensor:
-    """The distribution to sample from, token by token in plain Python."""
-    probabilities = (LOGITS.double() / temperature).softmax(dim=0).tolist()
-    kept, mass = [], 0.0
-    for token in sorted(range(len(probabilities)), key=lambda token: -probabilities[token]):
-        if mass >= top_p:
-            break
-        kept.append(token)
-        mass += probabilities[token]
-    return torch.tensor([p / mass if token in kept else 0.0 for token, p in enumerate(probabilities)])
-
-
-SETTINGS = pytest.mark.parametrize(
-    ("temperature", "top_p", "kept"), [(1.0, 1.0, 7), (0.8, 1.0, 7), (2.0, 1.0, 7), (1.0, 0.95, 4), (1.0, 0.3, 1)]
-)
-
-
-@SETTINGS
-def test_choices_have_the_right_frequencies(temperature, top_p, kept):
-    count = 20_000
-    expected = nucleus(temperature, top_p)
-    assert int((expected > 0).sum()) == kept
-    uniforms = torch.from_numpy(np.random.default_rng(0).random(count))
-    tokens, logprobs = sample_tokens(LOGITS.expand(count, -1), uniforms, temperature, top_p)
-    counts = tokens.bincount(minlength=len(LOGITS)).double()
-    assert (counts[expected == 0] == 0).all()
-    possible = expected > 0
-    if kept > 1:
-        wanted = expected[possible].double()
-        assert chisquare(counts[possible], count * wanted / wanted.sum()).pvalue > 0.001
-    torch.testing.assert_close(logprobs, expected[tokens].log(), atol=1e-5, rtol=0)
-
-
-@SETTINGS
-def test_choices_invert_the_distribution_function(temperature, top_p, kept):
-    count = 10_000
-    uniforms = (torch.arange(count, dtype=torch.float64) + 0.5) / count  # evenly spread: no chance is left
-    tokens, _ = sample_tokens(LOGITS.expand(count, -1), uniforms, temperature, top_p)
-    assert (tokens.diff() >= 0).all()
-    counts = tokens.bincount(minlength=len(LOGITS)).double()
-    assert (counts - count * nucleus(temperature, top_p)).abs().max() <= 1.01
-
-
-def test_the_ends_of_the_unit_interval_choose_tokens_that_have_a_probability():
-    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 1.0, -torch.inf]]).expand(2, -1)
-    tokens, logprobs = sample_tokens(logits, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64), 1.0, 1.0)
-    assert tokens.tolist() == [1, 3]
-    assert logprobs.isfinite().all()
-
-
-def test_temperature_zero_takes_the_most_likely_token():
-    logits = torch.stack([LOGITS, LOGITS.flip(0)])
-    tokens, logprobs = sample_tokens(logits, torch.zeros(2, dtype=torch.float64), 0, 1.0)
-    assert tokens.tolist() == [2, 4]
-    torch.testing.assert_close(logprobs, LOGITS.log_softmax(dim=0)[[2, 2]])
-
-
 # --- seeds and refusals ---
 
 
@@ -343,6 +278,44 @@ def test_a_model_that_cannot_end_is_refused(tiny):
 
 
 # --- models of other kinds ---
+
+# All that an attention layer may do which leaves keys and scores to transformers' interface: shared heads, windows in
+# all layers or in some, norms of queries, experts, positions that are added, and heads with a width of their own.
+APART = ["llama", "mistral", "gemma3_text", "qwen3_moe", "gpt2", "phi3"]
+
+
+@pytest.mark.parametrize("name", APART)
+def test_prompts_and_answers_that_are_remembered_apart_change_nothing(name):
+    model = make_random_model(name)
+    attention = model.config._attn_implementation
+    sampler = TransformersSampler(model, OnlyIds(), max_num_seqs=100)
+    assert sampler.keeps_apart
+    sampler.end_tokens = torch.arange(0, 97, 9)  # answers end at different times, so their rows leave the batch
+    options = {"max_completion_length": 40, "temperature": 5.0}
+    for prompts in (PROMPTS, PROMPTS[:1]):  # padded, and not
+        apart = sampler.sample(prompts, 6, 0, **options)
+        assert model.config._attn_implementation == attention
+        sampler.keeps_apart = False
+        together = sampler.sample(prompts, 6, 0, **options)
+        sampler.keeps_apart = True
+        assert len(set(apart.lengths.tolist())) > 3
+        assert torch.equal(apart.completion_ids, together.completion_ids)
+        torch.testing.assert_close(apart.logprobs, together.logprobs, atol=TOLERANCE["float32"], rtol=0)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gpt_oss", "deepseek_v3", "stablelm", "bloom", "mpt", "lfm2"])
+def test_a_model_whose_layers_do_more_with_keys_or_scores_is_decoded_with_its_own_cache(name):
+    assert not TransformersSampler(make_random_model(name), OnlyIds(), max_num_seqs=8).keeps_apart
+
+
+def test_prompts_pass_through_the_model_in_parts_of_like_length(tiny, prompts, monkeypatch):
+    model, tokenizer = tiny
+    sampler = TransformersSampler(model, tokenizer, max_num_seqs=100)
+    whole = by_question(sampler.sample(prompts, 2, 0, max_completion_length=MAX_LENGTH))
+    monkeypatch.setattr("lens.sampling.transformers.READ_AT_ONCE", 40)
+    parts = list(sampler._parts(sorted((prompt.token_ids for prompt in prompts), key=len)))
+    assert len(parts) > 1 and all(len(part) * len(part[-1]) <= 40 for part in parts)
+    assert by_question(sampler.sample(prompts, 2, 0, max_completion_length=MAX_LENGTH)) == whole
 
 
 @pytest.mark.parametrize("name", ["lfm2", "bamba", "mamba", "qwen3_next"])

@@ -17,7 +17,7 @@ KILLS = {"transformers": 8, "vllm": 4}  # of one run; an engine of vLLM takes se
 OBJECTIVES = {1: "lens_shuffled", 2: "pass_g"}
 # What one pass through the cards deals, one card a campaign.
 CARDS = {
-    "engine": [("transformers", 1)] * 14 + [("transformers", 2)] * 3 + [("vllm", 1)] * 2 + [("vllm", 2)],
+    "engine": [("transformers", 1)] * 28 + [("transformers", 2)] * 9 + [("vllm", 1)] * 2 + [("vllm", 2)],
     "adapters": [False, True],
     "updates": [1, 2, 2],
     "disk": [False, False, True],

@@ -88,7 +88,8 @@ class Attempt:
         """Wait for the aimed moment, and kill then."""
         due, begun = self.until, self.aim == "moment"
         while self.command.is_running() and not self.kill:
-            now = self.cpu_seconds()
+            if math.isinf(now := self.cpu_seconds()):
+                break  # it has ended by itself, and what is left of it cannot be killed
             if not begun and self.aim in PHASES and self.watch.entered(self.aim) >= self.nth:
                 begun, due = True, now + self.after
             elif self.aim == "moment":
@@ -272,7 +273,7 @@ def disturb(
             watches.append(attempt.watch)
             code = result.code
             (folder.parent / "filler").unlink(missing_ok=True)
-            if attempt.kill:
+            if attempt.kill and code != 0:  # else it had ended by itself just before
                 line["kills"].append(attempt.kill)
                 done[attempt.kill["write"]] += 1
             if attempt.full:

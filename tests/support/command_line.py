@@ -105,6 +105,7 @@ class Command:
                 self.process = subprocess.Popen(command, **streams, env=env, cwd=cwd, start_new_session=True)
         else:
             self.stdout.touch()
+            self.stderr.touch()  # it may be killed before it opens them
             files = str(self.stdout), str(self.stderr)
             self.process = SERVER.Process(target=run_script, args=(script, overrides, files, env, str(cwd), processes))
             self.process.start()
