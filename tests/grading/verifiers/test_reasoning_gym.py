@@ -12,7 +12,6 @@ from datasets import Dataset
 
 from lens.errors import ConfigError
 from lens.grading.golds import check_verifiers
-from lens.grading.judge import VERDICTS
 from lens.grading.pool import Grader
 from lens.grading.verifiers import verify
 from tests.support.grading import boxed
@@ -40,7 +39,7 @@ def vary(rng: random.Random, task: str, answer: str) -> str:
         return answer
     if task == "spell_backward":
         place = rng.randrange(len(answer))
-        return answer[:place] + rng.choice("aeiou") + answer[place + rng.randrange(2) :]
+        return answer[:place] + rng.choice("aeiou") + answer[place + 1 :]
     return str(rng.choice([1, 1, 2, -1]) * int(answer) + rng.choice([0, 0, 1, -1, 10]))
 
 
@@ -85,11 +84,12 @@ def test_a_threshold_or_reward_that_cannot_be_is_refused(key: str, value: object
 
 
 def test_hostile_answers_get_a_verdict_within_the_limits(grader):
-    """Those that the limits end come out the same beside others; no answer runs as code."""
+    """An answer that the limits end takes no other with it, and none runs as code."""
     texts = [hostile_answer(number)[0] for number in range(40)]
     texts += [boxed(text) for text in ("9" * 900, "1e999999999", "\0", "\ud800", "NaN", "__import__('os').abort()")]
     grades = grader.grade([*texts, boxed("7")], [SUM] * (len(texts) + 1))
-    assert {grade.verdict for grade in grades[:-1]} <= {"incorrect", "no_answer"} and grades[-1].correct
+    assert {grade.verdict for grade in grades} <= {"correct", "incorrect", "no_answer"} and grades[-1].correct
+    assert {float(grade.extracted.replace(",", "")) for grade in grades if grade.correct} == {7.0}
     grades = grader.grade([boxed(ENDLESS), boxed("1/2"), boxed("0.5")], [FRACTION] * 3)
     assert grades[0].verdict in ("timeout", "error")
     assert [grade.verdict for grade in grades[1:]] == ["correct", "correct"]
@@ -111,4 +111,3 @@ def test_a_verifier_that_fails_makes_the_gold_bad(grader):
         "reasoning_gym://7\n//no literal",
     ]
     assert [grade.verdict for grade in grader.grade([boxed("7")] * 3, broken)] == ["bad_gold"] * 3
-    assert "bad_gold" in VERDICTS
