@@ -48,6 +48,8 @@ else
 	$(BIN)/pip install "torch==$(TORCH_VERSION)"
 endif
 	$(BIN)/pip install --constraint constraints.txt --editable ".[train,dev,docs,fetch,lora,submitit]"
+	$(BIN)/pip install --constraint constraints.txt --editable ".[gym]" \
+	  || echo "reasoning-gym is left out: it needs a C compiler; dataset=reasoning_gym will ask for it"
 	@touch $@
 
 $(VENV)/.vllm-gpu: $(STAMP)

@@ -112,7 +112,8 @@ class Workload:
 
     def grade(self, grader: Grader, rollouts: Rollouts, answers: Sequence[str]) -> list[str]:
         """Return the verdicts on all completions."""
-        return grade_groups(grader, rollouts.texts, answers, rollouts.num_generations)
+        grades = grade_groups(grader, rollouts.texts, answers, rollouts.num_generations)
+        return [grade.verdict for grade in grades]
 
     def logprobs(self, rollouts: Rollouts) -> Tensor:
         """Return the policy's own log-probabilities [Q*G, T]."""

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lens.distributed.collectives import Interruptible, is_first, world_size
 from lens.errors import ConfigError
 from lens.evaluation.evaluator import EvaluationSet, Evaluator
-from lens.grading.golds import name_failing_golds
+from lens.grading.golds import check_verifiers, name_failing_golds
 from lens.grading.pool import Grader
 from lens.models.loading import check_model
 from lens.models.tiny import FIRST_WORLD, make_tiny
@@ -197,7 +197,13 @@ def make_sampler(
 def find_failing_golds(
     config: DictConfig, grader: Grader, sets: Mapping[str, Dataset]
 ) -> dict[str, list[dict[str, str]]]:
-    """Return what `name_failing_golds` finds; nothing if ``check_golds`` is false, or in processes after the first."""
+    """Return what `name_failing_golds` finds; nothing if ``check_golds`` is false, or in processes after the first.
+
+    Raises:
+        ConfigError: the problems' own verifiers cannot judge them.
+    """
+    if is_first():
+        check_verifiers(grader, sets)
     return name_failing_golds(grader, sets) if config.check_golds and is_first() else {}
 
 

@@ -14,6 +14,7 @@ from lens.config.checks import check_writable
 from lens.errors import ConfigError
 from lens.grading.judge import WRONG
 from lens.grading.second_opinion import agrees
+from lens.grading.verifiers import split_gold
 from lens.problems.math import last_boxed
 from lens.runs.answers import find_answers, read_answers
 from lens.terminal import show_table
@@ -80,7 +81,8 @@ def audit_grades(run: Path, *, source: str, step: int | None, limit: int, target
 def find_wrong(answers: pd.DataFrame) -> pd.DataFrame:
     """Return the rows graded wrong: ``gold`` is the gold answer, ``answer`` the content of the last box, or ""."""
     wrong = answers[answers["verdict"].isin(WRONG)].rename(columns={"answer": "gold"})
-    return wrong.assign(answer=[last_boxed(text) for text in wrong["text"]]).drop(columns="text")
+    golds = [split_gold(gold).answer for gold in wrong["gold"]]
+    return wrong.assign(gold=golds, answer=[last_boxed(text) for text in wrong["text"]]).drop(columns="text")
 
 
 def merge_equal_answers(wrong: pd.DataFrame) -> pd.DataFrame:

@@ -47,7 +47,8 @@ def regrade(grader: Grader, settings: Settings, *, run: Path, step: int | None, 
         raise ConfigError("target", str(target), "must be a folder that does not exist yet")
     check_writable("target", target)
     grades = grader.grade(stored["text"].tolist(), stored["answer"].tolist(), settings)
-    answers = stored.assign(verdict=[grade.verdict for grade in grades], verdict_before=stored["verdict"])
+    now = {name: [getattr(grade, name) for grade in grades] for name in ("verdict", "score")}
+    answers = stored.assign(**now, verdict_before=stored["verdict"]).astype({"score": "Float64"})
     per_problem, changes = count_per_problem(answers), count_changes(answers)
 
     write_parquet(target / "evaluation.parquet", per_problem)

@@ -17,6 +17,7 @@ from lens.config.moved import MOVED_KEYS
 from lens.errors import ConfigError
 from lens.evaluation.scores import ks_up_to
 from lens.grading.judge import Unjudgeable
+from lens.grading.pool import Reward
 from lens.losses.aggregation import LossAggMode
 from lens.losses.importance import ImportanceSampling
 
@@ -137,6 +138,8 @@ RULES: dict[str, Rule] = {
     "trainer.rollouts.rollouts_every": at_least(0),
     "trainer.memory.num_threads": at_least(1),
     "grader.unjudgeable": one_of(*get_args(Unjudgeable)),
+    "grader.correct_from": number(lambda v: 0 < v <= 1, "a number in (0, 1]"),
+    "grader.reward": one_of(*get_args(Reward)),
     "evaluation.every": at_least(0),
     "evaluation.num_samples": at_least(1),
     "evaluation.temperature": NOT_NEGATIVE,

@@ -11,6 +11,7 @@ from datasets import Dataset
 from lens.errors import ConfigError
 from lens.evaluation.scores import count_per_problem
 from lens.grading.groups import AnyGrader, grade_groups
+from lens.grading.pool import Grade
 from lens.problems.prompts import Prompt
 from lens.sampling.rollouts import Rollouts, Sampler
 from lens.seeding import derive_seed
@@ -85,14 +86,14 @@ class Evaluator:
                 top_p=self.top_p,
                 progress=f"evaluation on {evaluation_set.name}" if show_progress else None,
             )
-            verdicts = grade_groups(grader, rollouts.texts, evaluation_set.problems["answer"], self.num_samples)
-            frames.append(make_frame(evaluation_set, rollouts, verdicts))
+            grades = grade_groups(grader, rollouts.texts, evaluation_set.problems["answer"], self.num_samples)
+            frames.append(make_frame(evaluation_set, rollouts, grades))
         answers = pd.concat(frames, ignore_index=True)
         return count_per_problem(answers), answers
 
 
-def make_frame(evaluation_set: EvaluationSet, rollouts: Rollouts, verdicts: Sequence[str]) -> pd.DataFrame:
-    """Return a row per answer, with its problem, text, gold answer and verdict."""
+def make_frame(evaluation_set: EvaluationSet, rollouts: Rollouts, grades: Sequence[Grade]) -> pd.DataFrame:
+    """Return a row per answer, with its problem, text, gold answer, verdict and score (null: it has none)."""
     problems, samples = evaluation_set.problems, rollouts.num_generations
     of_problem = {
         name: [value for value in problems[name] for _ in range(samples)]
@@ -104,9 +105,10 @@ def make_frame(evaluation_set: EvaluationSet, rollouts: Rollouts, verdicts: Sequ
             **of_problem,
             "sample": list(range(samples)) * len(problems),
             "text": rollouts.texts,
-            "verdict": verdicts,
+            "verdict": [grade.verdict for grade in grades],
+            "score": [grade.score for grade in grades],
             "length": rollouts.lengths.numpy(),
             "finish_reason": rollouts.finish_reasons,
             "confidence": rollouts.confidence.numpy(),
         }
-    ).astype({"level": "Int64"})
+    ).astype({"level": "Int64", "score": "Float64"})

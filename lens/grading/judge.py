@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import product
 from types import ModuleType
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 Verdict = Literal["correct", "incorrect", "no_answer", "timeout", "error", "bad_gold"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -23,6 +23,18 @@ WRONG: tuple[Verdict, ...] = ("incorrect", "no_answer", *UNJUDGEABLE)  # what an
 
 Unjudgeable = Literal["incorrect", "invalid"]  # what an answer that cannot be judged counts as in training
 MAY_TEACH: dict[Unjudgeable, tuple[Verdict, ...]] = {"incorrect": (*JUDGED, *UNJUDGEABLE), "invalid": JUDGED}
+
+
+class Judgement(NamedTuple):
+    """What a verifier says of an answer.
+
+    Attributes:
+        verdict: the verdict. Where there is a score, ``grader.correct_from`` decides between correct and incorrect.
+        score: how right the answer is, in [0, 1]. None: the verifier gives verdicts alone.
+    """
+
+    verdict: Verdict
+    score: float | None = None
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ class ParallelGrader:
 
     def __init__(self, grader: Grader, interruptible: Interruptible = nullcontext):
         self.grader, self.interruptible = grader, interruptible
-        self.unjudgeable = grader.unjudgeable
+        self.unjudgeable, self.reward = grader.unjudgeable, grader.reward
 
     def grade(self, completions: Sequence[str], answers: Sequence[str]) -> list[Grade]:
         """See `lens.grading.pool.Grader.grade`. Every process must call this with all answers."""

@@ -3,7 +3,7 @@
 The caller's process does only what is cheap and cannot hang. Workers do the algebra:
 
     Grader, in the caller's process   last box ─▶ decided? seen before? a repeat? ─▶ chunks, sorted by gold
-    workers (lens/grading/worker.py)         judge ─▶ one byte a verdict, written the moment it is known
+    workers (lens/grading/worker.py)         judge ─▶ a record each, written the moment it is known
 
 A worker shares two pipes with its parent and nothing else, in particular not the parent's ``__main__``. It announces
 each verdict at once, so the parent knows which answer a worker is on, and since when. An answer that takes too much
@@ -22,6 +22,7 @@ from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
+from typing import Literal, get_args
 
 from lens.errors import ConfigError
 from lens.grading.judge import (
@@ -29,6 +30,7 @@ from lens.grading.judge import (
     MAY_TEACH,
     REWARD_SETTINGS,
     UNJUDGEABLE,
+    Judgement,
     Settings,
     Unjudgeable,
     Verdict,
@@ -41,19 +43,29 @@ CHUNK = 16  # most pairs that a worker gets at a time; few, so that no worker is
 SHORT_INTEGER = re.compile(r"-?[0-9]{1,15}")  # math-verify compares two of these as integers; so can the parent
 EXCESS_LENGTH = 1_000  # characters by which a right answer may be longer than the gold
 MIN_MEMORY_GB = 0.25  # a worker takes less than 0.1 before it judges anything
+Reward = Literal["verdict", "score"]  # what an answer earns in training
 START_ATTEMPTS = 3  # failed starts in one call after which the installation is taken to be broken
 
 
 @dataclass(frozen=True)
 class Grade:
-    """The verdict on a completion, and the text that was judged: the content of its last box."""
+    """The verdict on a completion, the text that was judged, which is the content of its last box, and its score.
+
+    The score is in [0, 1]; None where the verifier gives verdicts alone.
+    """
 
     verdict: Verdict
     extracted: str | None = None
+    score: float | None = None
 
     @property
     def correct(self) -> bool:
         return self.verdict == "correct"
+
+    @property
+    def credit(self) -> float:
+        """The score; without one, 1 for a correct answer and 0 for any other."""
+        return float(self.correct) if self.score is None else self.score
 
 
 class Grader:
@@ -69,6 +81,8 @@ class Grader:
         memory_gb: address space of one worker, in GiB.
         unjudgeable: what an answer that cannot be judged counts as in training: ``incorrect``, or ``invalid``, which
             teaches nothing. It changes no verdict.
+        correct_from: the score from which an answer is correct, where its verifier gives scores.
+        reward: what an answer earns in training: ``verdict``, 1 if it is correct and else 0, or ``score``.
 
     Raises:
         ConfigError: no worker could work with a value.
@@ -85,6 +99,8 @@ class Grader:
         timeout_s: float = 5.0,
         memory_gb: float = 2.0,
         unjudgeable: Unjudgeable = "incorrect",
+        correct_from: float = 1.0,
+        reward: Reward = "verdict",
     ):
         if not num_workers >= 1:
             raise ConfigError("grader.num_workers", num_workers, "must be at least 1")
@@ -94,10 +110,14 @@ class Grader:
             raise ConfigError("grader.memory_gb", memory_gb, f"must be at least {MIN_MEMORY_GB} (GiB for each worker)")
         if unjudgeable not in MAY_TEACH:
             raise ConfigError("grader.unjudgeable", unjudgeable, f"must be one of {', '.join(MAY_TEACH)}")
+        if not 0 < correct_from <= 1:
+            raise ConfigError("grader.correct_from", correct_from, "must be a number in (0, 1]")
+        if reward not in get_args(Reward):
+            raise ConfigError("grader.reward", reward, f"must be one of {', '.join(get_args(Reward))}")
         self.num_workers, self.timeout_s, self.memory_gb = num_workers, timeout_s, memory_gb
-        self.unjudgeable = unjudgeable
+        self.unjudgeable, self.correct_from, self.reward = unjudgeable, correct_from, reward
         self._workers: list[WorkerProcess] = []
-        self._seen: OrderedDict[tuple[Pair, Settings], Verdict] = OrderedDict()
+        self._seen: OrderedDict[tuple[Pair, Settings], Judgement] = OrderedDict()
 
     def __enter__(self) -> Grader:
         self._start_missing()
@@ -136,13 +156,11 @@ class Grader:
         if len(completions) != len(answers):
             raise ValueError(f"{len(completions)} completions, but {len(answers)} answers")
         pairs = [(gold, take_answer(text, gold, settings)) for text, gold in zip(completions, answers, strict=True)]
-        verdicts = self._decide(pairs, settings)
-        blamed = list(dict.fromkeys(gold for (gold, _), verdict in verdicts.items() if verdict in UNJUDGEABLE))
-        of_golds = self._decide_golds(blamed, settings)
-        for pair, verdict in verdicts.items():
-            if verdict in UNJUDGEABLE and of_golds[pair[0]] != "correct":
-                verdicts[pair] = "bad_gold"
-        return [Grade(verdicts[pair], extracted=pair[1]) for pair in pairs]
+        judgements = self._decide(pairs, settings)
+        unjudged = [pair for pair, judgement in judgements.items() if judgement.verdict in UNJUDGEABLE]
+        of_golds = self._decide_golds(list(dict.fromkeys(gold for gold, _ in unjudged)), settings)
+        judgements |= {pair: Judgement("bad_gold") for pair in unjudged if of_golds[pair[0]] != "correct"}
+        return [Grade(judgements[pair].verdict, pair[1], judgements[pair].score) for pair in pairs]
 
     def list_failing_golds(self, answers: Sequence[str]) -> list[tuple[int, str, Verdict]]:
         """Grade each gold answer against itself. Return the place, answer and verdict of those that are not correct.
@@ -155,43 +173,49 @@ class Grader:
     def _decide_golds(self, golds: Sequence[str], settings: Settings) -> dict[str, Verdict]:
         """Return the verdict on each gold answer, graded against itself."""
         pairs = {gold: (gold, take_own_answer(gold, settings)) for gold in golds}
-        verdicts = self._decide(list(pairs.values()), settings)
-        return {gold: verdicts[pair] for gold, pair in pairs.items()}
+        judgements = self._decide(list(pairs.values()), settings)
+        return {gold: judgements[pair].verdict for gold, pair in pairs.items()}
 
-    def _decide(self, pairs: Sequence[tuple[str, str | None]], settings: Settings) -> dict[tuple, Verdict]:
-        """Return the verdict on each pair, and remember it if it was judged."""
-        verdicts = {pair: self._known(*pair, settings) for pair in dict.fromkeys(pairs)}
-        judged = self._judge(sorted(pair for pair, verdict in verdicts.items() if verdict is None), settings)
-        self._seen |= {(pair, settings): verdict for pair, verdict in judged.items() if verdict in JUDGED}
+    def _decide(self, pairs: Sequence[tuple[str, str | None]], settings: Settings) -> dict[tuple, Judgement]:
+        """Return the judgement on each pair, and remember it if it was judged."""
+        judgements = {pair: self._known(*pair, settings) for pair in dict.fromkeys(pairs)}
+        judged = self._judge(sorted(pair for pair, judgement in judgements.items() if judgement is None), settings)
+        self._seen |= {(pair, settings): found for pair, found in judged.items() if found.verdict in JUDGED}
         while len(self._seen) > self.remembered:
             self._seen.popitem(last=False)
-        return verdicts | judged
+        return {pair: self._settle(judgement) for pair, judgement in (judgements | judged).items()}
 
-    def _known(self, gold: str, prediction: str | None, settings: Settings) -> Verdict | None:
-        """Return the verdict on a pair if it can be told without a worker, else None."""
+    def _settle(self, judgement: Judgement) -> Judgement:
+        """Return a judgement with the verdict that its score means here, if it has one."""
+        if judgement.score is None:
+            return judgement
+        return judgement._replace(verdict="correct" if judgement.score >= self.correct_from else "incorrect")
+
+    def _known(self, gold: str, prediction: str | None, settings: Settings) -> Judgement | None:
+        """Return the judgement on a pair if it can be told without a worker, else None."""
         if prediction is None:
-            return "no_answer"
+            return Judgement("no_answer")
         if settings.boxed_only and len(prediction) > len(gold) + EXCESS_LENGTH:
-            return "incorrect"
+            return Judgement("incorrect")
         if settings.boxed_only and SHORT_INTEGER.fullmatch(gold) and SHORT_INTEGER.fullmatch(prediction):
-            return "correct" if int(gold) == int(prediction) else "incorrect"
+            return Judgement("correct" if int(gold) == int(prediction) else "incorrect")
         if (key := ((gold, prediction), settings)) in self._seen:
             self._seen.move_to_end(key)
         return self._seen.get(key)
 
-    def _judge(self, pairs: Sequence[Pair], settings: Settings) -> dict[Pair, Verdict]:
+    def _judge(self, pairs: Sequence[Pair], settings: Settings) -> dict[Pair, Judgement]:
         """Have workers judge distinct, sorted pairs. Thanks to the order, mostly a single worker parses a gold.
 
         A pair that its worker did not survive is tried once more, by a fresh worker.
         """
         size = max(1, min(CHUNK, len(pairs) // (4 * self.num_workers)))
         chunks = deque(pairs[start : start + size] for start in range(0, len(pairs), size))
-        verdicts: dict[Pair, Verdict] = {}
+        judgements: dict[Pair, Judgement] = {}
         lost: set[Pair] = set()  # those that a worker did not survive
         again: deque[Pair] = deque()  # those of them that wait for their second try
         failed_starts = 0
         try:
-            while len(verdicts) < len(pairs):
+            while len(judgements) < len(pairs):
                 self._start_missing()
                 for worker in [worker for worker in self._workers if worker.idle]:
                     if chunks:
@@ -204,7 +228,7 @@ class Grader:
                 next_deadline = min(worker.deadline for worker in self._workers)
                 heard = wait([worker.output for worker in self._workers], max(0.0, next_deadline - time.monotonic()))
                 for worker in list(self._workers):
-                    loss = worker.listen(verdicts) if worker.output in heard else worker.overdue()
+                    loss = worker.listen(judgements) if worker.output in heard else worker.overdue()
                     if loss is None:
                         continue
                     self._end(worker)
@@ -214,7 +238,7 @@ class Grader:
                     if worker.pairs:
                         pair = worker.pairs.popleft()
                         if pair in lost:
-                            verdicts[pair] = loss
+                            judgements[pair] = Judgement(loss)
                         else:
                             lost.add(pair)
                             again.append(pair)
@@ -223,7 +247,7 @@ class Grader:
         finally:  # after an exception, such as Ctrl-C, no worker may continue with pairs that the next call lacks
             for worker in [worker for worker in self._workers if worker.pairs]:
                 self._end(worker)
-        return verdicts
+        return judgements
 
     def _start_missing(self) -> None:
         for worker in [worker for worker in self._workers if worker.idle and worker.process.poll() is not None]:
@@ -241,11 +265,11 @@ def take_answer(completion: str, gold: str, settings: Settings) -> str | None:
 
     Only math-verify, and only without ``settings.boxed_only``, looks for the answer itself.
     """
-    whole = not settings.boxed_only and split_gold(gold)[0] is None
+    whole = not settings.boxed_only and split_gold(gold).verifier is None
     return completion if whole else last_boxed(completion)
 
 
 def take_own_answer(gold: str, settings: Settings) -> str | None:
     """Return the answer that a gold answer itself gives."""
-    own = split_gold(gold)[1]
+    own = split_gold(gold).answer
     return take_answer(rf"\boxed{{{own}}}" if settings.boxed_only or own != gold else own, gold, settings)

@@ -1,10 +1,11 @@
-"""Runs a worker process, which reads answers, judges them, and writes one byte per verdict."""
+"""Runs a worker process, which reads answers, judges them, and writes a record for each."""
 
 from __future__ import annotations
 
 import gc
 import json
 import logging
+import math
 import os
 import resource
 import signal
@@ -12,11 +13,12 @@ import sys
 
 from lens.distributed.processes import end_with_parent
 from lens.grading.judge import VERDICTS, Settings, judge
-from lens.grading.verifiers import verify
+from lens.grading.verifiers import prepare, verify
+from lens.grading.worker_process import RECORD
 
 
 def serve(timeout_s: float, memory_gb: float) -> None:
-    """Read chunks of pairs from stdin, judge them, and write one byte per verdict to the original stdout.
+    """Read chunks of pairs from stdin, judge them, and write each judgement to the original stdout.
 
     The kernel counts the processor time of each answer, and kills this process by SIGPROF at the limit. Time during
     which the process does not run does not count, and no computation can put it off, in C or in Python.
@@ -46,10 +48,11 @@ def serve(timeout_s: float, memory_gb: float) -> None:
         fields, pairs = json.loads(line)
         settings = Settings(**fields)
         for gold, prediction in pairs:
+            prepare(gold)  # while no clock runs
             signal.setitimer(signal.ITIMER_PROF, timeout_s)
-            verdict = verify(gold, prediction, settings)
+            verdict, score = verify(gold, prediction, settings)
             signal.setitimer(signal.ITIMER_PROF, 0)
-            os.write(announcements, bytes([VERDICTS.index(verdict)]))
+            os.write(announcements, RECORD.pack(VERDICTS.index(verdict), math.nan if score is None else score))
 
 
 if __name__ == "__main__":

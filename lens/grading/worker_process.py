@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -15,9 +16,10 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from lens.grading.judge import VERDICTS, Settings, Verdict
+from lens.grading.judge import VERDICTS, Judgement, Settings, Verdict
 
 Pair = tuple[str, str]  # gold, prediction: the order in which math-verify takes them
+RECORD = struct.Struct("<Bd")  # a judgement on its way: the verdict's place in VERDICTS, and the score or NaN
 START_LIMIT_S = 600.0  # a worker takes about 1 s to start, but the machine may be busy
 
 
@@ -41,7 +43,8 @@ class WorkerProcess:
             [sys.executable, "-P", "-m", "lens.grading.worker", str(timeout_s), str(memory_gb)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": path, "PYTHONHASHSEED": "0"},  # fixes sympy's order of terms
+            # The hash seed fixes sympy's order of terms. numpy, where a verifier uses it, reserves memory by threads.
+            env=os.environ | {"PYTHONPATH": path, "PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"},
         )
         self.output = self.process.stdout
         self.stall_s = stall_s
@@ -63,19 +66,19 @@ class WorkerProcess:
             self.process.stdin.write(json.dumps([asdict(settings), list(pairs)]).encode() + b"\n")
             self.process.stdin.flush()
 
-    def listen(self, verdicts: dict[Pair, Verdict]) -> Verdict | None:
-        """Enter the verdicts that it has announced, and restart its clock.
+    def listen(self, judgements: dict[Pair, Judgement]) -> Verdict | None:
+        """Enter the judgements that it has announced, and restart its clock.
 
         Returns:
             None if it lives; else ``timeout`` if the kernel has killed it for its processor time, or ``error``.
         """
-        announced = os.read(self.output.fileno(), 4096)
+        announced = os.read(self.output.fileno(), 1 if not self.ready else 400 * RECORD.size)  # whole records
         if not announced:
             return "timeout" if self.process.wait() == -signal.SIGPROF else "error"
         if not self.ready:
-            self.ready, announced = True, announced[1:]
-        for code in announced:
-            verdicts[self.pairs.popleft()] = VERDICTS[code]
+            self.ready, announced = True, b""
+        for code, score in RECORD.iter_unpack(announced):
+            judgements[self.pairs.popleft()] = Judgement(VERDICTS[code], None if math.isnan(score) else score)
         self.deadline = time.monotonic() + self.stall_s if self.pairs else math.inf
         return None
 

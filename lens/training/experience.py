@@ -30,7 +30,7 @@ class Experience:
         verdicts: Q*G verdicts of the grader.
         correct: bool [Q, G].
         valid: bool [Q, G], answers that may teach: their verdict allows it, and they are not masked as truncated.
-        rewards: float32 [Q, G], 1 or 0 by the verdict, after reward shaping.
+        rewards: float32 [Q, G], 1 or 0 by the verdict, or the verifier's score in [0, 1]; after reward shaping.
         confidence: float32 [Q, G], geometric-mean token probability.
         calibrated: float32 [Q, G], the paper's calibrated reward, whatever the objective.
         advantages: float32 [Q, G], or [Q, G, T] where each token has its own, as the objective computed them. NaN takes
@@ -184,6 +184,7 @@ def make_experience(
     verdicts: Sequence[str],
     objective: Callable[..., Tensor],
     *,
+    scores: Sequence[float] | None = None,
     unjudgeable: Unjudgeable = "incorrect",
     trainer_logprobs: Tensor | None = None,
     reference_logprobs: Tensor | None = None,
@@ -201,6 +202,7 @@ def make_experience(
     Args:
         rollouts, levels, verdicts: Q questions x G completions, judged.
         objective: see lens/objectives/inputs.py; it returns advantages [Q, G] or [Q, G, T].
+        scores: Q*G scores in [0, 1], the rewards before shaping. None: 1 for a correct answer, and 0 for any other.
         unjudgeable: what an answer counts as that cannot be judged although its gold answer can: "incorrect", or
             "invalid", which does not teach.
         trainer_logprobs: [Q*G, T], the policy's own log-probabilities. "trainer" and importance sampling need them.
@@ -209,7 +211,7 @@ def make_experience(
         confidence_from: whose log-probabilities define the confidence.
         mask_truncated: answers cut by the token limit do not teach.
         importance_sampling, importance_cap: see `importance_weights`. "none" weighs every token by 1.
-        reward_shaping: changes the rewards 1 and 0, with the same inputs as an objective.
+        reward_shaping: changes the rewards, with the same inputs as an objective.
         known: other keywords of `Experience.inputs`.
     """
     correct, valid = judge_answers(verdicts, rollouts, unjudgeable, mask_truncated)  # [Q, G] each
@@ -224,7 +226,7 @@ def make_experience(
         verdicts=verdicts,
         correct=correct,
         valid=valid,
-        rewards=correct.float(),
+        rewards=correct.float() if scores is None else torch.tensor(scores).view(correct.shape),
         confidence=confidence,
         calibrated=calibrated_rewards(correct, confidence, valid=valid),
         advantages=torch.zeros_like(confidence),

@@ -111,13 +111,15 @@ OUT_OF_BOUNDS = {
     "made_up.silent_share": [-0.1, 1.1],
     "trl.per_device_train_batch_size": [0],
     "trl.gradient_checkpointing": [1],
+    "grader.correct_from": [0, 1.1],
+    "grader.reward": ["both"],
     "scaling.sampled": [1],
 }
 
 
 def test_every_rule_is_about_a_key_that_there_is():
     assert OUT_OF_BOUNDS.keys() == RULES.keys()
-    chosen = ["experiment=smollm2/math", "model/lora=default"]
+    chosen = ["experiment=smollm2/math", "model/lora=default", "grader=scored"]
     there = [*list_keys(compose_known("train", chosen)), *list_keys(compose_known("benchmark", ["part=step"]))]
     for loss in (CONFIGS / "loss").glob("*.yaml"):  # each has keys of its own
         there += list_keys(compose_known("train", [f"loss={loss.stem}"]))

@@ -28,10 +28,8 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_answers_that_cannot_be_judged_are_warned_of_above_a_share(caplog, unjudgeable: str, consequence: str):
     with Grader(num_workers=2, timeout_s=0.5, unjudgeable=unjudgeable) as grader:
         texts = [boxed("1:00"), boxed("12:00"), boxed("9^{9^{9^9}}"), boxed("0.5")]  # 1:00 is read as 1/0
-        assert grade_groups(ParallelGrader(grader), texts, ["12:00", "5"], 2) == [
-            *("error", "correct"),
-            *("timeout", "incorrect"),
-        ]
+        grades = grade_groups(ParallelGrader(grader), texts, ["12:00", "5"], 2)
+        assert [grade.verdict for grade in grades] == ["error", "correct", "timeout", "incorrect"]
         assert warnings_of(caplog) == [
             f"2 of 4 answers could not be judged (1 timeout, 1 error), over 1 %; {consequence}"
         ]
@@ -42,5 +40,5 @@ def test_answers_that_cannot_be_judged_are_warned_of_above_a_share(caplog, unjud
 
 
 def test_a_gold_answer_that_cannot_be_judged_is_to_blame_for_its_answers(grader: Grader, caplog):
-    assert grade_groups(grader, [boxed("5"), "none"], [""], 2) == ["bad_gold", "no_answer"]
+    assert [grade.verdict for grade in grade_groups(grader, [boxed("5"), "none"], [""], 2)] == ["bad_gold", "no_answer"]
     assert warnings_of(caplog) == []

@@ -85,3 +85,13 @@ def test_it_teaches_nothing_if_the_config_says_so_or_its_gold_answer_cannot_be_j
         assert neutral.valid.tolist() == [[True, False, True, False]]
         assert neutral.advantages[0, [1, 3]].tolist() == [0, 0]
         assert neutral.advantages[0, 2] == -neutral.advantages[0, 0] > 0  # of two answers, one right
+
+
+def test_scores_are_the_rewards_and_leave_the_verdicts_alone(experience):
+    """So a negative group of answers that are right in part teaches under GRPO."""
+    rollouts = experience.rollouts.take_questions([0])
+    verdicts, scores = ["incorrect"] * 4, [0.0, 0.5, 0.25, 0.25]
+    made = make_experience(rollouts, [1], verdicts, grpo_advantages, scores=scores)
+    assert made.rewards.tolist() == [scores] and not made.correct.any()
+    assert made.advantages.sign().tolist() == [[-1.0, 1.0, 0.0, 0.0]]
+    assert not make_experience(rollouts, [1], verdicts, grpo_advantages).advantages.any()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lens.errors import ConfigError
 from lens.files import CONFIGS
+from lens.grading.verifiers import split_gold
 from lens.reporting.arms import Arm
 from lens.runs.answers import find_answers, read_answers
 from lens.runs.run import Run
@@ -122,7 +123,7 @@ def read_groups(
                 "level": None if pd.isna(first["level"]) else int(first["level"]),
                 "kind": kind,
                 "question": decode(first["prompt_ids"]),
-                "gold": first["answer"],
+                "gold": split_gold(first["answer"]).answer,
                 "answers": [list(map(to_plain_value, row)) for row in members[list(FIELDS)].itertuples(index=False)],
             }
         )
