@@ -171,6 +171,12 @@ def judge_answers(
     """Return which answers are correct and which may teach, bool [Q, G] each.
 
     One whose gold answer cannot be judged does not teach; nor does one cut by the token limit, with mask_truncated.
+
+    Args:
+        verdicts, rollouts: see `make_experience`.
+        unjudgeable: what an answer counts as that cannot be judged although its gold answer can: "incorrect", or
+            "invalid", which does not teach.
+        mask_truncated: answers cut by the token limit do not teach.
     """
     shape = (len(rollouts.prompts), rollouts.num_generations)
     correct = torch.tensor([verdict == "correct" for verdict in verdicts]).view(shape)
@@ -203,13 +209,11 @@ def make_experience(
         rollouts, levels, verdicts: Q questions x G completions, judged.
         objective: see lens/objectives/inputs.py; it returns advantages [Q, G] or [Q, G, T].
         scores: Q*G scores in [0, 1], the rewards before shaping. None: 1 for a correct answer, and 0 for any other.
-        unjudgeable: what an answer counts as that cannot be judged although its gold answer can: "incorrect", or
-            "invalid", which does not teach.
+        unjudgeable, mask_truncated: see `judge_answers`.
         trainer_logprobs: [Q*G, T], the policy's own log-probabilities. "trainer" and importance sampling need them.
         reference_logprobs, entropies: see `Experience`.
         old_from: whose log-probabilities are the old ones in the surrogate's ratio. "current": the update's own.
         confidence_from: whose log-probabilities define the confidence.
-        mask_truncated: answers cut by the token limit do not teach.
         importance_sampling, importance_cap: see `importance_weights`. "none" weighs every token by 1.
         reward_shaping: changes the rewards, with the same inputs as an objective.
         known: other keywords of `Experience.inputs`.

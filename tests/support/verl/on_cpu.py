@@ -28,7 +28,13 @@ class PlatformCPU(PlatformBase):
 
     device_name = "cpu"
     vendor_name = "none"
-    device_module = SimpleNamespace(**NOTHING, **NO_MEMORY, mem_get_info=lambda *_: (0, 0), is_available=lambda: True)
+    device_module = SimpleNamespace(
+        **NOTHING,
+        **NO_MEMORY,
+        mem_get_info=lambda *_: (0, 0),
+        is_available=lambda: True,
+        get_device_name=lambda *_: "CPU",
+    )
 
     def is_available(self):
         return True
