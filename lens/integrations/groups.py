@@ -129,8 +129,12 @@ def try_objective(objective: Objective, size: int) -> bool:
 @contextmanager
 def fixed_seed(seed: int, device: torch.device) -> Iterator[None]:
     """Make an objective's random numbers the same in all processes, and leave those outside as they are."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would take longer, and seed other devices too
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield
 
 

@@ -131,7 +131,8 @@ class LensGRPOTrainer(GRPOTrainer):
         asked, gather = self._asked, self.accelerator.gather
         known: dict[str, Tensor | None] = {"reference_logprobs": batch.get("ref_per_token_logps"), "mask": mask.long()}
         if self._recorder is not None:
-            known["logprobs"], known["entropies"] = self._rate(batch, mask)
+            known["logprobs"], known["entropies"] = self._rate(batch, mask, self._recorder)
+            self._recorder = None  # the logits that it holds are for this batch alone
         per_token = [name for name in known if name in asked and known[name] is not None]
         rows: dict[str, Any] = {
             name: gather(self.accelerator.pad_across_processes(known[name], dim=1)) for name in per_token
@@ -143,14 +144,14 @@ class LensGRPOTrainer(GRPOTrainer):
         rows |= {"lengths": gather(mask.sum(dim=1)), "truncated": gather(self._scored.truncated)}
         return rows | {"step": self.state.global_step, "max_completion_length": self.max_completion_length}
 
-    def _rate(self, batch: dict[str, Any], mask: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _rate(self, batch: dict[str, Any], mask: Tensor, recorder: Recorder) -> tuple[Tensor, Tensor | None]:
         """Return the log-probabilities of the sampled tokens, [B, T], and the entropies there if asked for.
 
         They are what TRL has computed, what was seen while it sampled, or what the engine returned. Where none of these
         is whole in all processes, they cost a pass over all answers.
         """
-        with_entropies = self._recorder.with_entropies
-        seen = self._recorder.read(batch["prompt_ids"], batch["completion_ids"], mask)
+        with_entropies = recorder.with_entropies
+        seen = recorder.read(batch["prompt_ids"], batch["completion_ids"], mask)
         of_trl, of_engine = (batch.get(f"{name}_per_token_logps") for name in ("old", "sampling"))
         for known in (seen,) if with_entropies else ((of_trl, None), seen, (of_engine, None)):
             if known[0] is not None and self.accelerator.gather(known[0][mask].isfinite().all()).all():

@@ -54,7 +54,7 @@ class Recorder:
         """
         unknown = torch.full(ids.shape, torch.nan, device=ids.device)
         unknown = (unknown, unknown if self.with_entropies else None)
-        (rows, width), length = ids.shape, prompt_ids.shape[1]
+        rows, width = ids.shape
         if self.calls != 1 or not self.clear or self.logits is None or self.inputs[0].shape != prompt_ids.shape:
             return unknown
         columns, seen = self.columns, self.inputs[1:]
