@@ -74,8 +74,10 @@ def group_advantages(
     rows |= {"logprobs": logprobs, "entropies": entropies, "reference_logprobs": reference_logprobs}
     layout, given = arrange(rewards, group_ids, rows | {"truncated": truncated})
     given |= {"problem_ids": layout.first_of(problem_ids), "step": step, "max_completion_length": max_completion_length}
-    check_inputs(objective, given)
-    warn_of_rows(layout, given, verdicts=correct is None, alone="problem_ids" in find_inputs(objective))
+    asked = find_inputs(objective)
+    if any(given.get(name) is None for name in asked):
+        check_inputs(objective, given)
+    warn_of_rows(layout, given, verdicts=correct is None, alone="problem_ids" in asked)
     return layout.unpack(call_by_name(objective, given)).nan_to_num(nan=left_out)
 
 
