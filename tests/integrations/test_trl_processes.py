@@ -61,7 +61,7 @@ def test_two_processes_do_what_one_does(outcomes, objective):
     assert 0 < alone["metrics"]["groups/frac_negative"] < 1 and alone["advantages"].count_nonzero() > 4
 
 
-@pytest.mark.parametrize(("name", "passes"), [("sampled", 0), ("sampled-twice", 1)])
+@pytest.mark.parametrize(("name", "passes"), [("sampled", 0), ("twice-sampled", 1)])
 def test_two_processes_agree_on_where_log_probabilities_come_from(outcomes, name, passes):
     """What one of them did not see while it sampled, both compute."""
     both = load(outcomes[2], name)

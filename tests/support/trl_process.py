@@ -29,7 +29,7 @@ def sample_by_trl(prompts: list[str], trainer: Recording) -> dict[str, list | No
 
 
 # The names of runs that sample for themselves, under LENS, and the function that does it; None: TRL does.
-SAMPLING = {"sampled": None, "sampled-twice": sample_by_trl}
+SAMPLING = {"sampled": None, "twice-sampled": sample_by_trl}
 
 
 def main(model: Path, output: Path, names: list[str]) -> None:
