@@ -80,6 +80,7 @@ class LensGRPOTrainer(GRPOTrainer):
         for message in find_warnings(self.args, names if verdict is None else [], leaves_out):
             warnings.warn(message, stacklevel=2)
         self._asked = find_inputs(self.objective)
+        self._sampled_from = self.model.get_base_model() if is_peft_model(self.model) else self.model
         self._scored: Scored | None = None
         self._recorder: Recorder | None = None
 
@@ -87,8 +88,7 @@ class LensGRPOTrainer(GRPOTrainer):
         """Record the log-probabilities of the tokens that transformers samples; other engines have their own."""
         if self._recorder is None or self.use_vllm or self.use_transformers_continuous_batching:
             return super()._generate_single_turn(*arguments, **options)
-        model = self.accelerator.unwrap_model(self.model)
-        with self._recorder.watching(model.get_base_model() if is_peft_model(model) else model):
+        with self._recorder.watching(self._sampled_from):
             return super()._generate_single_turn(*arguments, **options)
 
     def _calculate_rewards(self, inputs: list, prompts: list, completions: list, completion_ids_list: list) -> Tensor:
