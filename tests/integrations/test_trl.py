@@ -324,7 +324,7 @@ def test_rewards_that_are_no_verdicts_bring_a_warning(tiny_folder, tmp_path: Pat
 
 
 def test_the_plug_in_takes_under_one_percent_of_a_step(tmp_path, monkeypatch, capsys):
-    """Of processor time, on the tiny experiment's model and shape: each method less TRL's inside it, and the recorder."""
+    """Of processor time, on the tiny experiment: each method less TRL's inside it, and the recorder."""
     seconds: dict[str, float] = defaultdict(float)
 
     def count(owner: type, method: str, what: str) -> None:
