@@ -74,8 +74,10 @@ def group_advantages(
     rows |= {"logprobs": logprobs, "entropies": entropies, "reference_logprobs": reference_logprobs}
     layout, given = arrange(rewards, group_ids, rows | {"truncated": truncated})
     given |= {"problem_ids": layout.first_of(problem_ids), "step": step, "max_completion_length": max_completion_length}
-    check_inputs(objective, given)
-    warn_of_rows(layout, given, verdicts=correct is None, alone="problem_ids" in find_inputs(objective))
+    asked = find_inputs(objective)
+    if any(given.get(name) is None for name in asked):
+        check_inputs(objective, given)
+    warn_of_rows(layout, given, verdicts=correct is None, alone="problem_ids" in asked)
     return layout.unpack(call_by_name(objective, given)).nan_to_num(nan=left_out)
 
 
@@ -129,8 +131,12 @@ def try_objective(objective: Objective, size: int) -> bool:
 @contextmanager
 def fixed_seed(seed: int, device: torch.device) -> Iterator[None]:
     """Make an objective's random numbers the same in all processes, and leave those outside as they are."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would take longer, and seed other devices too
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield
 
 

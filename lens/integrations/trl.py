@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, is_peft_model
 from torch import Tensor
 from trl import GRPOTrainer
 
@@ -21,6 +21,7 @@ from lens.integrations.groups import CORRECT_ABOVE, fixed_seed, group_advantages
 from lens.integrations.metrics import measure_groups
 from lens.integrations.names import Objective, make_objective
 from lens.integrations.trl_checks import check_reference, find_warnings
+from lens.integrations.trl_recorder import Recorder
 from lens.objectives.inputs import find_inputs
 from lens.objectives.tokens import token_mean
 
@@ -78,7 +79,17 @@ class LensGRPOTrainer(GRPOTrainer):
         self.verdict = names.index(verdict) if verdict is not None else 0
         for message in find_warnings(self.args, names if verdict is None else [], leaves_out):
             warnings.warn(message, stacklevel=2)
+        self._asked = find_inputs(self.objective)
+        self._sampled_from = self.model.get_base_model() if is_peft_model(self.model) else self.model
         self._scored: Scored | None = None
+        self._recorder: Recorder | None = None
+
+    def _generate_single_turn(self, *arguments: Any, **options: Any) -> tuple[list, list | None]:
+        """Record the log-probabilities of the tokens that transformers samples; other engines have their own."""
+        if self._recorder is None or self.use_vllm or self.use_transformers_continuous_batching:
+            return super()._generate_single_turn(*arguments, **options)
+        with self._recorder.watching(self._sampled_from):
+            return super()._generate_single_turn(*arguments, **options)
 
     def _calculate_rewards(self, inputs: list, prompts: list, completions: list, completion_ids_list: list) -> Tensor:
         """Keep what TRL does not return: the rewards, the questions, and which answers the token limit cut."""
@@ -91,6 +102,8 @@ class LensGRPOTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Put the objective's advantages in place of TRL's."""
+        if self._asked & {"confidence", "logprobs", "entropies"}:
+            self._recorder = Recorder(self.temperature, "entropies" in self._asked)
         batch = super()._generate_and_score_completions(inputs)
         mode = "train" if self.model.training else "eval"
         size = self.num_generations if mode == "train" else self.num_generations_eval
@@ -115,10 +128,11 @@ class LensGRPOTrainer(GRPOTrainer):
 
     def _describe(self, batch: dict[str, Any], mask: Tensor) -> dict[str, Any]:
         """Return what the objective asks for, of all processes' answers."""
-        asked, gather = find_inputs(self.objective), self.accelerator.gather
+        asked, gather = self._asked, self.accelerator.gather
         known: dict[str, Tensor | None] = {"reference_logprobs": batch.get("ref_per_token_logps"), "mask": mask.long()}
-        if asked & {"confidence", "logprobs", "entropies"}:
-            known["logprobs"], known["entropies"] = self._rate(batch, mask, "entropies" in asked)
+        if self._recorder is not None:
+            known["logprobs"], known["entropies"] = self._rate(batch, mask, self._recorder)
+            self._recorder = None  # the logits that it holds are for this batch alone
         per_token = [name for name in known if name in asked and known[name] is not None]
         rows: dict[str, Any] = {
             name: gather(self.accelerator.pad_across_processes(known[name], dim=1)) for name in per_token
@@ -130,14 +144,18 @@ class LensGRPOTrainer(GRPOTrainer):
         rows |= {"lengths": gather(mask.sum(dim=1)), "truncated": gather(self._scored.truncated)}
         return rows | {"step": self.state.global_step, "max_completion_length": self.max_completion_length}
 
-    def _rate(self, batch: dict[str, Any], mask: Tensor, with_entropies: bool) -> tuple[Tensor, Tensor | None]:
+    def _rate(self, batch: dict[str, Any], mask: Tensor, recorder: Recorder) -> tuple[Tensor, Tensor | None]:
         """Return the log-probabilities of the sampled tokens, [B, T], and the entropies there if asked for.
 
-        They are what TRL has computed, or the engine has returned. Otherwise they cost a pass over all answers.
+        They are what TRL has computed, what was seen while it sampled, or what the engine returned. Where none of these
+        is whole in all processes, they cost a pass over all answers.
         """
-        for name in () if with_entropies else ("old_per_token_logps", "sampling_per_token_logps"):
-            if name in batch and self.accelerator.gather(batch[name][mask].isfinite().all()).all():
-                return batch[name], None
+        with_entropies = recorder.with_entropies
+        seen = recorder.read(batch["prompt_ids"], batch["completion_ids"], mask)
+        of_trl, of_engine = (batch.get(f"{name}_per_token_logps") for name in ("old", "sampling"))
+        for known in (seen,) if with_entropies else ((of_trl, None), seen, (of_engine, None)):
+            if known[0] is not None and self.accelerator.gather(known[0][mask].isfinite().all()).all():
+                return known
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
         attended = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
         of_images = {name: batch[name] for name in OF_IMAGES if name in batch}

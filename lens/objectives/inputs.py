@@ -44,10 +44,11 @@ def find_inputs(function: Callable[..., Any], vocabulary: Collection[str] = VOCA
     if (declared := getattr(function, "inputs", None)) is not None:
         return frozenset(declared)
     try:
-        inspect.signature(getattr(function, "func", function)).bind_partial(**getattr(function, "keywords", {}))
+        if keywords := getattr(function, "keywords", None):
+            inspect.signature(function.func).bind_partial(**keywords)
+        parameters = inspect.signature(function).parameters.values()
     except TypeError as error:
         raise InputError(str(error)) from error
-    parameters = inspect.signature(function).parameters.values()
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     unknown = [p.name for p in parameters if p.kind == p.POSITIONAL_ONLY]
     unknown += [p.name for p in named if p.default is p.empty and p.name not in vocabulary]
@@ -67,9 +68,9 @@ def call_by_name(
     """
     asked = find_inputs(function, vocabulary)
     given = {name: available[name] for name in sorted(asked) if available.get(name) is not None}
-    if not hasattr(function, "inputs"):
+    if (lacking := asked - set(given)) and not hasattr(function, "inputs"):
         parameters = inspect.signature(function).parameters
-        if missing := [name for name in parameters if name in asked - set(given) and is_needed(parameters[name])]:
+        if missing := [name for name in parameters if name in lacking and is_needed(parameters[name])]:
             raise InputError(f"asks for {', '.join(missing)}, which is not known here")
     return function(**given)
 

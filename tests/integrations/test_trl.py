@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from trl import GRPOConfig, GRPOTrainer
 from lens.integrations import make_objective
 from lens.integrations.trl import LensGRPOTrainer
 from lens.integrations.trl_checks import find_warnings
+from lens.integrations.trl_recorder import Recorder
+from lens.models.tiny import TinyRecipe, make_tiny
 from lens.objectives import grpo_advantages, lens_advantages, w_reinforce_advantages
 from tests.support.trl_runs import GENERATIONS, PROMPTS, Recording, make_trainer, short, verdict
 
@@ -63,6 +66,8 @@ def test_advantages_are_those_of_the_objective(tiny_folder, tmp_path, config):
     trainer.train()
     for batch in trainer.batches:
         assert_equal(batch["advantages"], expected_of_lens(batch))
+    of_trl = config.keys() & {"num_iterations", "steps_per_generation"}  # it looks back on the batch for itself
+    assert trainer.passes == (len(trainer.batches) if of_trl else 0)
     steps = config.get("max_steps", 1)
     assert trainer.state.global_step == steps and len(trainer.batches) == (2 if steps == 3 else 1)
     logged = [row for row in trainer.state.log_history if "groups/frac_negative" in row]
@@ -89,6 +94,7 @@ def test_low_rank_adapters(tiny_folder, tmp_path):
     trainer = make_trainer(tiny_folder, tmp_path, peft_config=LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
     trainer.train()
     assert_equal(trainer.batches[0]["advantages"], expected_of_lens(trainer.batches[0]))
+    assert trainer.passes == 0
 
 
 def test_several_reward_functions_and_none_of_a_verdict(tiny_folder, tmp_path):
@@ -153,6 +159,7 @@ def test_entropies_and_the_reference_model_are_given_to_who_asks(tiny_folder, tm
     trainer = make_trainer(tiny_folder, tmp_path, config={"beta": 0.1}, objective=mine)
     trainer.train()
     (batch,) = trainer.batches
+    assert trainer.passes == 0
     plain = torch.nn.utils.rnn.pad_sequence(batch["plain"], batch_first=True).float()
     mask = given["mask"].flatten(0, 1)
     for name in ("logprobs", "reference"):  # before the first update they are the same
@@ -224,6 +231,26 @@ def test_log_probabilities_of_the_engine_are_used_where_they_are_whole(tiny_fold
     of_engine = in_groups([math.exp((-0.1 * n - 0.5) / 3) for n in range(16)])
     expected = lens_advantages(right(batch), of_engine).flatten() if known else expected_of_lens(batch)
     assert_equal(batch["advantages"], expected)
+    assert trainer.passes == (0 if known else 1)
+
+
+@pytest.mark.parametrize("happens", ["nothing", "a second sampling", "an answer is changed"])
+def test_answers_that_were_not_seen_while_they_were_sampled_cost_a_pass(tiny_folder, tmp_path, happens):
+    """A function of one's own samples with TRL's means, and may do more."""
+
+    def sample(prompts: list[str], trainer: Recording) -> dict[str, list | None]:
+        prompt_ids = trainer._tokenizer(prompts)["input_ids"]
+        for _ in range(2 if happens == "a second sampling" else 1):
+            ids, _ = trainer._generate_single_turn(prompt_ids, None, {}, GENERATIONS)
+        if happens == "an answer is changed":
+            ids[0] = [5, 6, 7]
+        return {"prompt_ids": prompt_ids, "completion_ids": ids, "logprobs": None}
+
+    trainer = make_trainer(tiny_folder, tmp_path, rollout_func=sample)
+    trainer.train()
+    (batch,) = trainer.batches
+    assert_equal(batch["advantages"], expected_of_lens(batch))
+    assert trainer.passes == (0 if happens == "nothing" else 1)
 
 
 def test_under_the_correction_for_vllm_the_trainer_s_log_probabilities_are_used(tiny_folder, tmp_path):
@@ -296,31 +323,31 @@ def test_rewards_that_are_no_verdicts_bring_a_warning(tiny_folder, tmp_path: Pat
 # --- what it costs ----------------------------------------------------------------------------------------------------
 
 
-def test_the_objective_takes_under_one_percent_of_a_step(tiny_folder, tmp_path, monkeypatch, capsys):
-    """Of processor time, on the shape of the tiny experiment. The pass for confidences is counted apart."""
-    seconds = {"step": 0.0, "TRL": 0.0, "all": 0.0, "pass": 0.0}
+def test_the_plug_in_takes_under_one_percent_of_a_step(tmp_path, monkeypatch, capsys):
+    """Of processor time, on the tiny experiment: each method less TRL's inside it, and the recorder."""
+    seconds: dict[str, float] = defaultdict(float)
 
-    def count(owner: type, method: str, name: str) -> None:
+    def count(owner: type, method: str, what: str) -> None:
         inside = getattr(owner, method)
 
         def counted(*arguments: Any, **options: Any) -> Any:
             started = time.process_time()
             result = inside(*arguments, **options)
-            seconds[name] += time.process_time() - started
+            seconds[what] += time.process_time() - started
             return result
 
         monkeypatch.setattr(owner, method, counted)
 
-    count(GRPOTrainer, "_generate_and_score_completions", "TRL")
-    count(LensGRPOTrainer, "_generate_and_score_completions", "all")
-    count(LensGRPOTrainer, "_rate", "pass")
+    for method in ("_generate_and_score_completions", "_calculate_rewards", "_generate_single_turn"):
+        count(GRPOTrainer, method, "TRL")
+        count(LensGRPOTrainer, method, "all")
+    count(Recorder, "_see", "recorder")
     count(GRPOTrainer, "training_step", "step")
-    shape = {"per_device_train_batch_size": 256, "num_generations": 8, "max_completion_length": 26, "max_steps": 3}
-    make_trainer(tiny_folder, tmp_path, config=shape, kind=LensGRPOTrainer).train()
-    own = seconds["all"] - seconds["TRL"] - seconds["pass"]
+    shape = {"per_device_train_batch_size": 256, "num_generations": 8, "max_completion_length": 26, "max_steps": 4}
+    model = make_tiny(TinyRecipe(steps=1), tmp_path)
+    make_trainer(model, tmp_path, config=shape, kind=LensGRPOTrainer).train()
+    own = seconds["all"] - seconds["TRL"] + seconds["recorder"]
     with capsys.disabled():
-        shares = {
-            name: f"{100 * value / seconds['step']:.2f} %" for name, value in (("own", own), ("pass", seconds["pass"]))
-        }
-        print(f"\nof TRL's step, {seconds['step'] / 3:.2f} s: objective {shares['own']}, pass {shares['pass']}")
+        of_recorder, of_all = (f"{100 * part / seconds['step']:.2f} %" for part in (seconds["recorder"], own))
+        print(f"\nof TRL's step, {seconds['step'] / 4:.2f} s: the plug-in {of_all}, in it the recorder {of_recorder}")
     assert 0 < own < 0.01 * seconds["step"]

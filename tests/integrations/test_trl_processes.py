@@ -16,6 +16,9 @@ from torch.nn.utils.rnn import pad_sequence
 from lens.files import SOURCE
 
 pytest.importorskip("trl", reason="TRL is not installed here: make test-trl")
+from lens.objectives import lens_advantages
+from tests.support.trl_process import SAMPLING
+from tests.support.trl_runs import GENERATIONS
 
 OBJECTIVES = ["lens", "lens_shuffled", "token_lens", "nsr", "spo"]
 
@@ -35,7 +38,7 @@ def outcomes(tiny_folder, tmp_path_factory) -> dict[int, Path]:
     program = ("-m", "tests.support.trl_process", tiny_folder)
     run(*program, folders[1], *OBJECTIVES)
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    run(*torchrun, *program, folders[2], *OBJECTIVES)
+    run(*torchrun, *program, folders[2], *OBJECTIVES, *SAMPLING)
     return folders
 
 
@@ -56,6 +59,20 @@ def test_two_processes_do_what_one_does(outcomes, objective):
         assert process["metrics"] == pytest.approx(alone["metrics"], abs=1e-6)
         torch.testing.assert_close(process["weights"], alone["weights"], rtol=0, atol=1e-5)
     assert 0 < alone["metrics"]["groups/frac_negative"] < 1 and alone["advantages"].count_nonzero() > 4
+
+
+@pytest.mark.parametrize(("name", "passes"), [("sampled", 0), ("twice-sampled", 1)])
+def test_two_processes_agree_on_where_log_probabilities_come_from(outcomes, name, passes):
+    """What one of them did not see while it sampled, both compute."""
+    both = load(outcomes[2], name)
+    assert [process["passes"] for process in both] == [passes] * 2
+    correct, confidence = (
+        torch.tensor(both[0][what] + both[1][what]).view(-1, GENERATIONS) for what in ("correct", "confidence")
+    )
+    expected = lens_advantages(correct == 1, confidence).flatten()
+    found = torch.cat([process["advantages"] for process in both])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert found.count_nonzero() > 4
 
 
 def test_the_example_is_short_and_trains(tiny_folder, tmp_path):

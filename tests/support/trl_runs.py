@@ -28,11 +28,19 @@ def short(completion_ids: list[list[int]], **others: Any) -> list[float | None]:
 
 
 class Recording(LensGRPOTrainer):
-    """Keeps each generation batch, with the log-probabilities that the policy of that moment gives its answers."""
+    """Keeps each generation batch, with the log-probabilities that the policy of that moment gives its answers.
+
+    It counts the policy's passes over a generation batch that are there for log-probabilities alone.
+    """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.batches: list[dict[str, Any]] = []
+        self.passes = 0
+
+    def _get_per_token_logps_and_entropies(self, model: Any, *arguments: Any, **options: Any) -> tuple:
+        self.passes += model is self.model and not torch.is_grad_enabled()
+        return super()._get_per_token_logps_and_entropies(model, *arguments, **options)
 
     def _generate_and_score_completions(self, inputs: list) -> dict[str, Any]:
         batch = super()._generate_and_score_completions(inputs)
