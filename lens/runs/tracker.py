@@ -140,9 +140,9 @@ class SilentTracker:
 
 
 def choose_of_each_level(answers: pd.DataFrame) -> pd.DataFrame:
-    """Return the first answers of each level, COMPLETIONS_IN_WANDB in all at most."""
+    """Return the first answers of each level, COMPLETIONS_IN_WANDB in all at most; a number that is missing is NaN."""
     shown = answers.groupby("level", dropna=False).head(COMPLETIONS_IN_WANDB // 5)
-    return shown.astype({"level": "float"}).head(COMPLETIONS_IN_WANDB)
+    return shown.astype(dict.fromkeys(shown.select_dtypes(["Int64", "Float64"]), "float")).head(COMPLETIONS_IN_WANDB)
 
 
 def cut_metrics(file: Path, lines: int) -> int:
