@@ -137,8 +137,10 @@ def test_evaluations_are_stored_and_a_sample_of_each_level_is_shown(track, tmp_p
     tracker = track()
     levels = [1, 2, 3, 4, 5, None]
     rows = pd.DataFrame({"id": levels, "level": levels}).astype({"level": "Int64"})
-    answers = pd.DataFrame([{"level": level, "text": f"{level}-{n}"} for level in levels for n in range(30)])
-    answers = answers.astype({"level": "Int64"})
+    scores = [None, 0.25]
+    answers = pd.DataFrame(
+        [{"level": level, "text": f"{level}-{n}", "score": scores[n % 2]} for level in levels for n in range(30)]
+    ).astype({"level": "Int64", "score": "Float64"})
     tracker.write_evaluation(7, rows, answers)
     tracker.log(7, {"eval/x/pass@1": 0.5})
     tracker.finish({"step": 7, "metrics": {}})
@@ -149,4 +151,5 @@ def test_evaluations_are_stored_and_a_sample_of_each_level_is_shown(track, tmp_p
     shown = json.loads(table.read_text())
     level = shown["columns"].index("level")
     assert {row[level] for row in shown["data"]} >= {1, 2, 3, 4, 5}
+    assert 0.25 in {row[shown["columns"].index("score")] for row in shown["data"]}
     assert len(shown["data"]) <= tracking.COMPLETIONS_IN_WANDB
