@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import multiprocessing
 import os
@@ -130,8 +131,20 @@ class Command:
             raise AssertionError(f"it never happened: {self.wait()}")
 
     def signal(self, number: signal.Signals) -> None:
-        """Signal its process group, as Ctrl-C does: the workers that it has started get it too."""
-        os.killpg(self.process.pid, number)
+        """Signal its process group, as Ctrl-C does: the workers that it has started get it too.
+
+        A command that has just been started may not have its group yet. One that ends meanwhile gets nothing.
+        """
+        wait_until(lambda: has_own_group(self.process.pid) or not self.is_running())
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+
+def has_own_group(process: int) -> bool:
+    """Whether a process leads a process group; False where it has ended."""
+    with contextlib.suppress(ProcessLookupError):
+        return os.getpgid(process) == process
+    return False
 
 
 def wait_until(condition: Callable[[], bool]) -> bool:
