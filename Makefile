@@ -113,9 +113,9 @@ define beside
 	$(1)/bin/pip install --no-deps $(2)
 endef
 
-# verl, and what it and its packages import that neither .venv nor verl's own list has.
+# verl, the transformers that it asks for with what that asks for, and what these import that .venv lacks.
 VERL := $(VENV)-verl
-VERL_PACKAGES := verl==0.9.1 tensordict==0.10.0 TransferQueue==0.1.11 ray==2.60.0 codetiming torchdata pylatexenc dill \
+VERL_PACKAGES := verl==0.9.1 transformers==5.9.0 tokenizers==0.22.2 huggingface-hub==1.33.0 tensordict==0.10.0 TransferQueue==0.1.11 ray==2.60.0 codetiming torchdata pylatexenc dill \
   pybind11 msgpack msgspec pyzmq pyvers orjson tensorboard cachetools uvicorn fastapi starlette grpcio prometheus-client \
   aiohttp aiohappyeyeballs aiosignal frozenlist multidict propcache yarl attrs jsonschema jsonschema-specifications \
   referencing rpds-py

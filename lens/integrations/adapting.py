@@ -12,19 +12,22 @@ from torch import Tensor, cat
 from lens.integrations.names import Objective, make_objective
 
 
-def with_objective(mixin: type, base: type, objective: str | Objective, options: Mapping[str, Any]) -> type:
+def with_objective(
+    mixin: type, base: type, objective: str | Objective, options: Mapping[str, Any], **others: Any
+) -> type:
     """Return a subclass of a trainer's class that puts an objective in place of its advantages.
 
     Args:
         mixin: the adapter; it goes before the base, and reads ``self.objective``.
         base: the trainer's own class.
         objective, options: as in `make_objective`.
+        others: further attributes of the class.
 
     Raises:
         InputError: the objective is unknown, or has no such option.
     """
     made = make_objective(objective, **options)
-    return type(f"Lens{base.__name__}", (mixin, base), {"objective": staticmethod(made)})
+    return type(f"Lens{base.__name__}", (mixin, base), {"objective": staticmethod(made), **others})
 
 
 def stack_rows(batches: Sequence[Tensor]) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from lens.objectives.tokens import token_mean
 
 CORRECT_ABOVE = 0.5  # an answer with a larger reward is correct, unless the verdicts are given
 PER_TOKEN = ("mask", "logprobs", "entropies", "reference_logprobs")
+NO_KEYS: Mapping[str, str] = {}
 # What an objective names, and the argument of `group_advantages` that it comes from.
 SOURCES = {"confidence": "mean_logprobs, or logprobs with mask", "lengths": "lengths or mask"}
 
@@ -40,6 +41,7 @@ def group_advantages(
     step: int | None = None,
     max_completion_length: int | None = None,
     left_out: float = 0.0,
+    keys: Mapping[str, str] = NO_KEYS,
     **options: Any,
 ) -> Tensor:
     """Return the advantage of each of B answers, which may be in any order and in groups of unequal sizes.
@@ -59,6 +61,8 @@ def group_advantages(
         problem_ids: B names of questions that stay the same from round to round, for objectives that remember.
         step, max_completion_length: for objectives that name them.
         left_out: what an answer gets that the objective takes out of the batch. NaN lets a caller tell these.
+        keys: what a warning advises: of ``correct``, where the rewards are no verdicts; of ``group_ids``, where groups
+            have one answer. A trainer names its own settings here.
         options: of the objective, such as ``alpha=1.0``.
 
     Returns:
@@ -67,7 +71,7 @@ def group_advantages(
 
     Raises:
         InputError: a ValueError. The objective is unknown or has no such option, something it needs is not given, or
-            an argument has the wrong length or impossible values.
+            an argument has the wrong length or impossible values, such as NaN at a token that counts.
     """
     objective = make_without_memory(objective, options)
     rows = {"correct": correct, "valid": valid, "mean_logprobs": mean_logprobs, "lengths": lengths, "mask": mask}
@@ -77,8 +81,8 @@ def group_advantages(
     asked = find_inputs(objective)
     if any(given.get(name) is None for name in asked):
         check_inputs(objective, given)
-    warn_of_rows(layout, given, verdicts=correct is None, alone="problem_ids" in asked)
-    return layout.unpack(call_by_name(objective, given)).nan_to_num(nan=left_out)
+    warn_of_rows(layout, given, verdicts=correct is None, alone="problem_ids" in asked, keys=keys)
+    return layout.unpack(call_by_name(objective, given)).float().nan_to_num(nan=left_out)
 
 
 def make_without_memory(objective: str | Objective, options: dict[str, Any]) -> Objective:
@@ -95,19 +99,25 @@ def arrange(
     """Return where each answer lies, and what is given or follows from it as [Q, G, ...]."""
     rewards = torch.as_tensor(rewards).float()
     layout = lay_out(group_ids, rewards)
-    rows = {name: values.detach().to(rewards.device) for name, values in rows.items() if values is not None}
+    known = {name: torch.as_tensor(values) for name, values in rows.items() if values is not None}
+    rows = {name: values.detach().to(rewards.device) for name, values in known.items()}
     check_rows(rows, len(rewards))
     return layout, {name: layout.pack(values) for name, values in describe(rewards, rows).items()}
 
 
-def warn_of_rows(layout: Layout, given: dict[str, Any], *, verdicts: bool, alone: bool) -> None:
+def warn_of_rows(
+    layout: Layout, given: dict[str, Any], *, verdicts: bool, alone: bool, keys: Mapping[str, str]
+) -> None:
     """Warn of rewards that should be verdicts and are not, and of answers that cannot be alone in a group but are."""
     if verdicts and not torch.equal(given["rewards"], given["correct"].float()):
-        how = f"an answer counts as correct above {CORRECT_ABOVE}. Pass correct, the verdicts"
+        how = f"an answer counts as correct above {CORRECT_ABOVE}. {keys.get('correct', 'Pass correct, the verdicts')}"
         warnings.warn(f"rewards are not verdicts of 1 and 0: {how}", stacklevel=3)
-    if layout.singles and not alone:
-        found = f"{layout.singles} of {layout.num_groups} groups have one answer"
-        warnings.warn(f"{found}: nothing to compare", stacklevel=3)
+    counted = given["valid"].any(dim=1)  # [Q]
+    singles = (counted & (layout.sizes == 1)).sum().item()
+    if singles and not alone:
+        found = f"{singles} of {counted.sum()} groups have one answer"
+        advice = f". {keys['group_ids']}" if "group_ids" in keys else ""
+        warnings.warn(f"{found}: nothing to compare{advice}", stacklevel=3)
 
 
 def try_objective(objective: Objective, size: int) -> bool:
@@ -123,7 +133,7 @@ def try_objective(objective: Objective, size: int) -> bool:
     per_token = {"logprobs": tokens, "entropies": -tokens, "reference_logprobs": tokens, "mask": tokens < 0}
     others = {"truncated": tokens[:, 0] > 0, "problem_ids": ["a"] * size, "step": 0, "max_completion_length": 3}
     rewards = (torch.arange(size) == 0).float()
-    others |= {"objective": copy.deepcopy(objective), "left_out": torch.nan}
+    others |= {"objective": copy.deepcopy(objective) if remembers(objective) else objective, "left_out": torch.nan}
     with fixed_seed(0, rewards.device):
         return group_advantages(rewards, [0] * size, **per_token, **others).isnan().any().item()
 
@@ -147,7 +157,7 @@ class Layout(NamedTuple):
     place: Tensor  # int64 [B], in its group
     num_groups: int  # Q
     size: int  # G, the largest group
-    singles: int  # groups of one answer
+    sizes: Tensor  # int64 [Q], the answers of each group
 
     def pack(self, rows: Tensor) -> Tensor:
         """Return rows [B, ...] as [Q, G, ...], with 0 where a group has no more answers."""
@@ -182,6 +192,8 @@ def lay_out(group_ids: Sequence[Hashable] | Tensor, rewards: Tensor) -> Layout:
         found = "None" if group_ids is None else f"{len(group_ids)} entries"
         raise InputError(f"group_ids: {found}, must say for each of {len(rewards)} rewards which group it is of")
     ids = group_ids.tolist() if hasattr(group_ids, "tolist") else list(group_ids)
+    if not all(isinstance(name, Hashable) for name in ids):
+        raise InputError(f"group_ids has entries such as {ids[0]}: one number or string an answer")
     sizes: dict[Hashable, int] = {}
     numbers: dict[Hashable, int] = {}
     group, place = [], []
@@ -190,9 +202,9 @@ def lay_out(group_ids: Sequence[Hashable] | Tensor, rewards: Tensor) -> Layout:
         place.append(sizes.get(name, 0))
         sizes[name] = place[-1] + 1
     as_tensor = {"dtype": torch.int64, "device": rewards.device}
-    singles = sum(size == 1 for size in sizes.values())
+    in_order = torch.tensor(list(sizes.values()), **as_tensor)
     return Layout(
-        torch.tensor(group, **as_tensor), torch.tensor(place, **as_tensor), len(sizes), max(place) + 1, singles
+        torch.tensor(group, **as_tensor), torch.tensor(place, **as_tensor), len(sizes), max(place) + 1, in_order
     )
 
 
@@ -204,6 +216,7 @@ def describe(rewards: Tensor, rows: dict[str, Tensor]) -> dict[str, Tensor]:
         rows["lengths"] = lengths = mask.bool().sum(dim=1)
     valid = rows["valid"].bool() if "valid" in rows else torch.ones_like(rewards, dtype=torch.bool)
     valid = valid & ~rewards.isnan() & (True if lengths is None else lengths > 0)
+    check_tokens(rows, valid)
     rewards = rewards.where(valid, 0.0)
     if not rewards.isfinite().all():
         raise InputError("rewards: an infinite one; NaN means that an answer has none")
@@ -220,6 +233,12 @@ def describe(rewards: Tensor, rows: dict[str, Tensor]) -> dict[str, Tensor]:
     return rows | {"rewards": rewards, "valid": valid}
 
 
+def are_verdicts(rewards: Tensor) -> bool:
+    """Whether all rewards are 1 and 0, or all 1 and -1; NaN, which is none, does not matter."""
+    rewards = rewards[~rewards.isnan()]
+    return any(torch.isin(rewards, rewards.new_tensor(values)).all().item() for values in ((0.0, 1.0), (-1.0, 1.0)))
+
+
 def read_confidence(means: Tensor, valid: Tensor) -> Tensor:
     """Return exp(mean log-probability), float32 [B]; 1 for answers that do not count.
 
@@ -231,6 +250,14 @@ def read_confidence(means: Tensor, valid: Tensor) -> Tensor:
         worst = means[~(means <= 1e-3)][0].item()
         raise InputError(f"mean_logprobs: {worst:g} is not a log-probability; must be 0 or less, in nats")
     return means.clamp(max=0.0).exp().float()
+
+
+def check_tokens(rows: dict[str, Tensor], valid: Tensor) -> None:
+    """Raise InputError if a value is NaN at a token of an answer that counts: the objective would leave it out."""
+    for name in set(PER_TOKEN[1:]) & set(rows):
+        unknown = rows[name].isnan() & valid[:, None]
+        if (unknown & rows["mask"] if "mask" in rows else unknown).any():
+            raise InputError(f"{name}: NaN at a token of an answer that counts")
 
 
 def check_rows(rows: dict[str, Tensor], num_answers: int) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lens.integrations.groups import describe, lay_out
 from lens.objectives.groups import group_kinds
+from lens.objectives.inputs import InputError
 
 
 def measure_groups(
@@ -33,10 +34,15 @@ def measure_groups(
 
     Returns:
         float values; 0 for the share if all advantages are 0.
+
+    Raises:
+        InputError: the lengths are missing where they are needed, or the group ids are.
     """
     rows = {"correct": correct, "valid": valid, "lengths": lengths}
     rows = {name: values.to(rewards.device) for name, values in rows.items() if values is not None}
     layout, rows = lay_out(group_ids, rewards), describe(rewards.float(), rows)
+    if "lengths" not in rows and (token_mean or advantages.dim() == 2):
+        raise InputError("lengths: the numbers of tokens, which a mean over tokens and advantages of tokens need")
     sizes = advantages.double().abs().nan_to_num(nan=0.0)
     if sizes.dim() == 2:
         sizes = sizes.sum(dim=1) / rows["lengths"].clamp(min=1)

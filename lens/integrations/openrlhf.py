@@ -7,7 +7,7 @@ from typing import Any
 from torch import cat
 
 from lens.integrations.adapting import per_token, stack_rows, warn_of, with_objective
-from lens.integrations.groups import group_advantages
+from lens.integrations.groups import group_advantages, try_objective
 from lens.integrations.names import Objective
 
 
@@ -19,15 +19,17 @@ class LensExperienceMaker:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         settings = self.strategy.args
+        size = settings.rollout.n_samples_per_prompt
+        try_objective(self.objective, max(2, size))
         warn_of(
             {
+                f"--actor.dual_clip={settings.actor.dual_clip} holds back wrong answers whose probability has risen "
+                "that many times, which the objectives' papers do not have": settings.actor.dual_clip is not None,
                 "--algo.dynamic_filtering_enable drops the groups whose scores are equal, before the objective sees "
                 "them: no negative group teaches": settings.algo.dynamic_filtering_enable,
                 "--algo.kl.init_coef has no effect without --algo.kl.use_loss: the objective replaces the returns that "
                 "the penalty is in": settings.algo.kl.init_coef > 0 and not settings.algo.kl.use_loss,
-                "--rollout.n_samples_per_prompt=1: a group of one answer has nothing to be compared with": (
-                    settings.rollout.n_samples_per_prompt == 1
-                ),
+                "--rollout.n_samples_per_prompt=1: a group of one answer has nothing to be compared with": size == 1,
             }
         )
 
@@ -42,6 +44,7 @@ class LensExperienceMaker:
             mask=mask,
             logprobs=stack_rows([e.action_log_probs.float() for e in experiences]),
             objective=self.objective,
+            keys={"group_ids": "--rollout.n_samples_per_prompt must be above 1"},
         )
         rows = per_token(advantages, mask).split([len(e.index) for e in experiences])
         for experience, values in zip(experiences, rows, strict=True):

@@ -17,15 +17,20 @@ from accelerate.utils import gather_object, is_peft_model
 from torch import Tensor
 from trl import GRPOTrainer
 
-from lens.integrations.groups import CORRECT_ABOVE, fixed_seed, group_advantages, try_objective
+from lens.integrations.groups import CORRECT_ABOVE, are_verdicts, fixed_seed, group_advantages, try_objective
+from lens.integrations.memory import MEMORY, read_memory, write_memory
 from lens.integrations.metrics import measure_groups
-from lens.integrations.names import Objective, make_objective
+from lens.integrations.names import Objective, make_objective, remembers
 from lens.integrations.trl_checks import check_reference, find_warnings
 from lens.integrations.trl_recorder import Recorder
 from lens.objectives.inputs import find_inputs
 from lens.objectives.tokens import token_mean
 
-MEMORY = "lens_objective.json"  # in a checkpoint: what an objective remembers
+# What warnings advise.
+KEYS = {
+    "correct": "Give a reward function of verdicts, and name it: verdict=NAME",
+    "group_ids": "num_generations, or num_generations_eval in an evaluation, must be above 1",
+}
 TOKEN_MEANS = {"bnpo", "cispo", "dapo", "dr_grpo", "luspo", "vespo"}  # losses in which an answer weighs by its length
 # Of a model that sees images: what TRL passes to its forward pass.
 OF_IMAGES = (
@@ -110,9 +115,10 @@ class LensGRPOTrainer(GRPOTrainer):
         mask = batch["completion_mask"].bool() & batch.get("tool_mask", batch["completion_mask"]).bool()
         rows = self._describe(batch, mask) | self._read_rewards()
         rows["group_ids"] = torch.arange(len(rows["rewards"])) // size
-        objective = self.objective if mode == "train" else copy.deepcopy(self.objective)
+        memory = mode != "train" and remembers(self.objective)
+        objective = copy.deepcopy(self.objective) if memory else self.objective
         with fixed_seed(self.args.seed + self.state.global_step, mask.device):
-            advantages = group_advantages(objective=objective, left_out=torch.nan, **rows)
+            advantages = group_advantages(objective=objective, left_out=torch.nan, keys=KEYS, **rows)
         self._log(mode, advantages, rows)
         leave_out(batch, mask, advantages, rows["lengths"], self.accelerator.process_index)
         return batch
@@ -124,6 +130,10 @@ class LensGRPOTrainer(GRPOTrainer):
         verdicts = of_functions[:, self.verdict]
         rewards[verdicts.isnan()] = torch.nan
         single = of_functions.shape[1] == 1
+        if not single and not are_verdicts(verdicts):
+            name = self.reward_func_names[self.verdict]
+            how = f"an answer counts as correct above {CORRECT_ABOVE}. {KEYS['correct']}"
+            warnings.warn(f"the rewards of {name} are not verdicts of 1 and 0: {how}", stacklevel=2)
         return {"rewards": verdicts if single else rewards} | ({} if single else {"correct": verdicts > CORRECT_ABOVE})
 
     def _describe(self, batch: dict[str, Any], mask: Tensor) -> dict[str, Any]:
@@ -185,13 +195,13 @@ class LensGRPOTrainer(GRPOTrainer):
         super()._save_checkpoint(model, trial)
         if hasattr(self.objective, "state_dict") and self.args.should_save:
             folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-            (folder / MEMORY).write_text(json.dumps(self.objective.state_dict()))
+            write_memory(folder / MEMORY, self.objective.state_dict())
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Take the objective's memory from the checkpoint."""
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and hasattr(self.objective, "load_state_dict"):
-            self.objective.load_state_dict(json.loads((Path(checkpoint) / MEMORY).read_text()))
+            self.objective.load_state_dict(read_memory(Path(checkpoint) / MEMORY))
 
 
 def leave_out(batch: dict[str, Any], mask: Tensor, advantages: Tensor, lengths: Tensor, process: int) -> None:

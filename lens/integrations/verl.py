@@ -13,7 +13,6 @@ reads the queue just before the estimator runs. With an estimator of verl's own 
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,8 @@ import torch
 from torch import Tensor
 
 from lens.integrations.adapting import per_token
-from lens.integrations.groups import CORRECT_ABOVE, group_advantages, needed_inputs
+from lens.integrations.groups import CORRECT_ABOVE, are_verdicts, group_advantages, needed_inputs, try_objective
+from lens.integrations.memory import MEMORY, read_memory, write_memory
 from lens.integrations.metrics import measure_groups
 from lens.integrations.names import NAMES, Objective, make_objective, remembers
 from lens.integrations.verl_checks import VERDICT_INPUTS, check_config, options_of
@@ -33,7 +33,8 @@ from lens.objectives.inputs import InputError, find_inputs
 
 # What an objective names, and the field of verl's queue that holds it, [B, T] each.
 FIELDS = {"logprobs": "old_log_probs", "entropies": "entropy", "reference_logprobs": "ref_log_prob"}
-MEMORY_FILE = "lens_objective.json"  # in verl's checkpoint, what an objective with a memory remembers
+# What a warning advises.
+KEYS = {"group_ids": "actor_rollout_ref.rollout.n must be above 1"}
 REGISTERED: set[str] = set()  # the names that this module has given to verl
 
 
@@ -92,17 +93,36 @@ def make_estimator(name: str) -> Callable[..., tuple[Tensor, Tensor]]:
         rewards = token_level_rewards.sum(dim=-1)  # [B]
         final = final_rows(batch.keys).to(rewards.device)  # [B]
         is_final = final == torch.arange(len(final), device=final.device)
-        answers = {"correct": read_verdicts(rewards), "valid": is_final, "lengths": batch.mask.sum(dim=-1)}
-        advantages = group_advantages(
-            rewards, index, mask=batch.mask, objective=batch.objective, **answers, **batch.inputs
-        )
-        batch.metrics.update(measure_groups(advantages, rewards, index, **answers, token_mean=batch.token_mean))
+        rows = (is_final & batch.mask.any(dim=-1)).nonzero().squeeze(1)  # verl fills batches up with empty answers
+        advantages = weigh(batch, rewards, index, rows)
         if advantages.dim() == 2 and not is_final.all():
             raise InputError(f"algorithm.adv_estimator={name} weighs tokens, which sessions of several outputs lack")
         advantages = per_token(advantages[final], response_mask)  # outputs of a session get what its last one earned
         return advantages, advantages
 
     return estimate
+
+
+def weigh(batch: Round, rewards: Tensor, index: Sequence[str], rows: Tensor) -> Tensor:
+    """Return the advantages of these rows, 0 for others, [B] or [B, T], and log what kinds of groups there are."""
+    advantages = torch.zeros_like(rewards, dtype=torch.float32)
+    if not len(rows):
+        return advantages
+    rewards, ids, mask = rewards[rows], [index[row] for row in rows.tolist()], batch.mask[rows]
+    inputs = {name: take(values, rows) for name, values in batch.inputs.items()}
+    answers = {"correct": read_verdicts(rewards), "lengths": mask.sum(dim=-1)}
+    of_rows = group_advantages(rewards, ids, mask=mask, objective=batch.objective, keys=KEYS, **answers, **inputs)
+    batch.metrics.update(measure_groups(of_rows, rewards, ids, **answers, token_mean=batch.token_mean))
+    advantages = advantages.new_zeros(len(advantages), *of_rows.shape[1:])
+    advantages[rows] = of_rows
+    return advantages
+
+
+def take(values: Any, rows: Tensor) -> Any:
+    """Return these rows of what is [B, ...] or a list of B; a number is of all."""
+    if isinstance(values, Tensor):
+        return values[rows.to(values.device)]
+    return [values[row] for row in rows.tolist()] if isinstance(values, list) else values
 
 
 def without_queue(name: str, mask: Tensor, config: Mapping[str, Any] | None) -> Round:
@@ -134,7 +154,7 @@ def final_rows(keys: Sequence[str]) -> Tensor:
 
 def read_verdicts(rewards: Tensor) -> Tensor | None:
     """Return which answers are correct, bool [B], if the rewards [B] are no verdicts; else None. Warns."""
-    if any(torch.isin(rewards, rewards.new_tensor(values)).all() for values in ((0.0, 1.0), (-1.0, 1.0))):
+    if are_verdicts(rewards):
         return None
     warnings.warn(
         f"the rewards of reward.custom_reward_function are not verdicts of 1 and 0, or 1 and -1: an answer counts as "
@@ -165,6 +185,10 @@ class LensTrainer:
         if name in REGISTERED:
             self.objective = make_objective(name, **options_of(config.algorithm))
             check_config(config, self.objective)
+            try_objective(self.objective, max(2, config.actor_rollout_ref.rollout.n))
+        elif options := options_of(config.algorithm):
+            how = f"no effect on algorithm.adv_estimator={name}, which is verl's own"
+            warnings.warn(f"algorithm.objective_options has {how}: {', '.join(options)}", stacklevel=2)
         super().__init__(config)
 
     def _compute_advantage(self, batch: Any, metrics: dict) -> Any:
@@ -201,7 +225,7 @@ class LensTrainer:
         super()._save_checkpoint()
         if remembers(self.objective):
             folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
-            (folder / MEMORY_FILE).write_text(json.dumps(self.objective.state_dict()))
+            write_memory(folder / MEMORY, self.objective.state_dict())
 
     def _load_checkpoint(self) -> None:
         super()._load_checkpoint()
@@ -209,7 +233,7 @@ class LensTrainer:
             trainer = self.config.trainer
             folder = Path(trainer.default_local_dir) / f"global_step_{self.global_steps}"
             folder = Path(trainer.resume_from_path) if trainer.resume_mode == "resume_path" else folder
-            self.objective.load_state_dict(json.loads((folder / MEMORY_FILE).read_text()))
+            self.objective.load_state_dict(read_memory(folder / MEMORY))
 
 
 def padded(values: Tensor) -> Tensor:
@@ -238,15 +262,20 @@ def register() -> None:
     """Give verl the objectives, and a subclass of each of its trainers. What is registered already stays.
 
     Raises:
-        ImportError: verl, or a package that its trainers need, is not installed.
+        ImportError: verl is not installed.
     """
     from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, register_adv_est
-    from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
 
     for name in NAMES:
         if name not in ADV_ESTIMATOR_REGISTRY:
             register_adv_est(name)(make_estimator(name))
             REGISTERED.add(name)
+    try:
+        from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
+    except ImportError as error:
+        how = "pip install 'verl[verl-core]==0.9.1' brings what they need, and trainer.use_v1=false does without"
+        warnings.warn(f"verl's trainers of version 1 cannot be imported ({error}): {how}", stacklevel=2)
+        return
     for mode, trainer in TRAINER_REGISTRY.items():
         if not issubclass(trainer, LensTrainer):
             TRAINER_REGISTRY[mode] = type(f"Lens{trainer.__name__}", (LensTrainer, trainer), {"__module__": __name__})

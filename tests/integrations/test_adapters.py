@@ -117,7 +117,13 @@ class RayPPOTrainer:
 
 
 def sky_config(**algorithm) -> SimpleNamespace:
-    algorithm = {"zero_variance_filter": False, "use_kl_in_reward": False} | algorithm
+    algorithm = {
+        "zero_variance_filter": False,
+        "use_kl_in_reward": False,
+        "policy_loss_type": "regular",
+        "dynamic_sampling": SimpleNamespace(type=algorithm.pop("sampling", None)),
+        "off_policy_correction": SimpleNamespace(sequence_mask_metric=algorithm.pop("masked", None)),
+    } | algorithm
     return SimpleNamespace(
         trainer=SimpleNamespace(algorithm=SimpleNamespace(**algorithm)),
         generator=SimpleNamespace(n_samples_per_prompt=SIZE),
@@ -130,6 +136,7 @@ def sky_batch(data: SimpleNamespace, order: torch.Tensor) -> SkyBatch:
     batch = SkyBatch(
         rewards=rewards[order],
         response_mask=data.mask.long()[order],
+        loss_mask=data.mask.float()[order],
         action_log_probs=data.logprobs[order],
         rollout_logprobs=None,
     )
@@ -145,16 +152,32 @@ def test_skyrls_trainer_gets_the_objectives_advantages():
         torch.testing.assert_close(batch[name], rows(data.expected, data.mask)[order], **EXACT)
 
 
-def test_skyrls_padding_teaches_nothing_and_counts_for_nothing():
+def test_skyrls_padding_teaches_nothing_and_counts_for_nothing(recwarn):
+    """SkyRL pads with copies of the first row, ids of their own and a loss mask of zeros."""
     data = made()
     batch = sky_batch(data, torch.arange(COUNT))
     for name in ("rewards", "response_mask", "action_log_probs"):
-        batch[name] = torch.cat([batch[name], batch[name][:2]])
-    batch.metadata = {"uids": batch.metadata["uids"] + batch.metadata["uids"][:2], "pad_size": 2}
+        batch[name] = torch.cat([batch[name], batch[name][[0, 0]]])
+    batch["loss_mask"] = torch.cat([batch["loss_mask"], torch.zeros(2, LONGEST)])
+    batch.metadata = {"uids": [*batch.metadata["uids"], "pad0", "pad1"], "pad_size": 2}
     trainer = skyrl.make_trainer_class(RayPPOTrainer, "lens", alpha=0.5)(sky_config())
     advantages = trainer.compute_advantages_and_returns(batch)["advantages"]
     torch.testing.assert_close(advantages[:-2], rows(data.expected, data.mask), **EXACT)
     assert (advantages[-2:] == 0).all()
+    assert not recwarn.list  # such as of groups of one answer
+
+
+def test_skyrls_confidence_is_of_what_the_policy_sampled():
+    """Between an agent's actions stand observations, which the loss mask leaves out."""
+    data = made()
+    batch = sky_batch(data, torch.arange(COUNT))
+    observed = torch.full((COUNT, 2), -50.0)
+    batch["action_log_probs"] = torch.cat([data.logprobs, observed], dim=1)
+    batch["response_mask"] = torch.cat([batch["response_mask"], torch.ones(COUNT, 2).long()], dim=1)
+    batch["loss_mask"] = torch.cat([batch["loss_mask"], torch.zeros(COUNT, 2)], dim=1)
+    trainer = skyrl.make_trainer_class(RayPPOTrainer, "lens", alpha=0.5)(sky_config())
+    advantages = trainer.compute_advantages_and_returns(batch)["advantages"]
+    torch.testing.assert_close(advantages, rows(data.expected, batch["response_mask"]), **EXACT)
 
 
 def test_a_trajectory_of_several_steps_gets_what_its_last_step_earned():
@@ -167,9 +190,19 @@ def test_a_trajectory_of_several_steps_gets_what_its_last_step_earned():
     torch.testing.assert_close(advantages, rows(data.expected, data.mask).repeat_interleave(2, dim=0), **EXACT)
 
 
-def test_skyrls_filter_is_said():
-    with pytest.warns(UserWarning, match=r"zero_variance_filter=true"):
-        skyrl.make_trainer_class(RayPPOTrainer, "lens")(sky_config(zero_variance_filter=True))
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ({"zero_variance_filter": True}, "zero_variance_filter=true"),
+        ({"use_kl_in_reward": True}, "use_kl_in_reward=true"),
+        ({"sampling": "filter"}, r"dynamic_sampling\.type=filter"),
+        ({"masked": "geometric"}, "sequence_mask_metric=geometric"),
+        ({"policy_loss_type": "dual_clip"}, "policy_loss_type=dual_clip"),
+    ],
+)
+def test_what_spoils_an_objective_in_skyrl_is_said(key, said):
+    with pytest.warns(UserWarning, match=said):
+        skyrl.make_trainer_class(RayPPOTrainer, "lens")(sky_config(**key))
 
 
 # --- OpenRLHF --------------------------------------------------------------------------------------------------------
@@ -185,11 +218,12 @@ class RemoteExperienceMaker:
         return experiences
 
 
-def maker(monkeypatch, *, filtering: bool = False):
+def maker(monkeypatch, *, filtering: bool = False, dual_clip: float | None = None):
     trainer = pretend(monkeypatch, "openrlhf.trainer.ppo_trainer", RemoteExperienceMaker=RemoteExperienceMaker)
     openrlhf.install("lens", alpha=0.5)
     algo = SimpleNamespace(dynamic_filtering_enable=filtering, kl=SimpleNamespace(init_coef=0.0, use_loss=False))
-    args = SimpleNamespace(algo=algo, rollout=SimpleNamespace(n_samples_per_prompt=SIZE))
+    rollout, actor = SimpleNamespace(n_samples_per_prompt=SIZE), SimpleNamespace(dual_clip=dual_clip)
+    args = SimpleNamespace(algo=algo, rollout=rollout, actor=actor)
     return trainer.RemoteExperienceMaker(None, None, None, None, None, SimpleNamespace(args=args), None)
 
 
@@ -214,9 +248,11 @@ def test_openrlhfs_experiences_get_the_objectives_advantages(monkeypatch):
         torch.testing.assert_close(experience.returns, expected, **EXACT)
 
 
-def test_openrlhfs_filter_is_said(monkeypatch):
+def test_what_spoils_an_objective_in_openrlhf_is_said(monkeypatch):
     with pytest.warns(UserWarning, match="dynamic_filtering_enable"):
         maker(monkeypatch, filtering=True)
+    with pytest.warns(UserWarning, match=r"--actor\.dual_clip=3"):
+        maker(monkeypatch, dual_clip=3.0)
 
 
 # --- ms-swift --------------------------------------------------------------------------------------------------------
@@ -228,6 +264,10 @@ class GRPOTrainer:
     def __init__(self, others: dict, **settings):
         defaults = {"dynamic_sample": False, "kl_in_reward": False, "beta": 0.0, "overlong_filter": False}
         defaults |= {"num_generations": SIZE, "num_generations_eval": 1, "dynamic_num_samples": False}
+        defaults |= {"rollout_importance_sampling_mode": None, "off_policy_sequence_mask_delta": None}
+        defaults |= {"reward_func_names": ["accuracy", "format"]}
+        self.args = SimpleNamespace(seed=0, delta=settings.pop("delta", None))
+        self.state = SimpleNamespace(global_step=3)
         vars(self).update(defaults | settings)
         self.reward_weights, self.logged, self.others = torch.tensor([1.0, 0.5]), 0, others
         self.model = SimpleNamespace(training=True)
@@ -242,9 +282,9 @@ class GRPOTrainer:
         return torch.full((len(rewards_per_func),), 7.0)
 
 
-def swift(monkeypatch, data: SimpleNamespace, *, own: int, **settings):
+def swift(monkeypatch, data: SimpleNamespace, *, own: int, verdict: str | None = "accuracy", **settings):
     trainers = pretend(monkeypatch, "swift.rlhf_trainers", GRPOTrainer=GRPOTrainer)
-    ms_swift.install("lens", alpha=0.5)
+    ms_swift.install("lens", verdict=verdict, alpha=0.5)
     means = (data.logprobs * data.mask).sum(dim=1) / data.lengths
     others = {"means": means[own:], "lengths": data.lengths[own:], "valid": torch.ones(COUNT - own).bool()}
     return trainers.GRPOTrainer(others, **settings)
@@ -280,9 +320,36 @@ def test_ms_swift_refuses_requests_of_several_turns(monkeypatch):
         swift(monkeypatch, data, own=COUNT, dynamic_num_samples=True)._compute_advantages([], per_function, [])
 
 
-def test_ms_swifts_filter_is_said(monkeypatch):
-    with pytest.warns(UserWarning, match="--dynamic_sample"):
-        swift(monkeypatch, made(), own=COUNT, dynamic_sample=True)
+def test_in_ms_swift_the_verdict_may_be_any_function(monkeypatch):
+    """The other one judges the format; its reward does not make an answer correct, and weighs nothing here."""
+    data, own = made(), COUNT
+    trainer = swift(monkeypatch, data, own=own, reward_func_names=["format", "accuracy"])
+    trainer.reward_weights = torch.tensor([0.0, 1.0])
+    per_function = torch.stack([torch.ones(COUNT), data.rewards], dim=1)
+    advantages = trainer._compute_advantages([None] * own, per_function, swift_batches(data, own))
+    torch.testing.assert_close(advantages, data.expected, **EXACT)
+    with pytest.raises(InputError, match=r"verdict='exact': one of the reward functions accuracy, format"):
+        swift(monkeypatch, data, own=own, verdict="exact")
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ({"dynamic_sample": True}, "--dynamic_sample"),
+        ({"rollout_importance_sampling_mode": "sequence_mask"}, "--rollout_importance_sampling_mode sequence_mask"),
+        ({"off_policy_sequence_mask_delta": 0.1}, "--off_policy_sequence_mask_delta"),
+        ({"delta": 4.0}, r"--delta 4\.0"),
+        ({"verdict": None}, "verdict=None: of the reward functions accuracy, format the first"),
+    ],
+)
+def test_what_spoils_an_objective_in_ms_swift_is_said(monkeypatch, key, said):
+    with pytest.warns(UserWarning, match=said):
+        swift(monkeypatch, made(), own=COUNT, **key)
+
+
+def test_an_option_out_of_range_is_refused_before_any_sampling(monkeypatch):
+    with pytest.raises(ValueError, match="k=9"):
+        skyrl.make_trainer_class(RayPPOTrainer, "pass_at_k", k=9)(sky_config())
 
 
 def test_an_unknown_objective_is_refused_before_anything_is_made():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import warnings
 from typing import Any
 
@@ -235,12 +236,50 @@ MEANS, MASK = torch.full((3,), -0.5), torch.ones(3, 2, dtype=torch.bool)
         ({"mean_logprobs": torch.full((3,), math.nan)}, "mean_logprobs: nan"),
         ({"mean_logprobs": MEANS[:2]}, r"mean_logprobs has the shape \(2,\), must be \(3,\)"),
         ({"logprobs": -torch.ones(3, 3), "mask": MASK}, r"logprobs has the shape \(3, 3\), must be \(3, 2\)"),
+        ({"logprobs": torch.tensor([[-1, math.nan]] * 3), "mask": MASK}, "logprobs: NaN at a token"),
+        ({"objective": "grpo", "group_ids": torch.zeros(3, 2)}, r"group_ids has entries such as \[0.0, 0.0\]"),
         ({"objective": "grpo", "alpha": 0.5}, "alpha"),
     ],
 )
 def test_what_cannot_be_weighed_is_one_clear_error(arguments, message):
     with pytest.raises(ValueError, match=message):
         group_advantages(**{"rewards": R, "group_ids": IDS} | arguments)
+
+
+def test_lists_are_taken_too_and_what_comes_back_is_float32():
+    as_lists = group_advantages(R.tolist(), IDS, MEANS.tolist())
+    assert torch.equal(as_lists, group_advantages(R, IDS, MEANS))
+    double = group_advantages(R, IDS, objective=lambda rewards: rewards.double())
+    assert double.dtype == torch.float32
+
+
+def test_a_value_that_is_nan_outside_the_mask_does_not_matter():
+    logprobs = torch.full(MASK.shape, -1.0).masked_fill(~MASK.bool(), math.nan)
+    known = group_advantages(R, IDS, logprobs=logprobs.nan_to_num(nan=0.0), mask=MASK)
+    assert torch.equal(group_advantages(R, IDS, logprobs=logprobs, mask=MASK), known)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_group_without_an_answer_that_counts_is_not_said_to_be_alone():
+    group_advantages(torch.tensor([1.0, 0.0, math.nan]), ["a", "a", "padding"], objective="grpo")
+
+
+def test_a_trainers_own_keys_stand_in_the_warnings():
+    with pytest.warns(UserWarning, match="1 of 1 groups have one answer: nothing to compare. Set n above 1"):
+        group_advantages(torch.ones(1), ["a"], objective="grpo", keys={"group_ids": "Set n above 1"})
+    with pytest.warns(UserWarning, match=r"correct above 0\.5\. Set verdict"):
+        group_advantages(R * 0.7, IDS, objective="grpo", keys={"correct": "Set verdict"})
+
+
+def test_an_objective_that_cannot_be_copied_can_be_tried():
+    class Own:
+        def __init__(self):
+            self.lock = threading.Lock()
+
+        def __call__(self, rewards):
+            return rewards
+
+    assert not try_objective(Own(), size=2)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -41,7 +41,7 @@ def wheel(tmp_path_factory) -> Path:
         shutil.copytree(SOURCE / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(SOURCE / name, folder)
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", folder / "dist", folder]
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder / "dist", folder]
     subprocess.run(command, check=True, capture_output=True)
     (made,) = (folder / "dist").glob("*.whl")
     return made
@@ -67,7 +67,6 @@ def run(python: Path, *arguments: str | Path, folder: Path) -> subprocess.Comple
     return subprocess.run([python, *arguments], cwd=folder, env=variables, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.slow
 def test_the_wheel_and_torch_compute_lens(python, tmp_path):
     result = run(python, "-c", PROGRAM, folder=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -77,14 +76,12 @@ def test_the_wheel_and_torch_compute_lens(python, tmp_path):
     assert said["found"] == [] and said["at"].startswith(str(python.parents[1]))
 
 
-@pytest.mark.slow
 def test_a_command_says_in_one_line_what_it_lacks(python):
     result = run(python, SOURCE / "scripts" / "train.py", folder=SOURCE)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == "error: hydra is not installed: the commands need pip install 'lens-rl[train]'\n"
 
 
-@pytest.mark.slow
 def test_the_wheel_asks_for_torch_and_for_the_rest_only_as_extras(wheel):
     with zipfile.ZipFile(wheel) as files:
         (name,) = (name for name in files.namelist() if name.endswith(".dist-info/METADATA"))

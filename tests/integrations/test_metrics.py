@@ -49,3 +49,9 @@ def test_it_counts_what_group_advantages_makes():
     share = measure_groups(advantages, REWARDS[:8], IDS[:8])["groups/advantage_share_negative"]
     negative = advantages[[1, 4, 7]].abs().sum() / advantages.abs().sum()
     assert share == pytest.approx(negative.item(), rel=1e-6) and share > 0
+
+
+@pytest.mark.parametrize("arguments", [{"token_mean": True}, {"advantages": torch.zeros(9, 9)}])
+def test_lengths_that_are_missing_are_named(arguments):
+    with pytest.raises(ValueError, match="lengths: the numbers of tokens"):
+        measure_groups(**{"advantages": ADVANTAGES, "rewards": REWARDS, "group_ids": IDS} | arguments)

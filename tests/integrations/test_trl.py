@@ -314,6 +314,15 @@ def test_masks_of_the_correction_for_vllm_bring_a_warning():
     assert find_warnings(kept, [], leaves_out=False) == []
 
 
+def test_a_verdict_that_is_none_is_said_with_its_name(tiny_folder, tmp_path: Path):
+    def soft(completion_ids, **others):
+        return [0.3 + 0.1 * (n % 4) for n in range(len(completion_ids))]
+
+    trainer = make_trainer(tiny_folder, tmp_path, reward_funcs=[verdict, soft], verdict="soft")
+    with pytest.warns(UserWarning, match="the rewards of soft are not verdicts of 1 and 0.*verdict=NAME"):
+        trainer.train()
+
+
 def test_rewards_that_are_no_verdicts_bring_a_warning(tiny_folder, tmp_path: Path):
     trainer = make_trainer(tiny_folder, tmp_path, reward_funcs=short)
     with pytest.warns(UserWarning, match="rewards are not verdicts"):

@@ -16,7 +16,8 @@ from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
 
 from lens import objectives
 from lens.integrations import verl as plugin
-from lens.integrations.names import NAMES
+from lens.integrations.names import NAMES, make_objective
+from lens.integrations.verl import Round, handed_over, make_estimator
 from lens.objectives.inputs import InputError
 from tests.support.verl.answers import CORRECT, GROUPS, LONGEST, SIZE, Batch, config, trainer
 
@@ -73,6 +74,32 @@ def test_rewards_of_1_and_minus_1_are_verdicts():
     data.batch["token_level_rewards"][torch.arange(len(lengths)), lengths - 1] -= 1
     data = compute_advantage(data, adv_estimator="w_reinforce", config=config().algorithm)
     torch.testing.assert_close(data.batch["advantages"], batch.rows(ON_VERDICTS["w_reinforce"]()), **EXACT)
+
+
+def test_empty_answers_that_fill_a_batch_up_count_for_nothing(recwarn):
+    """verl adds copies without a token or a reward, in groups of their own. Verdicts of 1 and -1 stay verdicts."""
+    correct = torch.tensor([1.0, -1.0, -1.0, 1.0, 0.0])
+    mask = torch.tensor([[1, 1], [1, 0], [1, 1], [1, 0], [0, 0]])
+    rewards = torch.zeros(5, 2)
+    rewards[:, 0] = correct
+    rows = Round(make_objective("uniform"), [f"{row}_0_0" for row in range(5)], mask.bool(), {}, metrics := {}, True)
+    with handed_over(rows):
+        advantages, _ = make_estimator("uniform")(rewards, mask, index=["a", "a", "b", "b", "padding"])
+    alone = objectives.uniform_advantages(torch.tensor([[1, 0], [0, 1]]).bool()).flatten()
+    torch.testing.assert_close(advantages[:4], alone[:, None] * mask[:4], **EXACT)
+    assert (advantages[4] == 0).all() and not recwarn.list
+    assert metrics["groups/frac_mixed"] == 1.0
+
+
+@pytest.mark.parametrize("options", ["quantile=2.0", "quantile=-1"])
+def test_an_option_out_of_range_is_refused_when_the_trainer_is_made(options):
+    with pytest.raises(ValueError, match="quantile"):
+        trainer("algorithm.adv_estimator=qae", f"+algorithm.objective_options.{options}")
+
+
+def test_options_of_an_estimator_of_verls_own_are_said_to_do_nothing():
+    with pytest.warns(UserWarning, match="objective_options has no effect on algorithm.adv_estimator=grpo.*: alpha"):
+        trainer("algorithm.adv_estimator=grpo", "+algorithm.objective_options.alpha=1.0")
 
 
 def test_rewards_that_are_no_verdicts_are_said_by_the_name_of_their_key():
