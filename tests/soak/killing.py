@@ -279,5 +279,6 @@ def disturb(
             if attempt.full:
                 line["full"].append(attempt.full | {"code": code})
             assert code == 0 or attempt.kill or attempt.full, f"exit code {code}: {result.stderr}"
-    assert all(watch.ended(PATIENCE_S) for watch in watches), "processes of the run are left over"
+    for watch in watches:
+        assert watch.ended(PATIENCE_S), f"processes of the run are left over: {watch.left()}"
     line["writes"] = sorted({what for watch in watches for what in watch.seen})
