@@ -225,17 +225,14 @@ class Watch:
         return not self._thread.is_alive()
 
     def left(self) -> list[str]:
-        """The processes of this machine that were given the address, and those that have ended and wait for a parent."""
+        """The processes that were given the address, and those that have ended and wait for a parent."""
         found = []
         for status in Path("/proc").glob("[0-9]*/status"):
             try:
                 state = re.search(r"State:\t(.)", status.read_text())[1]
                 mine = f"WATCHED_BY={self.address}\0" in (status.parent / "environ").read_text(errors="replace")
                 if mine or state == "Z":
-                    command = (status.parent / "cmdline").read_text(errors="replace").replace("\0", " ")
-                    found.append(
-                        f"{status.parent.name} {state} {command or (status.parent / 'comm').read_text()}".strip()
-                    )
+                    found.append(f"{status.parent.name} {state} {(status.parent / 'comm').read_text().strip()}")
             except OSError:
                 continue
         return found
