@@ -1,13 +1,15 @@
 """Runs steps of TRL's GRPOTrainer on the same work. Only this module imports trl, and only its public interface.
 
 The prompts, the model, the data type, the optimizer, the grader and the rewards are those of `Workload.step`. TRL
-samples with transformers' generate. It updates once on each batch, so it needs no pass for the old log-probabilities.
-Its update time is the rest of the step: it includes the log-probabilities and the loss.
+samples with transformers' generate, or with vLLM inside the training process. It updates once on each batch, so it
+needs no pass for the old log-probabilities. Its update time is the rest of the step: it includes the log-probabilities
+and the loss.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 import tempfile
 import time
@@ -24,6 +26,10 @@ from lens.benchmarking.meter import Meter
 from lens.benchmarking.workload import Workload, count_tokens, make_alternating_rewards
 from lens.errors import ConfigError
 
+PEERS = {"trl": "transformers", "trl_vllm": "vllm"}  # arms, and what TRL samples with
+# vllm reads these when it is imported: the engine runs in TRL's process, as TRL's "colocate" means, on all threads.
+VLLM_ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+
 
 def check_trl(config: DictConfig) -> None:
     """Refuse what TRL cannot do, before anything is measured.
@@ -32,7 +38,9 @@ def check_trl(config: DictConfig) -> None:
         ConfigError: TRL is not installed, its micro-batches do not divide the step, or the loss is another.
     """
     if config.loss._target_ != "lens.losses.ppo_clip_loss":
-        valid = "must be lens.losses.ppo_clip_loss, which is what TRL computes, unless arms leaves out trl"
+        valid = (
+            f"must be lens.losses.ppo_clip_loss, which is what TRL computes, unless arms leaves out {', '.join(PEERS)}"
+        )
         raise ConfigError("loss._target_", config.loss._target_, valid)
     make_importable(config.trl.path)
     if importlib.util.find_spec("trl") is None:
@@ -50,17 +58,19 @@ def make_importable(folder: str | None) -> None:
         sys.path.append(folder)
 
 
-def serve_trl(turn: Turn, report: Report, config: DictConfig) -> None:
+def serve_trl(turn: Turn, report: Report, config: DictConfig, engine: str) -> None:
     """Run TRL's own training loop, which waits for its turn before each step; this is a target of `ArmProcess`."""
     make_importable(config.trl.path)
-    warnings.filterwarnings("ignore", message="TRL currently supports vLLM")  # TRL does not use vLLM here
+    if engine == "vllm":
+        os.environ |= VLLM_ENVIRONMENT | {"VLLM_CPU_KVCACHE_SPACE": str(config.engines.vllm.kv_cache_space)}
+    warnings.filterwarnings("ignore", message="TRL currently supports vLLM")  # of other versions, which work too
     from datasets import Dataset
     from transformers import TrainerCallback, TrainerState
     from trl import GRPOConfig, GRPOTrainer
 
     work, steps = Workload.load(config), config.warmup + config.rounds
     generations = config.trainer.rollouts.num_generations
-    seconds, lengths = {"sample": 0.0, "grade": 0.0}, []
+    seconds, lengths = {"sync": 0.0, "sample": 0.0, "grade": 0.0}, []
 
     class Turns(TrainerCallback):
         """Waits for the turn before each step, and reports the step after it."""
@@ -81,8 +91,8 @@ def serve_trl(turn: Turn, report: Report, config: DictConfig) -> None:
             if state.num_input_tokens_seen - self.tokens_before != sum(each) + sum(lengths):
                 raise RuntimeError("TRL was not given the same prompts")
             passes = ((prompt, [length]) for prompt, length in zip(each, lengths, strict=True))
-            update = self.meter.seconds["step"] - seconds["sample"] - seconds["grade"]
-            times = {"sync_s": 0.0, "sample_s": seconds["sample"], "grade_s": seconds["grade"], "logprobs_s": 0.0}
+            update = self.meter.seconds["step"] - sum(seconds.values())
+            times = {f"{name}_s": value for name, value in seconds.items()} | {"logprobs_s": 0.0}
             flops = count_training_flops(work.model, passes, body=work.products, head=work.products)
             report(self.meter.row() | times | {"update_s": update} | flops | count_tokens(prompts, lengths))
 
@@ -98,11 +108,15 @@ def serve_trl(turn: Turn, report: Report, config: DictConfig) -> None:
         trainer = GRPOTrainer(
             work.model,
             reward_funcs=timed("grade", reward, seconds),
-            args=GRPOConfig(output_dir=folder, max_steps=steps, **trl_options(config)),
+            args=GRPOConfig(output_dir=folder, max_steps=steps, **trl_options(config, engine)),
             train_dataset=Dataset.from_list(questions),
             processing_class=work.tokenizer,
             callbacks=[Turns()],
         )
+        if engine == "vllm":
+            sampler = trainer.vllm_generation
+            sampler.sync_weights = timed("sync", sampler.sync_weights, seconds)
+            sampler.generate = timed("sample", sampler.generate, seconds)
         trainer.train()
 
 
@@ -119,8 +133,8 @@ def timed(name: str, function: Callable[..., Any], seconds: dict[str, float]) ->
     return call
 
 
-def trl_options(config: DictConfig) -> dict[str, Any]:
-    """Return the arguments of TRL's GRPOConfig that make the same step."""
+def trl_options(config: DictConfig, engine: str) -> dict[str, Any]:
+    """Return the arguments of TRL's GRPOConfig that make the same step with an engine."""
     rollouts, optimizer = config.trainer.rollouts, config.optimizer
     sequences = config.trainer.num_prompts_per_step * rollouts.num_generations
     return dict(
@@ -149,6 +163,21 @@ def trl_options(config: DictConfig) -> dict[str, Any]:
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
+        **(vllm_options(config) if engine == "vllm" else {}),
+    )
+
+
+def vllm_options(config: DictConfig) -> dict[str, Any]:
+    """Return the arguments of TRL's GRPOConfig for vLLM in the training process.
+
+    The correction for the difference between vLLM's log-probabilities and the trainer's is off, as it is by default in
+    lens: it takes a pass over all answers.
+    """
+    return dict(
+        use_vllm=True,
+        vllm_mode="colocate",
+        vllm_max_model_length=config.model.prompt.max_length + config.trainer.rollouts.max_completion_length,
+        vllm_importance_sampling_correction=False,
     )
 
 

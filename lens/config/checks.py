@@ -175,7 +175,7 @@ RULES: dict[str, Rule] = {
     "scaling.sampled": (bool, lambda v: True, "true or false"),
     "trl.per_device_train_batch_size": at_least(1),
     "trl.gradient_checkpointing": (bool, lambda v: True, "true or false"),
-    "model.attention": one_of("sdpa", "eager", "flash_attention_2", "flash_attention_3"),
+    "model.attention": one_of("sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3"),
     "model.lora": (
         DictConfig,
         lambda v: set(v) == LORA,

@@ -359,7 +359,7 @@ def test_whole_rounds_outlive_an_arm(caplog, fatal, kept):
         (["part=speed"], "part='speed': must be one of sampling, step, update, scaling, objective"),
         (
             ["part=step", "arms=[verl]"],
-            "arms=['verl']: must be a list of distinct names, out of transformers, vllm, trl",
+            "arms=['verl']: must be a list of distinct names, out of transformers, vllm, trl, trl_vllm",
         ),
         (["part=step", "arms=[]"], "arms=[]: "),
         (["part=sampling", "arms=[trl]"], "arms=['trl']: must begin with a rollout engine"),
