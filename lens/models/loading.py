@@ -10,7 +10,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as transformers_logging
 
 from lens.distributed.collectives import world_size
+from lens.distributed.room import make_room
 from lens.errors import ConfigError
+from lens.models.hollow import SHARDS_FOLDER, has_shards, open_hollow, read_weights
 from lens.models.packing import share_prompts
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -32,7 +34,7 @@ def check_model(name_or_path: str, key: str = "model.name_or_path") -> None:
         raise ConfigError(key, name_or_path, "must be a folder that exists, or a name on the hub")
     if folder.exists() and not (folder / "config.json").is_file():
         raise ConfigError(key, name_or_path, "must be a folder in Hugging Face format (it has no config.json)")
-    if folder.exists() and not list(folder.glob("*.safetensors")):
+    if folder.exists() and not [*folder.glob("*.safetensors"), *folder.glob(f"{SHARDS_FOLDER}/*.safetensors")]:
         raise ConfigError(key, name_or_path, "must be a folder with weights (it has no *.safetensors)")
     try:
         AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
@@ -46,9 +48,10 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model and its tokenizer. Only safetensors are read, and none of their own code runs.
 
-    The model goes to the GPU if there is one. With several processes it stays on the CPU, and
-    `lens.models.sharding.shard_model` moves it. Dropout is off, so that training sees the probabilities that answers
-    were sampled with. Completions share the pass over their prompt if the model can; see `share_prompts`.
+    The model goes to the GPU if there is one. With several processes it has no weights yet, and
+    `lens.models.sharding.shard_model` reads this process's part of them; where they cannot be read in parts, all are on
+    the CPU until then. Dropout is off, so that training sees the probabilities that answers were sampled with.
+    Completions share the pass over their prompt if the model can; see `share_prompts`.
 
     Args:
         name_or_path: a Hugging Face name, or a folder.
@@ -66,8 +69,7 @@ def load_model(
     transformers_logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
-        chosen = {"dtype": DTYPES[dtype], "attn_implementation": attention, "use_safetensors": True}
-        model = AutoModelForCausalLM.from_pretrained(name_or_path, trust_remote_code=False, **chosen)
+        model = load_weights(name_or_path, DTYPES[dtype], attention)
     except ImportError as error:
         valid = f"must be an attention that runs here ({str(error).strip().splitlines()[0]})"
         raise ConfigError("model.attention", attention, valid) from error
@@ -76,5 +78,24 @@ def load_model(
         raise ConfigError(key, name_or_path, f"{VALID} ({reason})") from error
     if tokenizer.eos_token_id is None and model.generation_config.eos_token_id is None:
         raise ConfigError(key, name_or_path, "must have a tokenizer with an end-of-sequence token")
+    return model, tokenizer
+
+
+def load_weights(name_or_path: str, dtype: torch.dtype, attention: str | None) -> PreTrainedModel:
+    """Load the model of `load_model`; one process reads a checkpoint in parts, too.
+
+    Raises:
+        ImportError, OSError, ValueError, SafetensorError: as transformers' from_pretrained.
+    """
+    device = "cuda" if torch.cuda.is_available() and world_size() == 1 else "cpu"
+    if world_size() > 1 or has_shards(name_or_path):
+        hollow = open_hollow(name_or_path, dtype, attention)
+        if hollow is not None and world_size() == 1:
+            make_room(hollow, device)
+            read_weights(hollow)
+        if hollow is not None:
+            return hollow
+    chosen = {"dtype": dtype, "attn_implementation": attention, "use_safetensors": True}
+    model = AutoModelForCausalLM.from_pretrained(name_or_path, trust_remote_code=False, **chosen)
     share_prompts(model.eval())
-    return model.to("cuda" if torch.cuda.is_available() and world_size() == 1 else "cpu"), tokenizer
+    return model.to(device)

@@ -1,4 +1,4 @@
-"""Shards a model's weights over the processes with FSDP2, and gathers them to compute, sync or save."""
+"""Shards a model's weights over the processes with FSDP2, reads them, and gathers them to compute, sync or save."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from transformers import PreTrainedModel
 
 from lens.distributed.collectives import gather_tensor, is_first, world_size
+from lens.distributed.room import make_room
+from lens.models.hollow import is_hollow, read_weights
 from lens.models.lora import has_adapters, iterate_plain_weights
 
 
 def shard_model(model: PreTrainedModel) -> None:
     """Shard a model's weights over the processes, in place: layer by layer, then the rest (embeddings, head) together.
 
-    A layer's weights are gathered while it computes. Use `call_with_weights` to run the model. With one process this
-    does nothing.
+    A model without weights then reads this process's part of them. A layer's weights are gathered while it computes.
+    Use `call_with_weights` to run the model. With one process this does nothing.
     """
     if world_size() == 1:
         return
-    mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (world_size(),))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    mesh = init_device_mesh(device, (world_size(),))
     for module in model.modules():
         if type(module).__name__ in (model._no_split_modules or ()):
             fully_shard(module, mesh=mesh)
@@ -36,6 +39,9 @@ def shard_model(model: PreTrainedModel) -> None:
             # Sum gradients, do not average them: the loss already has the denominator of the whole batch.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+    if is_hollow(model):
+        make_room(model, device)
+        read_weights(model)
 
 
 def call_with_weights(model: PreTrainedModel, function: Callable[..., Any], *arguments: Any) -> Any:
