@@ -36,7 +36,7 @@ from lens.errors import RunFailed
 from lens.files import replacing, write_json
 from lens.grading.parallel_grader import ParallelGrader
 from lens.models.layers import check_layers
-from lens.models.loading import load_model
+from lens.models.loading import DTYPES, load_model
 from lens.models.lora import add_adapters, check_adapters, load_adapters
 from lens.models.precision import settle_precision
 from lens.models.probe import check_forward_pass, make_probe
@@ -205,8 +205,11 @@ def prepare_weights(
         add_adapters(model, config.model.lora, derive_seed(config.seed, "lora"))
         if start.checkpoint:
             load_adapters(start.checkpoint / ADAPTER_FOLDER, model)
+    memory = config.trainer.memory
+    # Compiled layers keep the weights of norms with the others, whose type they would get.
+    gathered = None if memory.torch_compile or memory.autocast is None else DTYPES[memory.autocast]
     for sharded in filter(None, (model, reference)):
-        shard_model(sharded)
+        shard_model(sharded, gathered)
 
 
 def make_tracker(config: DictConfig, start: Start, wandb_mode: str) -> Tracker | SilentTracker:

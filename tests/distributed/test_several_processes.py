@@ -63,7 +63,10 @@ CASES = {
         "with an entropy bonus": {"entropy_coef": 0.5},
         "with layers computed again": {"gradient_checkpointing": True},
     }.items()
-} | {"in mixed precision": make_case("float32", autocast="bfloat16")}
+} | {
+    "in mixed precision": make_case("float32", autocast="bfloat16"),
+    "in bfloat16": make_case("bfloat16", max_tokens_per_microbatch=80),
+}
 COMPILED = {f"with compiled layers, {dtype}": make_case(dtype, torch_compile=True) for dtype in TOLERANCE}
 IN_BFLOAT16 = 0.01  # other micro-batches round otherwise
 
@@ -102,7 +105,7 @@ def assert_same_gradients(by_one: dict, by_two: dict, cases: dict, case: str) ->
     """Gradient, metrics, log-probabilities and entropies agree as far as the data type lets them."""
     one, two = by_one[case], by_two[case]
     dtype, _, forward_pass = cases[case]
-    tolerance = IN_BFLOAT16 if forward_pass["autocast"] else TOLERANCE[dtype]
+    tolerance = IN_BFLOAT16 if "bfloat16" in (dtype, forward_pass["autocast"]) else TOLERANCE[dtype]
     difference = error(two["gradient"], one["gradient"])
     print(f"{case}: the gradient differs by {difference:.1e} of its norm")
     assert difference < tolerance
@@ -110,6 +113,18 @@ def assert_same_gradients(by_one: dict, by_two: dict, cases: dict, case: str) ->
         assert two["metrics"][name] == pytest.approx(value, rel=10 * tolerance, abs=tolerance), name
     for name in ("logprobs", "entropies"):
         torch.testing.assert_close(two[name], one[name], atol=max(tolerance, 1e-6), rtol=0)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_weights_travel_as_they_are_computed_with_and_gradients_in_float32_or_wider(gradients, case):
+    _, two = gradients
+    gathered = [dtype for name, dtype in two[case]["exchanges"] if "gather" in name]
+    reduced = [dtype for name, dtype in two[case]["exchanges"] if "reduce" in name]
+    dtype, _, forward_pass = CASES[case]
+    # The vectors of norms, the embeddings and the head are not rounded to bfloat16.
+    assert gathered == (["bfloat16", "float32"] if forward_pass["autocast"] else [dtype])
+    assert reduced == ["float64" if dtype == "float64" else "float32"]
+    assert len(two[case]["exchanges"]) == len(gathered) + len(reduced)  # and no Python objects
 
 
 def test_each_process_holds_half_of_the_weights_and_hands_out_whole_ones(gradients):
