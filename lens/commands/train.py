@@ -27,9 +27,10 @@ from lens.commands.assembly import (
     model_path,
     use_threads,
 )
+from lens.commands.host_needs import check_host_needs
 from lens.commands.training_set import TrainingSet, announce_plan, hash_all_prompts
 from lens.config.callables import check_loss, check_objective, check_shaping
-from lens.config.checks import check_training, check_values
+from lens.config.checks import check_shard_degree, check_training, check_values
 from lens.distributed.collectives import barrier, is_first, world_size
 from lens.distributed.stop_signals import StopSignals
 from lens.errors import RunFailed
@@ -92,6 +93,7 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
     """
     check_values(config)
     check_training(config, world_size())
+    check_shard_degree(config, world_size())
     objective, stages = instantiate(config.objective), make_stages(config)
     token_level = check_objective(objective, config.trainer.rollouts.num_generations)
     check_loss(Loss.build(config).surrogate, token_level)
@@ -181,7 +183,8 @@ def load_models(
     adds the adapters later.
 
     Raises:
-        ConfigError: there is no such model, or its layers cannot do what the config asks.
+        ConfigError: there is no such model, its layers cannot do what the config asks, or the host has too little
+            memory.
     """
     name, lora = model_path(config), config.model.lora
     source = name if lora or start.checkpoint is None else start.checkpoint
@@ -191,6 +194,7 @@ def load_models(
     check_layers(model, config.trainer.memory)
     needs_reference |= config.loss.beta > 0
     reference = load_model(name, **loading_options(config))[0] if needs_reference else None
+    check_host_needs(config, model, reference)
     return model, tokenizer, reference
 
 
@@ -209,7 +213,7 @@ def prepare_weights(
     # Compiled layers keep the weights of norms with the others, whose type they would get.
     gathered = None if memory.torch_compile or memory.autocast is None else DTYPES[memory.autocast]
     for sharded in filter(None, (model, reference)):
-        shard_model(sharded, gathered)
+        shard_model(sharded, gathered, memory.data_parallel_shard_degree)
 
 
 def make_tracker(config: DictConfig, start: Start, wandb_mode: str) -> Tracker | SilentTracker:

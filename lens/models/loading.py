@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -12,7 +13,8 @@ from transformers.utils import logging as transformers_logging
 from lens.distributed.collectives import world_size
 from lens.distributed.room import make_room
 from lens.errors import ConfigError
-from lens.models.hollow import SHARDS_FOLDER, has_shards, open_hollow, read_weights
+from lens.models.hollow import SHARDS_FOLDER, find_files, has_shards, open_hollow, read_weights
+from lens.models.host_memory import check_host_memory, count_stored
 from lens.models.packing import share_prompts
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -69,7 +71,7 @@ def load_model(
     transformers_logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
-        model = load_weights(name_or_path, DTYPES[dtype], attention)
+        model = load_weights(name_or_path, DTYPES[dtype], attention, key)
     except ImportError as error:
         valid = f"must be an attention that runs here ({str(error).strip().splitlines()[0]})"
         raise ConfigError("model.attention", attention, valid) from error
@@ -81,20 +83,26 @@ def load_model(
     return model, tokenizer
 
 
-def load_weights(name_or_path: str, dtype: torch.dtype, attention: str | None) -> PreTrainedModel:
+def load_weights(
+    name_or_path: str, dtype: torch.dtype, attention: str | None, key: str = "model.name_or_path"
+) -> PreTrainedModel:
     """Load the model of `load_model`; one process reads a checkpoint in parts, too.
 
     Raises:
+        ConfigError: this host has too little memory for a model that is loaded whole.
         ImportError, OSError, ValueError, SafetensorError: as transformers' from_pretrained.
     """
     device = "cuda" if torch.cuda.is_available() and world_size() == 1 else "cpu"
     if world_size() > 1 or has_shards(name_or_path):
         hollow = open_hollow(name_or_path, dtype, attention)
         if hollow is not None and world_size() == 1:
+            check_host_memory(name_or_path, {"weights": sum(p.nbytes for p in hollow.parameters())}, key)
             make_room(hollow, device)
             read_weights(hollow)
         if hollow is not None:
             return hollow
+    with suppress(LookupError):  # transformers knows other names of files, too
+        check_host_memory(name_or_path, {"weights": count_stored(find_files(name_or_path)) * dtype.itemsize}, key)
     chosen = {"dtype": dtype, "attn_implementation": attention, "use_safetensors": True}
     model = AutoModelForCausalLM.from_pretrained(name_or_path, trust_remote_code=False, **chosen)
     share_prompts(model.eval())

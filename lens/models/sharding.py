@@ -20,7 +20,7 @@ from lens.models.hollow import is_hollow, read_weights
 from lens.models.lora import has_adapters, iterate_plain_weights
 
 
-def shard_model(model: PreTrainedModel, gathered: torch.dtype | None = None) -> None:
+def shard_model(model: PreTrainedModel, gathered: torch.dtype | None = None, degree: int | None = None) -> None:
     """Shard a model's weights over the processes, in place: layer by layer, then the rest (embeddings, head) together.
 
     A model without weights then reads this process's part of them. A layer's weights are gathered while it computes.
@@ -31,11 +31,14 @@ def shard_model(model: PreTrainedModel, gathered: torch.dtype | None = None) -> 
         model: the model.
         gathered: data type in which matrices of layers are gathered. The model then runs under autocast to it alone,
             which would round them to it anyway. None: that of the weights.
+        degree: how many neighbouring processes share a copy of the weights; others have replicas. It divides the number
+            of processes. None: all share one copy.
     """
     if world_size() == 1:
         return
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    mesh = init_device_mesh(device, (world_size(),))
+    shape = (world_size(),) if degree in (None, world_size()) else (world_size() // degree, degree)
+    mesh = init_device_mesh(device, shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
     model.gathered = gathered
     policy = MixedPrecisionPolicy(reduce_dtype=widened_dtype(next(model.parameters())), cast_forward_inputs=False)
     for module in model.modules():

@@ -77,11 +77,19 @@ def gradients(experience, tiny_folder, logs, tmp_path_factory) -> list[dict]:
     return found_by(experience, tiny_folder, CASES, logs, tmp_path_factory.mktemp("gradients"))
 
 
-def found_by(experience: Experience, model: Path, cases: dict, logs: Path, folder: Path) -> list[dict]:
-    """Gradients of the same rollouts, by one process and by two."""
+def found_by(
+    experience: Experience,
+    model: Path,
+    cases: dict,
+    logs: Path,
+    folder: Path,
+    several: int = 2,
+    degree: int | None = None,
+) -> list[dict]:
+    """Gradients of the same rollouts, by one process and by several, so many of which share a copy of the weights."""
     found = []
-    for processes in (1, 2):
-        job = {"experience": experience.state(), "model": str(model), "cases": cases}
+    for processes in (1, several):
+        job = {"experience": experience.state(), "model": str(model), "cases": cases, "degree": degree}
         torch.save(job, folder / "job.pt")
         result = run("tests/support/shared_gradient.py", folder, folder=logs, processes=processes)
         assert result.code == 0, result.stderr
@@ -99,6 +107,15 @@ def test_gradients_of_compiled_layers_are_those_of_one_process(experience, tiny_
     found = found_by(experience, tiny_folder, COMPILED, logs, tmp_path)
     for case in COMPILED:
         assert_same_gradients(*found, COMPILED, case)
+
+
+def test_gradients_of_two_replicas_of_two_shards_are_those_of_one_process(experience, tiny_folder, logs, tmp_path):
+    cases = {name: CASES[name] for name in ("several, float32", "several, float64", "in mixed precision")}
+    one, four = found_by(experience, tiny_folder, cases, logs, tmp_path, several=4, degree=2)
+    for case in cases:
+        assert_same_gradients(one, four, cases, case)
+        assert four[case]["held"] == pytest.approx(one[case]["held"] / 2, rel=0.01)
+        assert all(torch.equal(four[case]["weights"][name], tensor) for name, tensor in one[case]["weights"].items())
 
 
 def assert_same_gradients(by_one: dict, by_two: dict, cases: dict, case: str) -> None:
@@ -407,6 +424,14 @@ def test_a_number_of_processes_that_does_not_divide_the_questions_is_refused(com
     valid = "must be a multiple of 2, the number of processes"
     assert result.errors() == [f"error: trainer.num_prompts_per_step=1: {valid}"]
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_shards_that_do_not_divide_the_processes_are_refused(command, logs, tmp_path):
+    keys = ["trainer.memory.data_parallel_shard_degree=3", f"hydra.run.dir={tmp_path / 'run'}"]
+    result = run(*command, *keys, folder=logs, processes=2)
+    assert result.code == 2
+    valid = "must be null, or a divisor of 2, the number of processes"
+    assert result.errors() == [f"error: trainer.memory.data_parallel_shard_degree=3: {valid}"]
 
 
 # --- sweeps ----------------------------------------------------------------------------------------------------------

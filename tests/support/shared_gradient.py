@@ -64,7 +64,7 @@ if __name__ == "__main__":
             loss, forward_pass = plain_loss(**of_loss), ForwardPass(**of_pass)
             if dtype == "float64":
                 norms_in_their_own_type(model)
-            shard_model(model, gathered_in(forward_pass))
+            shard_model(model, gathered_in(forward_pass), job.get("degree"))
             with noting_exchanges() as exchanges:
                 metrics = compute_gradient(model, experience, loss, forward_pass, compare_groups=True)
             gradient = torch.cat([gather_tensor(parameter.grad).flatten() for parameter in model.parameters()])
