@@ -20,7 +20,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.checkpoint.filesystem import FileSystem
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed.checkpoint.hf_storage import CUSTOM_METADATA_KEY, HuggingFaceStorageReader
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
@@ -114,14 +114,15 @@ def find_source(model: PreTrainedModel, files: Sequence[str]) -> Source:
     Names change as transformers changes them when it loads a model.
 
     Raises:
-        LookupError: a weight is absent, or is made of several others.
+        LookupError: a weight is absent, has another shape, or is made of several others.
     """
     stored: Counter[str] = Counter()
+    in_parts, shapes = False, {}
     for file in files:
         with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            stored.update(set(opened.keys()) if "DCP_SHARDING_INFO" in metadata else opened.keys())
-            in_parts = "DCP_SHARDING_INFO" in metadata
+            in_parts |= CUSTOM_METADATA_KEY in (opened.metadata() or {})  # torch writes it where each has a part
+            stored.update(opened.keys())
+            shapes |= {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
     if not in_parts and (twice := [name for name, count in stored.items() if count > 1]):
         raise LookupError(f"{twice[0]} stands in two of its files")
     if integers := [name for name, tensor in model.state_dict().items() if not tensor.is_floating_point()]:
@@ -134,6 +135,8 @@ def find_source(model: PreTrainedModel, files: Sequence[str]) -> Source:
         name, converter = rename_source_key(stored_name, renamings, converters, model.base_model_prefix, wanted)
         if converter is not None and name in wanted:
             raise LookupError(f"transformers makes {name} of other weights")
+        if name in wanted and not in_parts and shapes[stored_name] != list(wanted[name].shape):
+            raise LookupError(f"{stored_name} has another shape than the model's")
         if name in wanted:
             found[name] = stored_name
     aliases: dict[int, list[str]] = {}
