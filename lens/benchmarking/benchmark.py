@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
+from lens.benchmarking.host_memory import measure_host_memory, tabulate_host_memory
 from lens.benchmarking.measuring import describe_machine, measure_matrix_peaks
 from lens.benchmarking.meter import Row
 from lens.benchmarking.objective import measure_objective, tabulate_objective
@@ -107,5 +108,6 @@ PARTS = {
     "step": Part("One step of GRPO: medians, in seconds", measure_step, tabulate_step),
     "update": Part("One update: medians", measure_update, tabulate_update),
     "scaling": Part("A step of other sizes: medians, in seconds", measure_scaling, tabulate_scaling),
+    "memory": Part("Host memory of a process in GiB: medians", measure_host_memory, tabulate_host_memory),
     "objective": Part("What an objective costs: means", measure_objective, tabulate_objective),
 }
