@@ -1,4 +1,4 @@
-"""Runs steps of TRL's GRPOTrainer on the same work. Only this module imports trl, and only its public interface.
+"""Runs steps and updates of TRL's GRPOTrainer on the same work. Only this module imports trl, and its public interface.
 
 The prompts, the model, the data type, the optimizer, the grader and the rewards are those of `Workload.step`. TRL
 samples with transformers' generate, or with vLLM inside the training process. It updates once on each batch, so it
@@ -14,17 +14,22 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from lens.benchmarking.arm import Report, Turn
 from lens.benchmarking.measuring import count_training_flops
 from lens.benchmarking.meter import Meter
 from lens.benchmarking.workload import Workload, count_tokens, make_alternating_rewards
 from lens.errors import ConfigError
+from lens.training.experience import Experience
 
 PEERS = {"trl": "transformers", "trl_vllm": "vllm"}  # arms, and what TRL samples with
 # vllm reads these when it is imported: the engine runs in TRL's process, as TRL's "colocate" means, on all threads.
@@ -118,6 +123,58 @@ def serve_trl(turn: Turn, report: Report, config: DictConfig, engine: str) -> No
             sampler.sync_weights = timed("sync", sampler.sync_weights, seconds)
             sampler.generate = timed("sample", sampler.generate, seconds)
         trainer.train()
+
+
+@contextmanager
+def open_trl_update(work: Workload) -> Iterator[Callable[[Experience], None]]:
+    """Yield a function that writes TRL's gradient of an optimizer batch to the parameters' ``.grad``.
+
+    It is the gradient that TRL's trainer computes: micro-batches that are padded to the batch's longest prompt and
+    completion, and TRL's own loss, which computes the head in chunks and entropies besides.
+    """
+    make_importable(work.config.trl.path)
+    warnings.filterwarnings("ignore", message="TRL currently supports vLLM")
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = GRPOTrainer(
+            work.model,
+            reward_funcs=lambda completion_ids, **others: [0.0] * len(completion_ids),
+            args=GRPOConfig(output_dir=folder, max_steps=1, **trl_options(work.config, "transformers")),
+            train_dataset=Dataset.from_list(make_rows(work, work.config, 0)),
+            processing_class=work.tokenizer,
+        )
+        size = work.config.trl.per_device_train_batch_size
+
+        def write_gradient(experience: Experience) -> None:
+            batches = pad_batches(experience, size)
+            trainer.current_gradient_accumulation_steps = len(batches)
+            work.model.train().zero_grad()
+            for inputs in batches:
+                trainer.accelerator.backward(trainer.compute_loss(work.model, inputs))
+            work.model.eval()
+
+        yield write_gradient
+
+
+def pad_batches(experience: Experience, size: int) -> list[dict[str, Tensor]]:
+    """Return an optimizer batch as TRL's trainer cuts it up: ``size`` completions in each part.
+
+    Prompts are padded on the left and completions on the right, to the longest of the batch.
+    """
+    r = experience.rollouts
+    prompts = [torch.tensor(prompt.token_ids) for prompt in r.prompts for _ in range(r.num_generations)]
+    longest = int(r.lengths.max())
+    whole = {
+        "prompt_ids": pad_sequence(prompts, batch_first=True, padding_side="left"),
+        "prompt_mask": pad_sequence([torch.ones_like(p) for p in prompts], batch_first=True, padding_side="left"),
+        "completion_ids": r.completion_ids[:, :longest],
+        "completion_mask": r.mask[:, :longest].long(),
+        "advantages": experience.advantages.flatten(),
+    }
+    count = len(prompts) // size
+    return [{name: values[i * size : (i + 1) * size] for name, values in whole.items()} for i in range(count)]
 
 
 def timed(name: str, function: Callable[..., Any], seconds: dict[str, float]) -> Callable[..., Any]:

@@ -11,11 +11,9 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
-import hydra
 import pandas as pd
 import pytest
 import torch
-from omegaconf import DictConfig
 from torch.utils.flop_counter import FlopCounterMode
 
 from lens.benchmarking.arm import ArmProcess
@@ -34,43 +32,13 @@ from lens.benchmarking.scaling import draw_scaling
 from lens.benchmarking.trl import check_trl
 from lens.benchmarking.workload import Workload, make_every_answer_teach, make_up_rollouts
 from lens.errors import ConfigError
-from lens.files import CONFIGS
 from lens.models.loading import load_model
 from lens.training.update import compute_gradient
 from tests.support.arms import dies, fails, is_killed
+from tests.support.benchmarks import ROUNDS, SMALL, composed
 from tests.support.command_line import ROOT, environment, run
 from tests.support.gradients import norms_in_their_own_type
 from tests.support.rounding import TOLERANCE
-
-ROUNDS = 2
-SMALL = [
-    "model=tiny",
-    "model.dtype=float32",
-    "dataset=arithmetic",
-    "dataset.arithmetic.size=20",
-    "trainer.num_prompts_per_step=2",
-    "trainer.rollouts.num_generations=4",
-    "trainer.rollouts.max_completion_length=12",
-    "trainer.memory.num_threads=1",
-    "grader.num_workers=1",
-    "engines.vllm.kv_cache_space=0.25",
-    "scaling.num_generations=[2]",
-    "scaling.max_completion_length=[6]",
-    "scaling.num_layers=[1,2]",
-    "scaling.vocab_size=[32,1000000]",
-    "memory.processes=[1,2]",
-    "memory.num_layers=4",
-    "memory.hidden_size=512",
-    "memory.vocab_size=8000",
-    "naive.sequences=3",
-    "peak_size=64",
-    f"rounds={ROUNDS}",
-]
-
-
-def composed(folder: Path, *overrides: str) -> DictConfig:
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return hydra.compose("benchmark", [*SMALL, f"model.name_or_path={folder}", *overrides])
 
 
 @pytest.fixture
