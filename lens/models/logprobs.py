@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lens.distributed.collectives import sum_over_processes, take_turns
+from lens.distributed.collectives import sum_over_processes, take_turns, world_size
 from lens.models.head import find_logit_transform, rate_tokens
 from lens.models.layers import find_decoder, use_changed_layers
 from lens.models.loading import DTYPES
@@ -109,7 +109,8 @@ class ForwardPass:
         Yields:
             The rows of a micro-batch, its `TokenValues`, and whether it counts (see `take_turns`).
         """
-        batches = list(split_into_microbatches(model, rollouts, rows, self.max_tokens_per_microbatch))
+        budget = self.max_tokens_per_microbatch
+        batches = split_into_microbatches(model, rollouts, rows, budget, processes=world_size())
         for packs, counts in take_turns(batches):
             values = self.rate_packs(model, rollouts, packs, entropies=entropies)
             yield [row for pack in packs for row in pack], values, counts

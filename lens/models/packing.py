@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -91,6 +92,20 @@ def lay_out(rollouts: Rollouts, packs: Sequence[Sequence[int]], *, flat: bool = 
     return Layout(ids, positions, predicting, targets, shared)
 
 
+class Pack(NamedTuple):
+    """Completions of one question that share the pass over their prompt, or one completion.
+
+    Attributes:
+        longest: tokens of the longest of them with its prompt.
+        rows: the completions.
+        work: tokens that pass through the model for them.
+    """
+
+    longest: int
+    rows: list[int]
+    work: int
+
+
 def is_flat(model: PreTrainedModel) -> bool:
     """Return whether sequences stand in one row without padding. Flash attention can tell them apart by position."""
     return "flash" in model.config._attn_implementation and mixes_by_attention(model)
@@ -128,31 +143,131 @@ def share_prompts(model: PreTrainedModel) -> bool:
 
 
 def split_into_microbatches(
-    model: PreTrainedModel, rollouts: Rollouts, rows: Sequence[int], max_tokens: int
-) -> Iterator[list[list[int]]]:
+    model: PreTrainedModel, rollouts: Rollouts, rows: Sequence[int], max_tokens: int, *, processes: int = 1
+) -> list[list[list[int]]]:
     """Split completions into micro-batches of packs, the longest first.
 
     Each micro-batch has at most max_tokens tokens. A completion counts with its prompt, and as long as the longest of
     the micro-batch unless flash attention makes padding unnecessary. Shared prompts count for each completion, too,
     though they are computed once.
 
+    Several processes take turns: each computes one micro-batch of as many. These have about equally many tokens.
+
     Raises:
         ConfigError: one completion with its prompt is longer than max_tokens.
     """
-    packs = sorted(pack_completions(model, rollouts, rows, max_tokens), key=lambda pack: (-pack[0], pack[1]))
-    if packs and packs[0][0] > max_tokens:
-        raise ConfigError("trainer.memory.max_tokens_per_microbatch", max_tokens, f"must be at least {packs[0][0]}")
-    batch, tokens, flat, longest = [], 0, is_flat(model), 0
-    for size, pack in packs:
-        if batch and tokens + len(pack) * (size if flat else longest) > max_tokens:
-            yield batch
-            batch, tokens = [], 0
+    parts = deal_packs(model, rollouts, rows, max_tokens, processes)
+    return [[pack.rows for pack in part] for part in parts]
+
+
+def measure_balance(
+    model: PreTrainedModel, rollouts: Rollouts, rows: Sequence[int], max_tokens: int, processes: int
+) -> float:
+    """Return how even the processes' work on some completions is; 1 is best.
+
+    In each turn all wait for the process with most tokens: the sum of those tokens, over those of the mean process.
+
+    Args:
+        model, rollouts, rows, max_tokens, processes: as for `split_into_microbatches`.
+    """
+    parts = deal_packs(model, rollouts, rows, max_tokens, processes)
+    return sum(works_of_turns(parts, processes)) * processes / sum(map(count_work, parts)) if parts else 1.0
+
+
+def deal_packs(
+    model: PreTrainedModel, rollouts: Rollouts, rows: Sequence[int], max_tokens: int, processes: int
+) -> list[list[Pack]]:
+    """Return the micro-batches of `split_into_microbatches`."""
+    packs = sort_packs(model, rollouts, rows, max_tokens)
+    if packs and packs[0].longest > max_tokens:
+        raise ConfigError(
+            "trainer.memory.max_tokens_per_microbatch", max_tokens, f"must be at least {packs[0].longest}"
+        )
+    parts = fill_microbatches(packs, max_tokens, is_flat(model))
+    if processes == 1 or not parts:
+        return parts
+    return share_evenly(model, rollouts, rows, max_tokens, processes, parts)
+
+
+def fill_microbatches(
+    packs: Sequence[Pack], max_tokens: int, flat: bool, most_work: float = math.inf
+) -> list[list[Pack]]:
+    """Fill micro-batches one after the other.
+
+    Args:
+        packs: the longest first.
+        max_tokens: as for `split_into_microbatches`.
+        flat: whether padding is unnecessary.
+        most_work: most tokens that pass through the model for a micro-batch, unless it is one pack.
+    """
+    parts, batch, tokens, longest, work = [], [], 0, 0, 0
+    for pack in packs:
+        more = len(pack.rows) * (pack.longest if flat else longest)
+        if batch and (tokens + more > max_tokens or work + pack.work > most_work):
+            parts.append(batch)
+            batch, tokens, work = [], 0, 0
         if not batch:
-            longest = size
+            longest = pack.longest
         batch.append(pack)
-        tokens += len(pack) * (size if flat else longest)
-    if batch:
-        yield batch
+        tokens += len(pack.rows) * (pack.longest if flat else longest)
+        work += pack.work
+    return [*parts, batch] if batch else parts
+
+
+def share_evenly(
+    model: PreTrainedModel,
+    rollouts: Rollouts,
+    rows: Sequence[int],
+    max_tokens: int,
+    processes: int,
+    parts: list[list[Pack]],
+) -> list[list[Pack]]:
+    """Split completions anew, so that the micro-batches of a turn have about equally many tokens.
+
+    Smaller packs are easier to share evenly, but compute their prompt more often, and so does one more turn: the best
+    of a few sizes is taken.
+
+    Args:
+        model, rollouts, rows, max_tokens, processes: as for `split_into_microbatches`.
+        parts: the micro-batches of a process that is alone.
+    """
+    turns, flat = -(-len(parts) // processes), is_flat(model)
+    total = sum(map(count_work, parts))
+    found = [parts]
+    for most in (turns * processes, (turns + 1) * processes):
+        for limit in {max_tokens, total // most, total // most // 2, total // most // 4}:
+            packs = sort_packs(model, rollouts, rows, max(1, limit))
+            low, high = total // most, 2 * total + 1
+            while low < high:  # the least bound on the work of a micro-batch that needs no more of them
+                middle = (low + high) // 2
+                if len(fill_microbatches(packs, max_tokens, flat, middle)) <= most:
+                    high = middle
+                else:
+                    low = middle + 1
+            found.append(fill_microbatches(packs, max_tokens, flat, low))
+    dealt = [sorted(each, key=count_work, reverse=True) for each in found]
+    return min(dealt, key=lambda each: sum(works_of_turns(each, processes)))
+
+
+def count_work(part: Sequence[Pack]) -> int:
+    """Return the tokens that pass through the model for a micro-batch."""
+    return sum(pack.work for pack in part)
+
+
+def works_of_turns(parts: Sequence[Sequence[Pack]], processes: int) -> list[int]:
+    """Return the tokens of the largest micro-batch of each turn, for which the other processes wait."""
+    works = list(map(count_work, parts))
+    return [max(works[start : start + processes]) for start in range(0, len(works), processes)]
+
+
+def sort_packs(model: PreTrainedModel, rollouts: Rollouts, rows: Sequence[int], max_tokens: int) -> list[Pack]:
+    """Return the packs of `pack_completions`, the longest first."""
+    shares, lengths, packs = shares_prompts(model), rollouts.lengths.tolist(), []
+    for longest, members in pack_completions(model, rollouts, rows, max_tokens):
+        prompt = len(rollouts.prompts[members[0] // rollouts.num_generations].token_ids)
+        work = prompt * (1 if shares else len(members)) + sum(lengths[row] for row in members)
+        packs.append(Pack(longest, members, work))
+    return sorted(packs, key=lambda pack: (-pack.longest, pack.rows))
 
 
 def pack_completions(

@@ -38,6 +38,7 @@ OPTIMIZER_FOLDER = "optimizer"
 STATE_FILE = "training_state.pt"
 CHECKSUMS_FILE = "checksums.json"
 UNFINISHED = ".unfinished"
+VERSION = {"lens_version": __version__}
 REPLACED = f".replaced{UNFINISHED}"
 TRAINING_ONLY = (OPTIMIZER_FOLDER, STATE_FILE, CHECKSUMS_FILE)  # what a model's own folder does not need
 NEEDED = {"step", "config", "prompts", "random", "param_groups"}  # keys that every training state has
@@ -101,7 +102,6 @@ def save_checkpoint(
     """
     target = folder / f"step_{state['step']:06d}"
     unfinished = target.with_name(target.name + UNFINISHED)
-    state = {**state, "lens_version": __version__}
     try:
         with failing_together():
             if is_first():
@@ -117,7 +117,7 @@ def save_checkpoint(
             if is_first():
                 if in_parts and whole:
                     join_parts(unfinished)
-                write_files(unfinished, model, weights, adapters, tokenizer, optimizer, state)
+                write_files(unfinished, model, weights, adapters, tokenizer, optimizer, state | VERSION)
                 put_in_place(unfinished, target)
                 prune_checkpoints(folder, state["step"], keep=keep, best=best)
     except (OSError, RuntimeError, SafetensorError, CheckpointException, FailedElsewhere) as error:

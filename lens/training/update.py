@@ -12,13 +12,13 @@ from omegaconf import DictConfig
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lens.distributed.collectives import gather_tensor, local_part, sum_over_processes
+from lens.distributed.collectives import gather_tensor, local_part, sum_over_processes, world_size
 from lens.losses.aggregation import LossAggMode, token_weights
 from lens.losses.kl import kl_to_reference
 from lens.losses.surrogate import Surrogate, call_surrogate
 from lens.models.head import widened_dtype
 from lens.models.logprobs import ForwardPass
-from lens.models.packing import split_into_microbatches
+from lens.models.packing import measure_balance, split_into_microbatches
 from lens.objectives.groups import group_kinds
 from lens.training.experience import Experience
 
@@ -168,6 +168,8 @@ def compute_gradient(
         forward_pass: how the policy's log-probabilities are computed.
         compare_groups: compute the gradients of negative groups and of all others separately, and also return
             groups/grad_norm_share_negative and groups/grad_cosine.
+
+    Several processes also return tokens_per_process/largest_over_mean; see `measure_balance`.
     """
     _zero_gradients(model)
     weights, teaches = loss.weights(experience), loss.teaches(experience)
@@ -186,6 +188,10 @@ def compute_gradient(
         metrics = compare_gradients(of_negative, of_others)
     else:
         tally = accumulate(teaches)
+    if world_size() > 1:
+        rows, budget = teaches.nonzero().squeeze(1).tolist(), forward_pass.max_tokens_per_microbatch
+        balance = measure_balance(model, experience.rollouts, rows, budget, world_size())
+        metrics["tokens_per_process/largest_over_mean"] = balance
     return {**tally.metrics(), **metrics, "empty_step": float(tally.completions == 0)}
 
 

@@ -20,6 +20,7 @@ from transformers.masking_utils import sdpa_mask
 from lens.errors import ConfigError
 from lens.models.loading import load_model
 from lens.models.packing import lay_out, split_into_microbatches
+from lens.sampling.rollouts import Rollouts
 from tests.support.losses import plain_pass
 from tests.support.rollouts import GENERATIONS, random_rollouts
 from tests.support.rounding import TOLERANCE
@@ -48,6 +49,52 @@ def test_microbatches_cover_every_row_once_within_the_budget(tiny, data):
             and len(members) * max(prompt_lengths[row // GENERATIONS] + lengths[row] for row in members) <= budget
         )
     assert list(split_into_microbatches(model, rollouts, rows[::-1], budget)) == parts
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_several_processes_get_every_row_once_within_the_budget(tiny, data):
+    model, _ = tiny
+    prompt_lengths = data.draw(st.lists(st.integers(1, 30), min_size=1, max_size=5))
+    count, processes = GENERATIONS * len(prompt_lengths), data.draw(st.integers(2, 5))
+    lengths = data.draw(st.lists(st.integers(1, 40), min_size=count, max_size=count))
+    rows = data.draw(st.permutations(range(count)))[: data.draw(st.integers(0, count))]
+    sizes = [prompt_lengths[row // GENERATIONS] + lengths[row] for row in range(count)]
+    budget = max(sizes) + data.draw(st.integers(0, 200))
+    rollouts = random_rollouts(prompt_lengths, lengths)
+    parts = split_into_microbatches(model, rollouts, rows, budget, processes=processes)
+    assert sorted(row for packs in parts for pack in packs for row in pack) == sorted(rows)
+    for packs in parts:
+        members = [row for pack in packs for row in pack]
+        assert members and len(members) * max(sizes[row] for row in members) <= budget
+    assert split_into_microbatches(model, rollouts, rows[::-1], budget, processes=processes) == parts
+
+
+@pytest.mark.parametrize("processes", [2, 3, 8])
+def test_processes_get_about_equally_many_tokens(tiny, processes):
+    """Lengths as of a reasoning model: most are short, some reach the limit."""
+    model, _ = tiny
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.empty(256).log_normal_(5.0, 0.8, generator=generator).clamp(5, 600).long()
+    prompts = torch.randint(20, 200, (256 // GENERATIONS,), generator=generator)
+    rollouts = random_rollouts(prompts.tolist(), drawn.tolist())
+    whole = list(split_into_microbatches(model, rollouts, range(256), 4096))
+    parts = split_into_microbatches(model, rollouts, range(256), 4096, processes=processes)
+    assert len(parts) <= (len(whole) // processes + 2) * processes
+    assert unevenness(model, rollouts, parts, processes) < 1.1
+    assert unevenness(model, rollouts, whole, processes) >= unevenness(model, rollouts, parts, processes)
+
+
+def unevenness(model: PreTrainedModel, rollouts: Rollouts, parts: list, processes: int) -> float:
+    """Tokens that the slowest of each turn computes, over the mean of all processes."""
+    of_each = [
+        sum(
+            len(rollouts.prompts[pack[0] // GENERATIONS].token_ids) + int(rollouts.lengths[pack].sum()) for pack in part
+        )
+        for part in parts
+    ]
+    assert model.config._attn_implementation.endswith("shared_prompts")  # a prompt counts once for a pack
+    return sum(max(of_each[i : i + processes]) for i in range(0, len(parts), processes)) * processes / sum(of_each)
 
 
 def test_microbatches_are_no_more_than_it_takes(tiny, rollouts):
