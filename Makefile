@@ -25,7 +25,7 @@ PYTEST  := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 FUZZ    ?= 10000
 
-.PHONY: help setup demo map league confirm test test-all test-slow test-kernels test-peers test-verl test-verl-run test-trl test-trl-accuracy slurm-test kill-test kill-soak fuzz page-test lint format docs clean
+.PHONY: help setup demo map league confirm test test-all test-slow test-kernels gpu-test test-peers test-verl test-verl-run test-trl test-trl-accuracy slurm-test kill-test kill-soak fuzz page-test lint format docs clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -96,6 +96,10 @@ test: setup lint  ## check lint, format and layers, and run the tests but for th
 
 test-slow: setup  ## run what is slow by nature: whole sweeps, many kills, the benchmark, the page in Chromium
 	$(PYTEST) $(PARALLEL) -m slow
+
+gpu-test: $(STAMP)  ## what has to hold on a GPU as on a CPU: updates, attention kernels, checkpoints; on a CPU without one
+	@$(BIN)/python -c 'import torch; print("device:", torch.cuda.get_device_name() if torch.cuda.is_available() else "the CPU, as torch finds no GPU")'
+	$(PYTEST) -rs -m gpu tests/gpu
 
 # What torch computes with on a processor without AVX-512, without AVX2, and where bfloat16 has no instructions.
 KERNELS := ATEN_CPU_CAPABILITY=avx2 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2

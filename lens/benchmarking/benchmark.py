@@ -10,12 +10,14 @@ from typing import NamedTuple
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
+from lens.benchmarking.host_memory import measure_host_memory, tabulate_host_memory
 from lens.benchmarking.measuring import describe_machine, measure_matrix_peaks
 from lens.benchmarking.meter import Row
 from lens.benchmarking.objective import measure_objective, tabulate_objective
 from lens.benchmarking.sampling import measure_sampling, tabulate_sampling
 from lens.benchmarking.scaling import draw_scaling, measure_scaling, tabulate_scaling
 from lens.benchmarking.step import measure_step, tabulate_step
+from lens.benchmarking.trl import PEERS
 from lens.benchmarking.update import measure_update, tabulate_update
 from lens.commands.assembly import model_path, use_threads
 from lens.config.checks import check_values
@@ -79,11 +81,11 @@ def check_arms(config: DictConfig) -> None:
     Raises:
         ConfigError: there is no arm, an unknown one, or one twice, or TRL is first where an engine is needed.
     """
-    known = [*config.engines, "trl"]
+    known = [*config.engines, *PEERS]
     arms = list(config.arms)
     if not arms or len(set(arms)) < len(arms) or not set(arms) <= set(known):
         raise ConfigError("arms", arms, f"must be a list of distinct names, out of {', '.join(known)}")
-    if config.part in ("sampling", "objective") and arms[0] == "trl":
+    if config.part in ("sampling", "objective") and arms[0] in PEERS:
         raise ConfigError("arms", arms, "must begin with a rollout engine: part=step alone measures TRL")
 
 
@@ -106,5 +108,6 @@ PARTS = {
     "step": Part("One step of GRPO: medians, in seconds", measure_step, tabulate_step),
     "update": Part("One update: medians", measure_update, tabulate_update),
     "scaling": Part("A step of other sizes: medians, in seconds", measure_scaling, tabulate_scaling),
+    "memory": Part("Host memory of a process in GiB: medians", measure_host_memory, tabulate_host_memory),
     "objective": Part("What an objective costs: means", measure_objective, tabulate_objective),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -47,11 +48,42 @@ class Meter:
         return seconds | {f"{name}_gib": value for name, value in self.above.items()} | {"peak_gib": self.peak}
 
 
+class PrivateMemory:
+    """Measures the highest private memory of this process inside a with block, above that at its start.
+
+    Private is what no file backs. Linux keeps no highest value of it, so a thread looks every millisecond.
+
+    Attributes:
+        above: the highest value minus that at the start, in GiB; nan where /proc is missing.
+        looks: how often the thread has looked.
+    """
+
+    EVERY_S = 0.001
+
+    def __enter__(self) -> PrivateMemory:
+        release_memory()
+        self._before = self._highest = read_resident_memory("RssAnon")
+        self._ended, self.looks = threading.Event(), 0
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        self.above = self._highest - self._before
+
+    def _watch(self) -> None:
+        while not self._ended.wait(self.EVERY_S):
+            self._highest = max(self._highest, read_resident_memory("RssAnon"))
+            self.looks += 1
+
+
 def read_resident_memory(field: str) -> float:
     """Return the memory of this process in GiB; nan where /proc is missing, as on macOS.
 
     Args:
-        field: VmRSS for the memory resident now, VmHWM for its highest value.
+        field: VmRSS for the memory resident now, VmHWM for its highest value, RssAnon for what no file backs.
     """
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from lens.benchmarking.measuring import alternate, format_paired_ratio, take_medians
 from lens.benchmarking.meter import Meter, Row
+from lens.benchmarking.trl import PEERS
 from lens.benchmarking.workload import Workload, count_tokens
 
 
@@ -19,7 +20,7 @@ def measure_sampling(config: DictConfig) -> list[Row]:
     work = Workload.load(config)
     with ExitStack() as stack:
         engines = {
-            name: stack.enter_context(work.sampler(config.engines[name])) for name in config.arms if name != "trl"
+            name: stack.enter_context(work.sampler(config.engines[name])) for name in config.arms if name not in PEERS
         }
 
         def turn(name: str, number: int) -> Row:

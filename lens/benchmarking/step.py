@@ -12,33 +12,33 @@ from omegaconf import DictConfig
 from lens.benchmarking.arm import ArmProcess, Report, Turn
 from lens.benchmarking.measuring import alternate, format_paired_ratio, format_share, take_medians
 from lens.benchmarking.meter import Row
-from lens.benchmarking.trl import check_trl, serve_trl
+from lens.benchmarking.trl import PEERS, check_trl, serve_trl
 from lens.benchmarking.workload import Workload
 
 
 def measure_step(config: DictConfig) -> list[Row]:
     """Measure whole steps of GRPO, each arm in a process of its own."""
-    if "trl" in config.arms:
+    if PEERS.keys() & set(config.arms):
         check_trl(config)
     with ExitStack() as stack:
         arms = {}
         for name in config.arms:
-            served = (serve_trl, config) if name == "trl" else (serve_lens, config, name)
+            served = (serve_trl, config, PEERS[name]) if name in PEERS else (serve_lens, config, name)
             arm = ArmProcess(name, *served)
             stack.callback(arm.close)
             arm.receive()  # wait until it is ready, so that nothing else starts or is measured meanwhile
-            arms["trl" if name == "trl" else f"lens, {name}"] = arm
+            arms[name if name in PEERS else f"lens, {name}"] = arm
         return alternate(arms, rounds=config.rounds, warmup=config.warmup)
 
 
 def tabulate_step(rows: Sequence[Row], peaks: dict[str, float]) -> pd.DataFrame:
     """Return a table of the seconds of a step and of its phases.
 
-    The last column is the ratio of TRL's step to the arm's, or of the first arm's step where TRL was not measured.
+    The last columns are the ratios of TRL's step to the arm's, or of the first arm's step where TRL was not measured.
     """
     rows = [{**row, "tokens_per_s": row["completion_tokens"] / row["step_s"]} for row in rows]
     middle = take_medians(rows)
-    other = "trl" if "trl" in middle.index else middle.index[0]
+    others = [name for name in PEERS if name in middle.index] or [middle.index[0]]
     phases = {"sync": "sync_s", "sampling": "sample_s", "grading": "grade_s", "log-probs": "logprobs_s"}
     return pd.DataFrame(
         [
@@ -51,7 +51,7 @@ def tabulate_step(rows: Sequence[Row], peaks: dict[str, float]) -> pd.DataFrame:
                 "tokens": f"{values.completion_tokens:.0f}",
                 "peak GiB": f"{values.peak_gib:.2f}",
                 "update's share of peak": format_share(values, peaks),
-                f"{other} / arm": format_paired_ratio(rows, "step_s", other, arm),
+                **{f"{other} / arm": format_paired_ratio(rows, "step_s", other, arm) for other in others},
             }
             for arm, values in middle.iterrows()
         ]

@@ -28,7 +28,7 @@ from lens.grading.golds import count_failing
 from lens.grading.parallel_grader import ParallelGrader
 from lens.models.loading import load_model
 from lens.models.precision import settle_precision
-from lens.models.sharding import gather_named_weights
+from lens.models.sharding import gather_named_weights, shard_model
 from lens.problems import load_evaluation_sets
 from lens.runs import checkpoints
 from lens.runs.run import SUMMARY, read_config
@@ -65,6 +65,7 @@ def evaluate(config: DictConfig, folder: Path) -> pd.DataFrame:
         sampler = stack.enter_context(
             make_sampler(config.sampler, model, tokenizer, longest_evaluation_sequence(model, evaluator))
         )
+        shard_model(model)
         sampler.sync(gather_named_weights(model))
         seed = derive_seed(config.seed, "evaluation")
         per_problem, answers = evaluator.evaluate(sampler, ParallelGrader(grader), seed, show_progress=is_first())

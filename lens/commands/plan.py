@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pandas as pd
 from omegaconf import DictConfig
 
-from lens.planning.forecast import GIB, make_plan
+from lens.planning.communication import GB, Communication, advise_on_replicas
+from lens.planning.forecast import GIB, Plan, make_plan
 from lens.terminal import show_table
 
 
@@ -54,10 +55,26 @@ def show_plan(config: DictConfig) -> None:
     shown.append(("in all", "", f"{total:,.1f}"))
     show_table("Cost", pd.DataFrame(shown, columns=["part", "million tokens", "GPU-hours"]))
     print(f"{total / config.num_gpus:,.1f} hours on {config.num_gpus} GPU(s), if none waits for another.")
+    if config.num_gpus > 1:
+        show_communication(made)
     print(
         f"Assumed: {config.mean_prompt_length} + {made.tokens_an_answer} tokens a sequence on average; "
         f"{config.gpu_tflops} TFLOP/s at {config.training_utilization:.0%} in training; "
         f"{config.gpu_bandwidth_gbs} GB/s at {config.generation_utilization:.0%} in decoding, prompts free; "
         f"{config.trained_share:.0%} of answers with an advantage; weights, gradients and optimizer state in equal "
-        f"parts on all GPUs; grading beside the GPUs; no communication."
+        f"parts on the GPUs that share a copy; grading beside the GPUs; hours without communication."
     )
+
+
+def show_communication(made: Plan) -> None:
+    """Print what a GPU exchanges in a step, how long its links take, and whether replicas would pay."""
+    config = made.config
+    counted = Communication(made, made.shards)
+    rows = [(each.what, each.bytes / GB, counted.seconds(each)) for each in counted.exchanges()]
+    rows.append(("in all", sum(row[1] for row in rows), sum(row[2] for row in rows)))
+    shown = [(name, f"{size:,.2f}", f"{seconds:,.3f}") for name, size, seconds in rows]
+    copies = f"{counted.replicas} cop{'y' if counted.replicas == 1 else 'ies'} of the model on {made.shards} GPUs each"
+    links = f"{config.node_link_gbs} GB/s within a node of {config.gpus_per_node}, {config.link_gbs} between nodes"
+    title = f"What a GPU receives in a step: {copies}, {counted.microbatches} micro-batch(es); {links}"
+    show_table(title, pd.DataFrame(shown, columns=["what", "GB", "seconds, if nothing overlaps"]))
+    print(advise_on_replicas(made))

@@ -27,16 +27,17 @@ from lens.commands.assembly import (
     model_path,
     use_threads,
 )
+from lens.commands.host_needs import check_host_needs
 from lens.commands.training_set import TrainingSet, announce_plan, hash_all_prompts
 from lens.config.callables import check_loss, check_objective, check_shaping
-from lens.config.checks import check_training, check_values
+from lens.config.checks import check_shard_degree, check_training, check_values
 from lens.distributed.collectives import barrier, is_first, world_size
 from lens.distributed.stop_signals import StopSignals
 from lens.errors import RunFailed
 from lens.files import replacing, write_json
 from lens.grading.parallel_grader import ParallelGrader
 from lens.models.layers import check_layers
-from lens.models.loading import load_model
+from lens.models.loading import DTYPES, load_model
 from lens.models.lora import add_adapters, check_adapters, load_adapters
 from lens.models.precision import settle_precision
 from lens.models.probe import check_forward_pass, make_probe
@@ -92,6 +93,7 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
     """
     check_values(config)
     check_training(config, world_size())
+    check_shard_degree(config, world_size())
     objective, stages = instantiate(config.objective), make_stages(config)
     token_level = check_objective(objective, config.trainer.rollouts.num_generations)
     check_loss(Loss.build(config).surrogate, token_level)
@@ -181,7 +183,8 @@ def load_models(
     adds the adapters later.
 
     Raises:
-        ConfigError: there is no such model, or its layers cannot do what the config asks.
+        ConfigError: there is no such model, its layers cannot do what the config asks, or the host has too little
+            memory.
     """
     name, lora = model_path(config), config.model.lora
     source = name if lora or start.checkpoint is None else start.checkpoint
@@ -191,6 +194,7 @@ def load_models(
     check_layers(model, config.trainer.memory)
     needs_reference |= config.loss.beta > 0
     reference = load_model(name, **loading_options(config))[0] if needs_reference else None
+    check_host_needs(config, model, reference)
     return model, tokenizer, reference
 
 
@@ -205,8 +209,11 @@ def prepare_weights(
         add_adapters(model, config.model.lora, derive_seed(config.seed, "lora"))
         if start.checkpoint:
             load_adapters(start.checkpoint / ADAPTER_FOLDER, model)
+    memory = config.trainer.memory
+    # Compiled layers keep the weights of norms with the others, whose type they would get.
+    gathered = None if memory.torch_compile or memory.autocast is None else DTYPES[memory.autocast]
     for sharded in filter(None, (model, reference)):
-        shard_model(sharded)
+        shard_model(sharded, gathered, memory.data_parallel_shard_degree)
 
 
 def make_tracker(config: DictConfig, start: Start, wandb_mode: str) -> Tracker | SilentTracker:

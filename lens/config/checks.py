@@ -123,6 +123,7 @@ RULES: dict[str, Rule] = {
     "trainer.memory.logits_chunk_size": at_least(1),
     "trainer.memory.gradient_checkpointing": (bool, lambda v: True, "true or false"),
     "trainer.memory.torch_compile": (bool, lambda v: True, "true or false"),
+    "trainer.memory.data_parallel_shard_degree": at_least(1),
     "trainer.grad_share_every": at_least(0),
     "trainer.negative_answers": at_least(1),
     "trainer.negative_answers_by": one_of("size", "answer"),
@@ -165,17 +166,20 @@ RULES: dict[str, Rule] = {
     "sampler.parity_every": at_least(0),
     "sampler.max_logp_difference": POSITIVE,
     "sampler.max_mean_logp_difference": POSITIVE,
-    "part": one_of("sampling", "step", "update", "scaling", "objective"),
+    "part": one_of("sampling", "step", "update", "scaling", "objective", "memory"),
     "rounds": at_least(1),
     "warmup": at_least(0),
     "peak_size": at_least(1),
     "naive.sequences": at_least(1),
     "made_up.shortest_share": number(lambda v: 0 < v <= 1, "a share in (0, 1]"),
     "made_up.silent_share": number(lambda v: 0 <= v <= 1, "a share in [0, 1]"),
+    "memory.num_layers": at_least(1),
+    "memory.hidden_size": at_least(1),
+    "memory.vocab_size": at_least(1),
     "scaling.sampled": (bool, lambda v: True, "true or false"),
     "trl.per_device_train_batch_size": at_least(1),
     "trl.gradient_checkpointing": (bool, lambda v: True, "true or false"),
-    "model.attention": one_of("sdpa", "eager", "flash_attention_2", "flash_attention_3"),
+    "model.attention": one_of("sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3"),
     "model.lora": (
         DictConfig,
         lambda v: set(v) == LORA,
@@ -190,7 +194,7 @@ RULES: dict[str, Rule] = {
 }
 NULLABLE = {
     *("trainer.memory.autocast", "trainer.memory.num_threads", "trainer.checkpoints.keep_best", "trainer.max_entropy"),
-    "trainer.negative_answers",
+    *("trainer.negative_answers", "trainer.memory.data_parallel_shard_degree"),
     *("loss.dual_clip", "loss.ratio_min"),
     *("objective.scale_mixed", "objective.scale_negative", "objective.rho"),
     *("sampler.max_model_len", "sampler.kv_cache_space", "model.attention", "model.lora", "model.prompt.date"),
@@ -215,6 +219,18 @@ def check_values(config: DictConfig, rules: Mapping[str, Rule] = RULES) -> None:
         if not (right_kind and holds(value)):
             or_null = ", or null" if key in NULLABLE and "null" not in valid else ""
             raise ConfigError(key, value, f"must be {valid}{or_null}")
+
+
+def check_shard_degree(config: DictConfig, num_processes: int) -> None:
+    """Refuse shards of which the processes do not form a whole number of copies of the model.
+
+    Raises:
+        ConfigError: trainer.memory.data_parallel_shard_degree does not divide the number of processes.
+    """
+    degree = config.trainer.memory.data_parallel_shard_degree
+    if degree is not None and num_processes % degree:
+        valid = f"must be null, or a divisor of {num_processes}, the number of processes"
+        raise ConfigError("trainer.memory.data_parallel_shard_degree", degree, valid)
 
 
 def check_training(config: DictConfig, num_processes: int = 1) -> None:

@@ -32,6 +32,7 @@ ROUNDING = (
     "trainer.memory.gradient_checkpointing",
     "trainer.memory.torch_compile",
     "trainer.memory.num_threads",
+    "trainer.memory.data_parallel_shard_degree",
     "sampler.max_num_seqs",
 )
 

@@ -71,8 +71,16 @@ def gather_objects(value: T) -> list[T]:
 
 
 def is_true_anywhere(flag: bool) -> bool:
-    """Return whether the flag is true in at least one process."""
-    return any(gather_objects(flag))
+    """Return whether the flag is true in at least one process.
+
+    The flag travels as a byte on the CPU: this is asked before each micro-batch, and must neither pickle nor wait for
+    a GPU.
+    """
+    if world_size() == 1:
+        return flag
+    found = torch.tensor([flag], dtype=torch.uint8)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return bool(found.item())
 
 
 def stop_together() -> None:

@@ -51,7 +51,7 @@ def check_layers(model: PreTrainedModel, memory: DictConfig) -> None:
     if memory.torch_compile:
         find_layers(model, "trainer.memory.torch_compile")
         try:
-            torch.compile(torch.sin)(torch.ones(1, device=model.device))
+            torch.compile(torch.sin)(torch.ones(1, device="cuda" if torch.cuda.is_available() else "cpu"))
         except torch._dynamo.exc.TorchDynamoException as error:
             valid = (
                 f"must be false, unless the machine has what torch.compile needs ({str(error).strip().splitlines()[0]})"

@@ -8,12 +8,14 @@ checkpoints never see that name: they get the sum of a layer's own and adapter w
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -63,11 +65,26 @@ def add_adapters(model: PreTrainedModel, settings: DictConfig, seed: int) -> Non
         task_type="CAUSAL_LM",
         base_model_name_or_path=model.name_or_path,
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), lending_weights(model):
         torch.manual_seed(seed)
         inject_adapter_in_model(chosen, model, ADAPTER)
     chosen.target_modules = sorted(chosen.target_modules)
     model.eval()
+
+
+@contextmanager
+def lending_weights(model: PreTrainedModel) -> Iterator[None]:
+    """Lend each linear layer without weights some on the CPU that take no memory: peft puts adapters beside weights."""
+    empty = [m for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and m.weight.is_meta]
+    own = [module.weight for module in empty]
+    for module, weight in zip(empty, own, strict=True):
+        lent = torch.zeros((), dtype=weight.dtype, device="cpu").expand(weight.shape)
+        module.weight = nn.Parameter(lent, requires_grad=weight.requires_grad)
+    try:
+        yield
+    finally:
+        for module, weight in zip(empty, own, strict=True):
+            module.weight = weight.requires_grad_(module.weight.requires_grad)
 
 
 def has_adapters(model: nn.Module) -> bool:
@@ -92,6 +109,8 @@ def iterate_plain_weights(model: nn.Module, *, remove_duplicate: bool) -> Iterat
         with torch.no_grad():
             added = model.get_submodule(layer).get_delta_weight(ADAPTER) if own == "weight" else 0
             weight = parameter + added
+            if isinstance(weight, DTensor):
+                weight = weight.redistribute(placements=parameter.placements)
         yield f"{layer}.{own}", weight
 
 

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from lens.errors import ConfigError
 from lens.models.layers import find_decoder
-from lens.models.shared_prompts import SHARED_PROMPTS, Sharing
+from lens.models.prompt_sharing import Sharing
+from lens.models.shared_prompts import FLEX_SHARED_PROMPTS, SHARED_PROMPTS
 from lens.sampling.memory import mixes_by_attention
 from lens.sampling.rollouts import Rollouts
 
@@ -97,7 +98,7 @@ def is_flat(model: PreTrainedModel) -> bool:
 
 def shares_prompts(model: PreTrainedModel) -> bool:
     """Return whether completions of a question can share the pass over their prompt."""
-    return model.config._attn_implementation == SHARED_PROMPTS
+    return model.config._attn_implementation in (SHARED_PROMPTS, FLEX_SHARED_PROMPTS)
 
 
 @torch.no_grad()

@@ -60,12 +60,14 @@ def coarsest_dtype(model: PreTrainedModel, autocast: str | None) -> str:
 def check_forward_pass(model: PreTrainedModel, forward_pass: ForwardPass, rollouts: Rollouts) -> None:
     """Compare both ways of computing on two completions of one prompt; see `make_probe`.
 
-    They are compared in the data type of the weights, where little is left to rounding, and then with autocast.
+    They are compared in the data type of the weights, where little is left to rounding, and then with autocast. Where
+    weights are gathered in the narrower type, both ways compute with autocast alone.
 
     Raises:
         ConfigError: they differ by more than TOLERANCES allow.
     """
-    autocasts = dict.fromkeys((None, forward_pass.autocast))
+    gathered = getattr(model, "gathered", None)
+    autocasts = dict.fromkeys((None, forward_pass.autocast) if gathered is None else (forward_pass.autocast,))
     passes = [replace(forward_pass, autocast=autocast) for autocast in autocasts]
     for autocast, found in zip(autocasts, compare_forward_passes(model, passes, rollouts), strict=True):
         if not is_within(found, TOLERANCES[coarsest_dtype(model, autocast)]):
@@ -130,7 +132,10 @@ def compare_forward_passes(
 
     (temperature,) = {each.temperature for each in passes}
     model.zero_grad()
-    theirs, their_gradients = differentiate(rate_plainly(model, rollouts, temperature))
+    gathered = getattr(model, "gathered", None)
+    with torch.autocast(model.device.type, gathered, enabled=gathered is not None):
+        plainly = rate_plainly(model, rollouts, temperature)
+    theirs, their_gradients = differentiate(plainly)
     found = []
     for each in passes:
         ours, our_gradients = differentiate(each.rate_packs(model, rollouts, [[0, 1]], entropies=False).logprobs)

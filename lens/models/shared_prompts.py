@@ -5,14 +5,13 @@ each token once. For attention alone the row is spread into a batch with one com
 its prompt. There plain causal attention is enough: no mask is needed, and no work goes to completions that must not see
 each other.
 
-Importing this module registers the attention with transformers as SHARED_PROMPTS.
+On a GPU one kernel does that without copies; see lens/models/flex_attention.py.
+
+Importing this module registers both with transformers, as SHARED_PROMPTS and FLEX_SHARED_PROMPTS.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,72 +22,13 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from lens.models.group_attention import Group, GroupAttention, Scratch
+from lens.models.flex_attention import flex_row_attention, make_block_mask
+from lens.models.group_attention import GroupAttention
+from lens.models.prompt_sharing import Sharing
 
-SHARED_PROMPTS = "sdpa_shared_prompts"  # its name among transformers' attention implementations
-
-
-@dataclass
-class Sharing:
-    """Maps the T tokens of a row to a batch of N completions with their prompts, of at most S tokens each.
-
-    Attributes:
-        places: int64 [N, S], position in the row of the token at each place of the batch; 0 beyond a completion's end,
-            where the value does not matter.
-        home: int64 [T], the place (n * S + s) that each token's output is taken from. For a prompt it is that of its
-            first completion.
-        prompts: for each pack: position in the row of the prompt's first token, length of the prompt, number n of its
-            first completion, and number of its completions.
-        uses: how often an attention layer has used it.
-        scratch: memory that the layers reuse one after the other.
-    """
-
-    places: Tensor
-    home: Tensor
-    prompts: list[tuple[int, int, int, int]]
-    uses: int = field(default=0, compare=False)
-    scratch: Scratch = field(default_factory=Scratch, compare=False)
-
-    @classmethod
-    def of(cls, prompts: Sequence[int], completions: Sequence[Sequence[int]]) -> Sharing:
-        """Make the map for packs in a row.
-
-        Args:
-            prompts: number of tokens of each pack's prompt.
-            completions: numbers of tokens of each pack's completions, which follow the prompt.
-        """
-        longest = max(prompt + max(lengths) for prompt, lengths in zip(prompts, completions, strict=True))
-        places = torch.zeros(sum(map(len, completions)), longest, dtype=torch.long)
-        home = torch.empty(sum(prompts) + sum(map(sum, completions)), dtype=torch.long)
-        start, row, found = 0, 0, []
-        for prompt, lengths in zip(prompts, completions, strict=True):
-            found.append((start, prompt, row, len(lengths)))
-            places[row : row + len(lengths), :prompt] = torch.arange(start, start + prompt)
-            home[start : start + prompt] = row * longest + torch.arange(prompt)
-            start += prompt
-            for length in lengths:
-                places[row, prompt : prompt + length] = torch.arange(start, start + length)
-                home[start : start + length] = row * longest + torch.arange(prompt, prompt + length)
-                start, row = start + length, row + 1
-        return cls(places, home, found)
-
-    def to(self, device: torch.device) -> Sharing:
-        """Return a copy on a device."""
-        return Sharing(self.places.to(device), self.home.to(device), self.prompts)
-
-    @cached_property
-    def groups(self) -> list[Group]:
-        """The groups for `GroupAttention`: one for each prompt, and one for its completions."""
-        size, found = self.places.shape[1], []
-        ends = [start for start, *_ in self.prompts[1:]] + [len(self.home)]
-        for (start, prompt, first, count), end in zip(self.prompts, ends, strict=True):
-            found.append(Group(start, 0, torch.arange(start, start + prompt)[None]))
-            own = self.home[start + prompt : end]  # of the completions' tokens
-            longest = int((own % size).max()) + 1 - prompt
-            held = (own // size - first) * longest + own % size - prompt
-            tokens = self.places[first : first + count, : prompt + longest]
-            found.append(Group(start + prompt, prompt, tokens, held if len(held) < count * longest else None))
-        return found
+# Names among transformers' attention implementations.
+SHARED_PROMPTS = "sdpa_shared_prompts"
+FLEX_SHARED_PROMPTS = "flex_attention_shared_prompts"
 
 
 class Spread(Function):
@@ -173,6 +113,29 @@ def shared_prompts_attention(
     return Collect.apply(output.flatten(2), sharing).view(1, len(sharing.home), *output.shape[2:]), None
 
 
+@torch.compiler.disable  # the kernel is compiled by itself
+def flex_shared_prompts_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    sharing: Sharing | None = None,
+    sliding_window: int | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Compute what `shared_prompts_attention` computes, with FlexAttention where prompts are shared."""
+    if sharing is None or options.get("dropout") or query.shape[3] != value.shape[3]:
+        return shared_prompts_attention(
+            module, query, key, value, attention_mask, sharing=sharing, sliding_window=sliding_window, **options
+        )
+    sharing.uses += 1
+    if sliding_window not in sharing.block_masks:
+        sharing.block_masks[sliding_window] = make_block_mask(sharing, sliding_window)
+    row = flex_row_attention(query, key, value, sharing.block_masks[sliding_window], options.get("scaling"))
+    return row.transpose(1, 2), None
+
+
 def make_window_mask(length: int, size: int | None, device: torch.device) -> Tensor | None:
     """Return a causal mask, bool [1, 1, length, length], in which a token sees ``size`` tokens, itself included.
 
@@ -184,5 +147,9 @@ def make_window_mask(length: int, size: int | None, device: torch.device) -> Ten
     return (sees & ~sees.tril(-size))[None, None]
 
 
-AttentionInterface.register(SHARED_PROMPTS, shared_prompts_attention)
-AttentionMaskInterface.register(SHARED_PROMPTS, sdpa_mask)
+for name, attention in {
+    SHARED_PROMPTS: shared_prompts_attention,
+    FLEX_SHARED_PROMPTS: flex_shared_prompts_attention,
+}.items():
+    AttentionInterface.register(name, attention)
+    AttentionMaskInterface.register(name, sdpa_mask)

@@ -15,29 +15,16 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from lens.config.callables import check_objective
-from lens.config.checks import POSITIVE, at_least, check_training, check_values, number
+from lens.config.checks import check_shard_degree, check_training, check_values
 from lens.errors import ConfigError
 from lens.models.loading import DTYPES
 from lens.models.precision import resolve_autocast
 from lens.objectives.inputs import find_inputs
 from lens.planning.architecture import Architecture, architecture_of
 from lens.planning.counting import num_problems
+from lens.planning.rules import RULES
 
 GIB = 2**30
-SHARE = number(lambda v: 0 < v <= 1, "a share in (0, 1]")
-RULES = {
-    "num_gpus": at_least(1),
-    "gpu_memory_gib": POSITIVE,
-    "usable_memory": SHARE,
-    "gpu_tflops": POSITIVE,
-    "gpu_bandwidth_gbs": POSITIVE,
-    "training_utilization": SHARE,
-    "generation_utilization": SHARE,
-    "mean_prompt_length": at_least(1),
-    "mean_completion_length": at_least(1),
-    "trained_share": SHARE,
-    "kept_share": SHARE,
-}
 
 
 @dataclass(frozen=True)
@@ -125,10 +112,15 @@ class Plan:
         """Return the bytes of the keys and values of the longest sequence."""
         return 2 * self.model.layers * self.model.kv_width * self.engine_bytes * self.longest
 
+    @property
+    def shards(self) -> int:
+        """Return how many GPUs share a copy of the model."""
+        return self.config.trainer.memory.data_parallel_shard_degree or self.config.num_gpus
+
     def states(self) -> dict[str, float]:
         """Return what takes memory in both phases, in bytes."""
-        shard = self.model.parameters * self.weight_bytes / self.config.num_gpus
-        trained = self.model.trained / self.config.num_gpus
+        shard = self.model.parameters * self.weight_bytes / self.shards
+        trained = self.model.trained / self.shards
         states = {"weights": shard, "optimizer state (AdamW)": 2 * trained * self.kept_bytes}
         if self.kept_bytes > self.weight_bytes:
             states["master weights (float32)"] = trained * self.kept_bytes
@@ -143,7 +135,7 @@ class Plan:
         if self.separate_engine:
             engine = self.model.parameters * self.engine_bytes / self.config.sampler.tensor_parallel_size
             return {"engine's weights": engine}
-        gathered = self.model.parameters * self.weight_bytes if self.config.num_gpus > 1 else 0
+        gathered = self.model.parameters * self.weight_bytes if self.shards > 1 else 0
         return {"engine's weights": gathered}
 
     def update(self) -> dict[str, float]:
@@ -158,9 +150,9 @@ class Plan:
         chunk = min(trainer.memory.logits_chunk_size, tokens)
         copies = 1 if model.adapters else 2  # a frozen block has no gradient
         block = model.parameters - (model.layers - 1) * model.layer  # all but the layers whose turn it is not
-        gathered = copies * block * self.weight_bytes if self.config.num_gpus > 1 else 0
+        gathered = copies * block * self.weight_bytes if self.shards > 1 else 0
         needs = {
-            "gradients": model.trained * self.kept_bytes / self.config.num_gpus,
+            "gradients": model.trained * self.kept_bytes / self.shards,
             "embeddings, head and a layer, gathered, with gradients": gathered,
             "activations": activations,
             f"logits ({chunk:,} x {model.vocabulary:,}, three in float32)": 3 * chunk * model.vocabulary * 4,
@@ -176,6 +168,10 @@ class Plan:
     @property
     def usable(self) -> float:
         return self.config.usable_memory * self.config.gpu_memory_gib * GIB
+
+    def memory_needed(self) -> float:
+        """Return the bytes of a GPU's memory that the update needs."""
+        return sum(self.states().values()) + sum(self.update().values())
 
     @property
     def room_for_cache(self) -> float:
@@ -205,7 +201,8 @@ class Plan:
                 "trainer.rollouts.num_prompts_per_rollout", config.trainer.rollouts.num_prompts_per_rollout, valid
             )
         have = f"{self.usable / GIB:.1f} GiB of {config.gpu_memory_gib} can be used"
-        needed = sum(self.states().values()) + sum(self.update().values())
+        check_shard_degree(config, config.num_gpus)
+        needed = self.memory_needed()
         if needed > self.usable:
             largest, size = max((self.states() | self.update()).items(), key=lambda item: item[1])
             valid = f"the update needs {needed / GIB:.1f} GiB a GPU, {size / GIB:.1f} of it for {largest}; {have}"
@@ -235,10 +232,21 @@ class Plan:
     def tokens_an_answer(self) -> int:
         return min(self.config.mean_completion_length, self.config.trainer.rollouts.max_completion_length)
 
+    @property
+    def mean_prompt(self) -> int:
+        return min(self.config.mean_prompt_length, self.config.model.prompt.max_length)
+
+    @property
+    def rating_passes(self) -> int:
+        """Return how often each sampled answer passes through the model, or its reference, without a gradient."""
+        rollouts = self.config.trainer.rollouts
+        rated = "trainer" in (rollouts.old_logprobs, rollouts.confidence) or "entropies" in self.asked
+        return rated + self.has_reference
+
     def hours(self) -> dict[str, tuple[float, float]]:
         """Return the tokens and GPU-hours of each part of the run, at the mean lengths."""
         config, model = self.config, self.model
-        prompt, answer = min(config.mean_prompt_length, config.model.prompt.max_length), self.tokens_an_answer
+        prompt, answer = self.mean_prompt, self.tokens_an_answer
         whole = prompt + answer
         flop_rate = config.gpu_tflops * 1e12 * config.training_utilization
         forward = model.forward_flops(whole / 2)  # per token, for one in the middle of its sequence
@@ -258,9 +266,7 @@ class Plan:
         # Each costs as much as a forward pass: the forward pass itself, the gradients of activations, the gradients of
         # weights (not for frozen ones), and the second forward pass of gradient checkpointing.
         backward = (2 + (not model.adapters) + config.trainer.memory.gradient_checkpointing) * forward
-        rollouts = config.trainer.rollouts
-        rated = "trainer" in (rollouts.old_logprobs, rollouts.confidence) or "entropies" in self.asked
-        passes = rated + self.has_reference
+        passes = self.rating_passes
         parts = {
             "generation for training": (sampled * answer, sampled * answer * seconds_a_token),
             "generation for evaluation": (

@@ -10,9 +10,6 @@ import json
 import pickle
 import re
 import shutil
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,16 +19,18 @@ import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lens import __version__
 from lens.distributed.collectives import failing_together, gather_tensor, is_first, world_size
 from lens.errors import ConfigError, FailedElsewhere, RunFailed
 from lens.files import checksum, flush_to_disk
+from lens.models.hollow import SHARDS_FOLDER, silence_one_process_warning
 from lens.models.lora import iterate_adapter_weights, save_adapters
 from lens.models.master_weights import empty_state
 from lens.models.sharding import gather_weights
+from lens.runs.parts import can_be_in_parts, join_parts, name_weights, save_description, save_parts
 from lens.seeding import random_states
 
 ADAPTER_FOLDER = "adapter"  # beside the model's files, transformers would load them by itself
@@ -40,6 +39,7 @@ STATE_FILE = "training_state.pt"
 CHECKSUMS_FILE = "checksums.json"
 UNFINISHED = ".unfinished"
 REPLACED = f".replaced{UNFINISHED}"
+TRAINING_ONLY = (OPTIMIZER_FOLDER, STATE_FILE, CHECKSUMS_FILE)  # what a model's own folder does not need
 NEEDED = {"step", "config", "prompts", "random", "param_groups"}  # keys that every training state has
 
 
@@ -61,12 +61,10 @@ class CheckpointFolder:
         tokenizer: PreTrainedTokenizerBase,
         optimizer: torch.optim.Optimizer,
         state: dict[str, Any],
-        *,
-        keep: int,
-        best: int | None = None,
+        **choices: Any,
     ) -> Path:
         """Save a checkpoint with the run's identity: see `save_checkpoint`."""
-        return save_checkpoint(self.path, model, tokenizer, optimizer, {**self.identity, **state}, keep=keep, best=best)
+        return save_checkpoint(self.path, model, tokenizer, optimizer, {**self.identity, **state}, **choices)
 
 
 def save_checkpoint(
@@ -78,11 +76,12 @@ def save_checkpoint(
     *,
     keep: int,
     best: int | None = None,
+    whole: bool = False,
 ) -> Path:
     """Write checkpoints/step_*/ (Hugging Face format, plus the training state), and remove old checkpoints.
 
-    All processes call it together. Each writes its shard of the optimizer's state; the first writes everything else. If
-    one of them cannot write, all raise.
+    All processes call it together. Each writes its part of the weights and of the optimizer's state, so that none
+    gathers them; the first writes everything else. If one of them cannot write, all raise.
 
     Args:
         folder: the run's checkpoints folder.
@@ -92,6 +91,7 @@ def save_checkpoint(
         state: plain values and tensors; ``state["step"]`` names the checkpoint.
         keep: how many checkpoints to keep: the latest, up to this one.
         best: the step of one more checkpoint to keep.
+        whole: make whole files of the parts of the weights, which anybody can load. One process writes no parts.
 
     Returns:
         The checkpoint's folder.
@@ -107,11 +107,16 @@ def save_checkpoint(
             if is_first():
                 shutil.rmtree(unfinished, ignore_errors=True)
                 unfinished.mkdir(parents=True)
-        save_optimizer(unfinished / OPTIMIZER_FOLDER, model, optimizer)
-        weights = gather_weights(model)
+        save_parts(unfinished / OPTIMIZER_FOLDER, name_optimizer_tensors(model, optimizer))
+        in_parts = can_be_in_parts(model)
+        if in_parts:
+            save_parts(unfinished / SHARDS_FOLDER, name_weights(model))
+        weights = None if in_parts else gather_weights(model)
         adapters = {name: gather_tensor(parameter.detach()) for name, parameter in iterate_adapter_weights(model)}
         with failing_together():
             if is_first():
+                if in_parts and whole:
+                    join_parts(unfinished)
                 write_files(unfinished, model, weights, adapters, tokenizer, optimizer, state)
                 put_in_place(unfinished, target)
                 prune_checkpoints(folder, state["step"], keep=keep, best=best)
@@ -125,18 +130,6 @@ def save_checkpoint(
     return target
 
 
-def save_optimizer(folder: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> None:
-    """Write the optimizer's tensors, each process its shard, and wait until they are on disk.
-
-    Raises:
-        CheckpointException: some process could not write; it is raised in all.
-    """
-    if tensors := name_optimizer_tensors(model, optimizer):
-        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-        with silence_one_process_warning():
-            dcp.save(tensors, storage_writer=writer, no_dist=world_size() == 1)
-
-
 def write_files(
     folder: Path,
     model: PreTrainedModel,
@@ -146,11 +139,14 @@ def write_files(
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
 ) -> None:
-    """Write all files of one checkpoint but the optimizer's tensors, and wait until the whole folder is on disk.
+    """Write all files of one checkpoint but those in parts, and wait until the whole folder is on disk.
 
     ``weights`` is what `gather_weights` returned. The other arguments are those of `save_checkpoint`.
     """
-    model.save_pretrained(folder, state_dict=weights)
+    if can_be_in_parts(model):
+        save_description(model, folder)
+    else:
+        model.save_pretrained(folder, state_dict=weights)
     if adapters:
         save_adapters(folder / ADAPTER_FOLDER, model, adapters)
     tokenizer.save_pretrained(folder)
@@ -204,14 +200,6 @@ def restore_optimizer(
         dcp.load(tensors, storage_reader=reader, no_dist=world_size() == 1)
 
 
-@contextmanager
-def silence_one_process_warning() -> Iterator[None]:
-    """Silence torch's warning that it assumes a single process."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
-        yield
-
-
 def prune_checkpoints(folder: Path, step: int, *, keep: int, best: int | None) -> None:
     """Remove old checkpoints up to a step, and what a kill left behind.
 
@@ -248,8 +236,12 @@ def read_step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step_"))
 
 
-def load_state(checkpoint: Path) -> dict[str, Any]:
+def load_state(checkpoint: Path, key: str = "resume") -> dict[str, Any]:
     """Load the training state of a checkpoint, after comparing all its files with their checksums.
+
+    Args:
+        checkpoint: the folder of the checkpoint.
+        key: the config key that names it, for error messages.
 
     Raises:
         ConfigError: it is not a checkpoint of a run, lens 0.1 wrote it, or a file is missing or damaged.
@@ -261,23 +253,23 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
         damaged = [name for name, value in sums.items() if checksum(checkpoint / name) != value]
     except (OSError, ValueError, AttributeError) as error:
         valid = f"must be a complete checkpoint of a run, or the run's folder ({first_line(error)})"
-        raise ConfigError("resume", str(checkpoint), valid) from error
+        raise ConfigError(key, str(checkpoint), valid) from error
     if damaged:
-        raise ConfigError("resume", str(checkpoint), f"must be a complete checkpoint (damaged: {', '.join(damaged)})")
+        raise ConfigError(key, str(checkpoint), f"must be a complete checkpoint (damaged: {', '.join(damaged)})")
     try:
         state = torch.load(checkpoint / STATE_FILE, weights_only=True)
         missing = NEEDED - state.keys()
     except (OSError, RuntimeError, pickle.UnpicklingError, AttributeError) as error:
         valid = f"must be a checkpoint of this program ({STATE_FILE}: {first_line(error)})"
-        raise ConfigError("resume", str(checkpoint), valid) from error
+        raise ConfigError(key, str(checkpoint), valid) from error
     if "lens_version" not in state:
         valid = "must be a checkpoint of lens 0.2; lens 0.1 wrote it, and can resume it"
-        raise ConfigError("resume", str(checkpoint), valid)
+        raise ConfigError(key, str(checkpoint), valid)
     if missing:
         valid = (
             f"must be a checkpoint of this version of the program ({STATE_FILE} has no {', '.join(sorted(missing))})"
         )
-        raise ConfigError("resume", str(checkpoint), valid)
+        raise ConfigError(key, str(checkpoint), valid)
     return state
 
 

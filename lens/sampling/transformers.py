@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from lens.distributed.collectives import world_size
+from lens.distributed.room import make_room
 from lens.errors import ConfigError
 from lens.problems.prompts import Prompt
 from lens.progress import progress_bar
@@ -48,7 +49,9 @@ class TransformersSampler:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, max_num_seqs: int):
         shared = world_size() > 1
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = copy.deepcopy(model).requires_grad_(False).to(device) if shared else model
+        self.model = copy.deepcopy(model).requires_grad_(False) if shared else model
+        if shared:
+            make_room(self.model, device)  # a model that is yet to be read is copied without its numbers
         self.weights = dict(self.model.named_parameters()) if shared else {}
         self.tokenizer, self.max_num_seqs = tokenizer, max_num_seqs
         self.end_tokens = torch.empty(0, dtype=torch.long)  # nothing ends what is only a trial

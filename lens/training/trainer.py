@@ -204,8 +204,8 @@ class Trainer:
         if hasattr(self.collector.objective, "state_dict"):
             synced["objective"] = self.collector.objective.state_dict()
         state = {**at.state(), **self.policy.state(), **synced, "lines": self.tracker.lines}
-        kept = {"keep": s.keep_checkpoints, "best": at.best.get("step")}
-        self.checkpoints.save(self.policy.model, self.policy.tokenizer, self.policy.optimizer, state, **kept)
+        choices = {"keep": s.keep_checkpoints, "best": at.best.get("step"), "whole": at.step == self.settings.max_steps}
+        self.checkpoints.save(self.policy.model, self.policy.tokenizer, self.policy.optimizer, state, **choices)
         self.saved_at = at.step
         self.tracker.commit()
 

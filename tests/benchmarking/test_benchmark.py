@@ -6,15 +6,14 @@ import json
 import statistics
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
-import hydra
 import pandas as pd
 import pytest
 import torch
-from omegaconf import DictConfig
 from torch.utils.flop_counter import FlopCounterMode
 
 from lens.benchmarking.arm import ArmProcess
@@ -27,45 +26,19 @@ from lens.benchmarking.measuring import (
     measure_matrix_peaks,
     take_medians,
 )
-from lens.benchmarking.meter import Meter
+from lens.benchmarking.meter import Meter, PrivateMemory
 from lens.benchmarking.naive_update import naive_gradient
 from lens.benchmarking.scaling import draw_scaling
 from lens.benchmarking.trl import check_trl
 from lens.benchmarking.workload import Workload, make_every_answer_teach, make_up_rollouts
 from lens.errors import ConfigError
-from lens.files import CONFIGS
 from lens.models.loading import load_model
 from lens.training.update import compute_gradient
 from tests.support.arms import dies, fails, is_killed
+from tests.support.benchmarks import ROUNDS, SMALL, composed
 from tests.support.command_line import ROOT, environment, run
 from tests.support.gradients import norms_in_their_own_type
 from tests.support.rounding import TOLERANCE
-
-ROUNDS = 2
-SMALL = [
-    "model=tiny",
-    "model.dtype=float32",
-    "dataset=arithmetic",
-    "dataset.arithmetic.size=20",
-    "trainer.num_prompts_per_step=2",
-    "trainer.rollouts.num_generations=4",
-    "trainer.rollouts.max_completion_length=12",
-    "trainer.memory.num_threads=1",
-    "grader.num_workers=1",
-    "engines.vllm.kv_cache_space=0.25",
-    "scaling.num_generations=[2]",
-    "scaling.max_completion_length=[6]",
-    "scaling.num_layers=[1,2]",
-    "scaling.vocab_size=[32,1000000]",
-    "naive.sequences=3",
-    "peak_size=64",
-    f"rounds={ROUNDS}",
-]
-
-
-def composed(folder: Path, *overrides: str) -> DictConfig:
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return hydra.compose("benchmark", [*SMALL, f"model.name_or_path={folder}", *overrides])
 
 
 @pytest.fixture
@@ -209,6 +182,41 @@ def test_what_lens_costs_is_its_passes_over_negative_groups(measured):
 
 def flat_gradient(model) -> torch.Tensor:
     return torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).double()
+
+
+@pytest.mark.slow
+def test_a_process_takes_memory_for_its_part_and_a_layer(measured):
+    """Of so small a model a process writes its part at once, and takes 20 MB that do not depend on the model."""
+    rows = read(measured("memory"))["rows"]
+    for row in rows:
+        assert row["whole_gib"] * 2**30 == 4 * (2 * 8000 * 512 + 4 * (4 * 512**2 + 3 * 512 * 1365 + 1024) + 512)
+        assert row["layer_gib"] * 2**30 == 4 * 8000 * 512
+        assert row["bar_gib"] == pytest.approx(1.3 * (row["whole_gib"] / row["processes"] + row["layer_gib"]))
+        assert len(row["peaks_gib"]) == row["processes"] and row["peak_gib"] == max(row["peaks_gib"])
+        share = row["whole_gib"] / row["processes"]
+        assert share < row["peak_gib"] < (1 if row["processes"] == 1 else 2) * share + row["layer_gib"] + 20 / 1024
+
+
+def wait_for_a_look(memory: PrivateMemory) -> None:
+    """Wait until its thread has looked once from the beginning, however busy the machine is."""
+    before = memory.looks
+    while memory.looks < before + 2:
+        time.sleep(0.001)
+
+
+def test_private_memory_is_what_a_block_took_and_gave_back(tmp_path):
+    size = 64 * 2**20
+    (tmp_path / "mapped").write_bytes(b"0" * size)
+    with PrivateMemory() as taken:
+        block = torch.ones(size, dtype=torch.uint8)
+        wait_for_a_look(taken)
+        del block
+    with PrivateMemory() as mapped:
+        kept = torch.from_file(str(tmp_path / "mapped"), size=size, dtype=torch.uint8)
+        assert kept.max() > 0
+        wait_for_a_look(mapped)
+    assert taken.above == pytest.approx(size / 2**30, rel=0.1)
+    assert mapped.above < 0.1 * size / 2**30
 
 
 @pytest.mark.parametrize("loss", ["ppo_clip", "gmpo"])
@@ -356,13 +364,14 @@ def test_whole_rounds_outlive_an_arm(caplog, fatal, kept):
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["part=speed"], "part='speed': must be one of sampling, step, update, scaling, objective"),
+        (["part=speed"], "part='speed': must be one of sampling, step, update, scaling, objective, memory"),
         (
             ["part=step", "arms=[verl]"],
-            "arms=['verl']: must be a list of distinct names, out of transformers, vllm, trl",
+            "arms=['verl']: must be a list of distinct names, out of transformers, vllm, trl, trl_vllm",
         ),
         (["part=step", "arms=[]"], "arms=[]: "),
         (["part=sampling", "arms=[trl]"], "arms=['trl']: must begin with a rollout engine"),
+        (["part=memory", "memory.processes=[2,0]"], "memory.processes=[2, 0]: must be a list of integers >= 1"),
         (["part=step", "rounds=0"], "rounds=0: must be an integer >= 1"),
         (["part=update", "made_up.shortest_share=0"], "made_up.shortest_share=0: must be a share in (0, 1]"),
     ],

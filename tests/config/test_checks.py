@@ -59,6 +59,7 @@ OUT_OF_BOUNDS = {
     "trainer.memory.logits_chunk_size": [0],
     "trainer.memory.gradient_checkpointing": ["yes", 1],
     "trainer.memory.torch_compile": ["yes", 1],
+    "trainer.memory.data_parallel_shard_degree": [0],
     "trainer.negative_answers": [0, 1.5],
     "trainer.negative_answers_by": ["length"],
     "trainer.grad_share_every": [-1],
@@ -114,6 +115,9 @@ OUT_OF_BOUNDS = {
     "grader.correct_from": [0, 1.1],
     "grader.reward": ["both"],
     "scaling.sampled": [1],
+    "memory.num_layers": [0],
+    "memory.hidden_size": [0],
+    "memory.vocab_size": [0],
 }
 
 

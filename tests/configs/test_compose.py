@@ -45,6 +45,7 @@ EXPERIMENTS = sorted(option for group, option in OPTIONS if group == "experiment
 PRIMARIES = sorted({file.stem for file in CONFIGS.glob("*.yaml")} - SHARED)
 REQUIRED = {
     "evaluate": ["checkpoint=x"],
+    "export": ["checkpoint=x", "target=y"],
     "report": ["runs=x"],
     "audit_grades": ["run=x"],
     "regrade": ["run=x"],

@@ -65,7 +65,10 @@ CASES = {
         "with an entropy bonus": {"entropy_coef": 0.5},
         "with layers computed again": {"gradient_checkpointing": True},
     }.items()
-} | {"in mixed precision": make_case("float32", autocast="bfloat16")}
+} | {
+    "in mixed precision": make_case("float32", autocast="bfloat16"),
+    "in bfloat16": make_case("bfloat16", max_tokens_per_microbatch=80),
+}
 COMPILED = {f"with compiled layers, {dtype}": make_case(dtype, torch_compile=True) for dtype in TOLERANCE}
 IN_BFLOAT16 = 0.01  # other micro-batches round otherwise
 
@@ -76,11 +79,19 @@ def gradients(experience, tiny_folder, logs, tmp_path_factory) -> list[dict]:
     return found_by(experience, tiny_folder, CASES, logs, tmp_path_factory.mktemp("gradients"))
 
 
-def found_by(experience: Experience, model: Path, cases: dict, logs: Path, folder: Path) -> list[dict]:
-    """Gradients of the same rollouts, by one process and by two."""
+def found_by(
+    experience: Experience,
+    model: Path,
+    cases: dict,
+    logs: Path,
+    folder: Path,
+    several: int = 2,
+    degree: int | None = None,
+) -> list[dict]:
+    """Gradients of the same rollouts, by one process and by several, so many of which share a copy of the weights."""
     found = []
-    for processes in (1, 2):
-        job = {"experience": experience.state(), "model": str(model), "cases": cases}
+    for processes in (1, several):
+        job = {"experience": experience.state(), "model": str(model), "cases": cases, "degree": degree}
         torch.save(job, folder / "job.pt")
         result = run("tests/support/shared_gradient.py", folder, folder=logs, processes=processes)
         assert result.code == 0, result.stderr
@@ -100,11 +111,20 @@ def test_gradients_of_compiled_layers_are_those_of_one_process(experience, tiny_
         assert_same_gradients(*found, COMPILED, case)
 
 
+def test_gradients_of_two_replicas_of_two_shards_are_those_of_one_process(experience, tiny_folder, logs, tmp_path):
+    cases = {name: CASES[name] for name in ("several, float32", "several, float64", "in mixed precision")}
+    one, four = found_by(experience, tiny_folder, cases, logs, tmp_path, several=4, degree=2)
+    for case in cases:
+        assert_same_gradients(one, four, cases, case)
+        assert four[case]["held"] == pytest.approx(one[case]["held"] / 2, rel=0.01)
+        assert all(torch.equal(four[case]["weights"][name], tensor) for name, tensor in one[case]["weights"].items())
+
+
 def assert_same_gradients(by_one: dict, by_two: dict, cases: dict, case: str) -> None:
     """Gradient, metrics, log-probabilities and entropies agree as far as the data type lets them."""
     one, two = by_one[case], by_two[case]
     dtype, _, forward_pass = cases[case]
-    tolerance = IN_BFLOAT16 if forward_pass["autocast"] else TOLERANCE[dtype]
+    tolerance = IN_BFLOAT16 if "bfloat16" in (dtype, forward_pass["autocast"]) else TOLERANCE[dtype]
     difference = error(two["gradient"], one["gradient"])
     print(f"{case}: the gradient differs by {difference:.1e} of its norm")
     assert difference < tolerance
@@ -112,6 +132,18 @@ def assert_same_gradients(by_one: dict, by_two: dict, cases: dict, case: str) ->
         assert two["metrics"][name] == pytest.approx(value, rel=10 * tolerance, abs=tolerance), name
     for name in ("logprobs", "entropies"):
         torch.testing.assert_close(two[name], one[name], atol=max(tolerance, 1e-6), rtol=0)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_weights_travel_as_they_are_computed_with_and_gradients_in_float32_or_wider(gradients, case):
+    _, two = gradients
+    gathered = [dtype for name, dtype in two[case]["exchanges"] if "gather" in name]
+    reduced = [dtype for name, dtype in two[case]["exchanges"] if "reduce" in name]
+    dtype, _, forward_pass = CASES[case]
+    # The vectors of norms, the embeddings and the head are not rounded to bfloat16.
+    assert gathered == (["bfloat16", "float32"] if forward_pass["autocast"] else [dtype])
+    assert reduced == ["float64" if dtype == "float64" else "float32"]
+    assert len(two[case]["exchanges"]) == len(gathered) + len(reduced)  # and no Python objects
 
 
 def test_each_process_holds_half_of_the_weights_and_hands_out_whole_ones(gradients):
@@ -403,6 +435,14 @@ def test_torchrun_may_end_with_our_line_and_code(command, tmp_path):
     assert result.returncode == 2
     valid = "must be a multiple of 2, the number of processes"
     assert result.stderr == f"error: trainer.num_prompts_per_step=1: {valid}\n"
+
+
+def test_shards_that_do_not_divide_the_processes_are_refused(command, logs, tmp_path):
+    keys = ["trainer.memory.data_parallel_shard_degree=3", f"hydra.run.dir={tmp_path / 'run'}"]
+    result = run(*command, *keys, folder=logs, processes=2)
+    assert result.code == 2
+    valid = "must be null, or a divisor of 2, the number of processes"
+    assert result.errors() == [f"error: trainer.memory.data_parallel_shard_degree=3: {valid}"]
 
 
 # --- sweeps ----------------------------------------------------------------------------------------------------------

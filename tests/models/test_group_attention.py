@@ -13,7 +13,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from lens.models.group_attention import GroupAttention, Scratch, products_at_the_speed_of
 from lens.models.packing import lay_out
-from lens.models.shared_prompts import SHARED_PROMPTS, Sharing, shared_prompts_attention
+from lens.models.prompt_sharing import Sharing
+from lens.models.shared_prompts import SHARED_PROMPTS, shared_prompts_attention
 from tests.support.losses import plain_pass
 from tests.support.models import MODELS, alone, gradients_of
 from tests.support.rollouts import ALL, LENGTHS, PROMPT_LENGTHS, random_rollouts

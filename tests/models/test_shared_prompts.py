@@ -11,7 +11,8 @@ from transformers import (
 )
 
 from lens.models.packing import share_prompts
-from lens.models.shared_prompts import SHARED_PROMPTS, Collect, Sharing, Spread, make_window_mask
+from lens.models.prompt_sharing import Sharing
+from lens.models.shared_prompts import SHARED_PROMPTS, Collect, Spread, make_window_mask
 from tests.support.losses import plain_pass
 from tests.support.models import MODELS, alone, gradients_of
 from tests.support.rollouts import ALL, LENGTHS, PROMPT_LENGTHS, random_rollouts

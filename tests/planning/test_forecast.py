@@ -11,7 +11,9 @@ from lens.errors import ConfigError
 from lens.files import CONFIGS
 from lens.models.loading import load_model
 from lens.planning.architecture import architecture_of
-from lens.planning.forecast import GIB, RULES, make_plan
+from lens.planning.communication import Communication, advise_on_replicas
+from lens.planning.forecast import GIB, make_plan
+from lens.planning.rules import RULES
 from lens.training.policy import make_optimizer
 from tests.support.command_line import run
 
@@ -191,6 +193,11 @@ def test_with_adapters_nothing_else_has_gradients():
             "at most",
         ),
         (["num_gpus=0"], "num_gpus", "an integer >= 1"),
+        (
+            ["num_gpus=8", "trainer.memory.data_parallel_shard_degree=3"],
+            "trainer.memory.data_parallel_shard_degree",
+            "must be null, or a divisor of 8, the number of processes",
+        ),
     ],
 )
 def test_plans_that_cannot_work_are_refused_with_the_numbers(overrides, key, says):
@@ -206,6 +213,50 @@ def test_the_embedded_engine_needs_room_for_all_that_it_decodes_at_once():
     assert error.value.key == "sampler.max_num_seqs"
 
 
+def sixteen(*overrides: str):
+    """The paper's run on two nodes of eight GPUs; each takes 24,000 tokens an update in micro-batches of 20,000."""
+    sizes = ["trainer.memory.max_tokens_per_microbatch=20000", "trained_share=1"]
+    return make_plan(composed("experiment=paper/table1_llama", "num_gpus=16", *sizes, *overrides))
+
+
+def test_bytes_of_a_step_are_what_a_pencil_says():
+    made = sixteen("trainer.memory.autocast=bfloat16")
+    counted = Communication(made, 16)
+    layer = 2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14336 + 2 * 4096
+    rest = 2 * 128_256 * 4096 + 4096
+    assert counted.microbatches == 2  # 32 x 16 answers of 750 tokens
+    # Log-probabilities of a round: 2048 answers, 96,000 tokens a GPU, in 5 micro-batches for 4 updates.
+    passes = made.rating_passes * 5 / 4
+    layers, others = (2 * 2 + passes) * 32 * layer * 2, (2 + passes) * rest * 4
+    gathered, scattered, between, synced = counted.exchanges()
+    assert gathered.bytes == pytest.approx(15 / 16 * (layers + others))
+    assert scattered.bytes == pytest.approx(15 / 16 * 2 * 8_030_261_248 * 4)
+    assert between.bytes == 0
+    assert synced.bytes == pytest.approx(15 / 16 * 8_030_261_248 * 4 / 4)
+    assert counted.seconds(gathered) == pytest.approx(gathered.bytes / 50e9)  # over the slow link
+    inside = Communication(made, 8)
+    assert inside.exchanges()[2].bytes == pytest.approx(2 * 1 / 2 * 2 * 8_030_261_248 * 4 / 8)
+    assert inside.seconds(inside.exchanges()[0]) == pytest.approx(7 / 8 * (layers + others) / 450e9)
+    assert inside.seconds(inside.exchanges()[2]) == pytest.approx(inside.exchanges()[2].bytes / 50e9)
+
+
+def test_replicas_pay_between_nodes_where_there_is_room():
+    made = sixteen()
+    now, then = Communication(made, 16).total_seconds(), Communication(made, 8).total_seconds()
+    assert then < now / 3
+    key = "trainer.memory.data_parallel_shard_degree"
+    says = f"{key}=8 pays: {then:.2f} s of exchanges a step, and {now:.2f} s as it is."
+    assert advise_on_replicas(made) == says
+    chosen = sixteen(f"{key}=8")
+    assert advise_on_replicas(chosen).startswith(f"{key}=null does not pay: {now:.2f} s")
+    assert chosen.states()["weights"] == 2 * made.states()["weights"]
+    fast = sixteen("link_gbs=5000")
+    assert advise_on_replicas(fast).startswith(f"{key}=8 does not pay")
+    assert "in one node" in advise_on_replicas(make_plan(composed("experiment=paper/table1_llama", "num_gpus=8")))
+    tight = advise_on_replicas(sixteen("gpu_memory_gib=38"))
+    assert tight.startswith(f"{key}=8 does not pay") and tight.endswith("GiB a GPU.")
+
+
 @pytest.mark.parametrize("key", RULES)
 def test_every_rule_is_about_a_key_of_the_plan(key):
     config = composed()
@@ -218,7 +269,14 @@ def test_every_rule_is_about_a_key_of_the_plan(key):
 def test_the_script_prints_the_plan(tmp_path):
     result = run("scripts/plan.py", "experiment=paper/table1_llama", "num_gpus=8", folder=tmp_path)
     assert result.code == 0, result.stderr
-    for part in ("8,030,261,248 parameters on 8 GPU(s)", "128 x 16 = 2,048", "2.05 epochs", "GPU-hours", "Assumed:"):
+    for part in (
+        "8,030,261,248 parameters on 8 GPU(s)",
+        "128 x 16 = 2,048",
+        "2.05 epochs",
+        "GPU-hours",
+        "Assumed:",
+        "receives in a step",
+    ):
         assert part in result.stdout
     refused = run("scripts/plan.py", "experiment=paper/table1_llama", "num_gpus=3", folder=tmp_path)
     assert refused.code == 2 and refused.one_line().startswith("error: num_gpus=3: must be a divisor of")

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import signal
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -53,6 +54,12 @@ def test_a_command_and_its_children_are_stopped_before_a_write_happens(tmp_path,
     assert "open step_*.tmp" in first  # by cp
     assert seen[-1] == ("rename b", 1)
     assert watch.phase == "starting"
+
+
+def test_a_command_that_was_killed_before_it_was_watched_leaves_nobody_waiting(tmp_path):
+    watch = Watch(tmp_path, lambda what, nth, thread: True)
+    time.sleep(0.1)  # until it waits for the command
+    assert watch.ended(10)
 
 
 def test_every_axis_gets_its_share_and_a_seed_deals_the_same_again():

@@ -7,6 +7,7 @@ C++, Rust and W&B's own process write. It works on Linux on x86-64, from version
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import functools
@@ -220,6 +221,8 @@ class Watch:
 
     def ended(self, timeout_s: float) -> bool:
         """Wait until no watched process is left; False if one still is."""
+        with contextlib.suppress(OSError):  # nobody waits any more
+            self._socket.shutdown(socket.SHUT_RDWR)  # closing alone would leave a thread in accept for ever
         self._socket.close()
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
