@@ -65,6 +65,7 @@ class Sweep:
     def __init__(self, cluster: Cluster, command: list[object], outputs: Path, logs: Path):
         self.cluster, self.command, self.logs = cluster, command, logs
         self.env, self.folder = environment(PYTHONPATH=str(ROOT), **cluster.env), outputs / "sweeps" / "tiny"
+        self.seen: dict[str, int] = {}
         self.start()
 
     def start(self) -> None:
@@ -76,10 +77,11 @@ class Sweep:
         file = self.folder / ".submitit" / "queued.json"
         return json.loads(file.read_text()) if file.exists() else {}
 
-    def wait_for_step(self, step: int, jobs: int = 1) -> None:
-        """Wait until so many jobs have made a step."""
-        done = lambda: sum(steps_in(self.folder / name) >= step for name in self.jobs())  # noqa: E731
-        self.running.wait_until(lambda: done() == jobs)
+    def wait_for_steps(self, jobs: int = 1) -> None:
+        """Wait until so many jobs have made steps since the last call."""
+        now = lambda: {name: steps_in(self.folder / name) for name in self.jobs()}  # noqa: E731
+        self.running.wait_until(lambda: sum(step > self.seen.get(name, 0) for name, step in now().items()) == jobs)
+        self.seen = now()
 
     def wait_until_queued_again(self, times: int) -> None:
         """Wait until all jobs have been queued again so many times."""
@@ -125,17 +127,17 @@ def test_jobs_are_preempted_and_meet_their_time_limit_and_end_with_the_tables_of
     file.touch()
     command = single(pupil, tmp_path, *by_slurm(file), "objective=grpo,lens", "hydra.launcher.max_num_timeout=1")
     sweep = Sweep(cluster, command, tmp_path, logs)
-    sweep.wait_for_step(2, jobs=2)
+    sweep.wait_for_steps(jobs=2)
     all_cores = ["--nodes=2", "--ntasks-per-node=8", "--output=/dev/null", "--wrap=sleep 1"]
     assert cluster.ask("sbatch", "--partition=urgent", *all_cores)
     sweep.wait_until_queued_again(1)
-    sweep.wait_for_step(4, jobs=2)
+    sweep.wait_for_steps(jobs=2)
     for job in sweep.jobs().values():
         sweep.come_near_limit(job)
     sweep.wait_until_queued_again(2)
     for job in sweep.jobs().values():
         assert cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=60") is not None
-    sweep.wait_for_step(6, jobs=2)
+    sweep.wait_for_steps(jobs=2)
     file.unlink()
     result = sweep.running.wait()
     assert result.code == 0, result.stderr
@@ -157,7 +159,7 @@ def test_two_processes_are_asked_to_stop_and_one_job_is_queued_again(cluster, pu
     file = tmp_path / "wait"
     file.touch()
     sweep = Sweep(cluster, single(pupil, tmp_path, *by_slurm(file), "hydra.launcher.tasks_per_node=2"), tmp_path, logs)
-    sweep.wait_for_step(2)
+    sweep.wait_for_steps()
     folder, job = sweep.only()
     assert cluster.ask("scancel", "--signal=TERM", job) is not None
     sweep.wait_until_queued_again(1)
@@ -182,7 +184,7 @@ def test_a_job_of_two_nodes_goes_on_after_one_of_them_has_gone_down(cluster, pup
     file.touch()
     keys = "hydra.launcher.nodes=2", "trainer.checkpoints.checkpoint_every=2"
     sweep = Sweep(cluster, single(pupil, tmp_path, *by_slurm(file), *keys), tmp_path, logs)
-    sweep.wait_for_step(2)
+    sweep.wait_for_steps()
     folder, job = sweep.only()
     assert sweep.ask(job)["NumNodes"] == "2"
     cluster.lose_node(cluster.nodes[1])
@@ -215,7 +217,7 @@ def test_a_sweep_that_is_stopped_or_killed_finds_its_job_again_and_one_that_is_c
     sweep.running.signal(signal.SIGKILL)
     sweep.running.wait()
     sweep.start()
-    sweep.wait_for_step(2)
+    sweep.wait_for_steps()
     assert sweep.only() == (folder, job)
     cluster.ask("scancel", job)
     result = sweep.running.wait()
@@ -239,7 +241,7 @@ def test_a_job_that_meets_its_limit_too_often_fails_and_the_same_command_goes_on
     file = tmp_path / "wait"
     file.touch()
     sweep = Sweep(cluster, single(pupil, tmp_path, *by_slurm(file), "hydra.launcher.max_num_timeout=0"), tmp_path, logs)
-    sweep.wait_for_step(2)
+    sweep.wait_for_steps()
     folder, job = sweep.only()
     sweep.come_near_limit(job)
     result = sweep.running.wait()
