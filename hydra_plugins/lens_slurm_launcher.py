@@ -37,11 +37,14 @@ RESULT_WITHIN_S = 15.0  # in which a file that a node wrote can be seen here
 SHARED = {"name", "timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node"}
 SHARED |= {"stderr_to_stdout"}
 # What the batch script does after its processes. SLURM itself queues a job again only if it has to kill it. Code 143: a
-# process that was still loading was ended by SIGTERM. A job that was cancelled is no longer running.
+# process that was still loading was ended by SIGTERM. A job that was cancelled is no longer running. One task of an
+# array has the number of the whole array, so tasks go by both numbers.
 QUEUE_AGAIN = f"""\
 code=$?
+job=${{SLURM_ARRAY_JOB_ID:+${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID}}
+job=${{job:-$SLURM_JOB_ID}}
 case $code in {INTERRUPTED}|143)
-  [ "$(squeue --noheader --jobs=$SLURM_JOB_ID --format=%T)" != RUNNING ] || scontrol requeue $SLURM_JOB_ID;;
+  [ "$(squeue --noheader --jobs=$job --format=%T)" != RUNNING ] || scontrol requeue $job;;
 esac
 exit $code"""
 
