@@ -25,7 +25,7 @@ PYTEST  := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 FUZZ    ?= 10000
 
-.PHONY: help setup demo map league confirm test test-all test-slow test-kernels gpu-test test-peers test-verl test-verl-run test-trl test-trl-accuracy kill-test kill-soak fuzz page-test lint format docs clean
+.PHONY: help setup demo map league confirm test test-all test-slow test-kernels gpu-test test-peers test-verl test-verl-run test-trl test-trl-accuracy slurm-test kill-test kill-soak fuzz page-test lint format docs clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -92,7 +92,7 @@ confirm: $(STAMP)  ## run a cell of the map again on twenty fresh seeds: make co
 	@$(BIN)/python scripts/report.py runs=outputs/sweeps/confirm
 
 test: setup lint  ## check lint, format and layers, and run the tests but for the slow ones
-	$(PYTEST) $(PARALLEL) -m "not slow"
+	$(PYTEST) $(PARALLEL) -m "not slow and not slurm"
 
 test-slow: setup  ## run what is slow by nature: whole sweeps, many kills, the benchmark, the page in Chromium
 	$(PYTEST) $(PARALLEL) -m slow
@@ -149,7 +149,11 @@ test-trl: $(TRL)/.installed  ## train a tiny model in TRL's own trainer with our
 test-trl-accuracy: $(TRL)/.installed  ## compare the accuracy after 60 updates in TRL with that in lens: minutes a seed
 	HF_HUB_OFFLINE=1 $(TRL)/bin/python -m pytest -s tests/integrations/test_trl_accuracy.py
 
-test-all: test test-slow test-kernels test-peers test-verl test-trl  ## run every test, under other kernels and beside peers too
+# LENS_SLURM_ACCOUNTING=0 leaves out the database, which takes most of the start. Without SLURM pytest says what is missing.
+slurm-test: setup  ## sweeps on a private SLURM cluster (Debian: slurm-wlm munge, and for sacct slurmdbd mariadb-server)
+	$(PYTEST) tests/slurm
+
+test-all: test test-slow test-kernels test-peers test-verl test-trl slurm-test  ## run every test, under other kernels and beside peers too
 
 kill-test: $(STAMP)  ## kill a training run at every kind of point and at 20 random moments, and compare its end
 	LENS_KILLS=20 $(PYTEST) -rP tests/training/test_kills.py

@@ -34,7 +34,39 @@ GRACE_S = 60.0  # seconds in which a job's other processes have to end after its
 PRELOADED = ["lens.commands.train"]
 
 
-class ProcessLauncher(Launcher):
+class JobLauncher(Launcher):
+    """What launchers share that compose a job's config where the sweep was started."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: Callable, config: DictConfig) -> None:
+        """Store what Hydra composed."""
+        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+
+    def job_configs(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[DictConfig]:
+        """Prepare the sweep's folder and the console's log, and compose the config of each job."""
+        setup_globals()
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
+        return [self.job_config(first + i, overrides) for i, overrides in enumerate(job_overrides)]
+
+    def job_config(self, number: int, overrides: Sequence[str]) -> DictConfig:
+        """Compose the config of one job of the sweep."""
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        with open_dict(config):
+            config.hydra.job.id = f"{config.hydra.job.name}_{number}"
+            config.hydra.job.num = number
+            config.hydra.runtime.output_dir = str(Path(config.hydra.sweep.dir, config.hydra.sweep.subdir).absolute())
+        return config
+
+    def failed(self, config: DictConfig, error: Exception) -> JobReturn:
+        """Return the result of a job that could not return one itself, and tell the callbacks."""
+        result = JobReturn(overrides=config.hydra.overrides.task, cfg=config, status=JobStatus.FAILED)
+        result.return_value = error
+        callbacks = self.hydra_context.callbacks
+        callbacks.on_job_end(config=config, config_name=config.hydra.job.config_name, job_return=result)
+        return result
+
+
+class ProcessLauncher(JobLauncher):
     """Runs jobs as forks of one clean process.
 
     Ctrl-C reaches this process and the jobs alike; SIGTERM is passed on to the jobs. After either, no further job
@@ -48,22 +80,14 @@ class ProcessLauncher(Launcher):
     def __init__(self, n_jobs: int, processes_per_job: int):
         self.n_jobs, self.processes_per_job = n_jobs, processes_per_job
 
-    def setup(self, *, hydra_context: HydraContext, task_function: Callable, config: DictConfig) -> None:
-        """Store what Hydra composed."""
-        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
-
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run a job for each list of overrides, and return their results in the same order.
 
         Raises:
             KeyboardInterrupt: SIGINT or SIGTERM arrived; all jobs have ended.
         """
-        setup_globals()
-        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
+        waiting = list(enumerate(self.job_configs(job_overrides, initial_job_idx)))[::-1]
         limit = self.n_jobs if self.n_jobs > 0 else len(os.sched_getaffinity(0))
-        waiting = [self.job_config(initial_job_idx + i, overrides) for i, overrides in enumerate(job_overrides)]
-        waiting = list(enumerate(waiting))[::-1]
         running: dict[Connection, tuple[int, Job]] = {}
         returns: dict[int, JobReturn] = {}
         with stop_noted(lambda: [job for _, job in running.values()]) as stopped:
@@ -84,24 +108,11 @@ class ProcessLauncher(Launcher):
             raise KeyboardInterrupt
         return [returns[number] for number in sorted(returns)]
 
-    def job_config(self, number: int, overrides: Sequence[str]) -> DictConfig:
-        """Compose the config of one job of the sweep."""
-        config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
-        with open_dict(config):
-            config.hydra.job.id = f"{config.hydra.job.name}_{number}"
-            config.hydra.job.num = number
-            config.hydra.runtime.output_dir = str(Path(config.hydra.sweep.dir, config.hydra.sweep.subdir).absolute())
-        return config
-
     def killed(self, config: DictConfig, exitcode: int) -> JobReturn:
         """Return the failed result of a job whose process ended without returning one."""
         cause = signal.Signals(-exitcode).name if exitcode < 0 else f"exit code {exitcode}"
         hint = "; too little memory?" if exitcode == -signal.SIGKILL else ""
-        result = JobReturn(overrides=config.hydra.overrides.task, cfg=config, status=JobStatus.FAILED)
-        result.return_value = RuntimeError(f"its process ended with {cause}{hint}")
-        callbacks = self.hydra_context.callbacks
-        callbacks.on_job_end(config=config, config_name=config.hydra.job.config_name, job_return=result)
-        return result
+        return self.failed(config, RuntimeError(f"its process ended with {cause}{hint}"))
 
 
 class Job:

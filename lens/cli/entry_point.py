@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import datetime
@@ -32,6 +33,8 @@ from lens.progress import close_open_bars
 # they wait for each other: where a core has something else to do, small products else take ten times as long.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Hydra warns of the schemas that submitit's plug-in brings for its launchers.
+warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/.*' is validated against ConfigStore schema")
 HALF_MADE = {".hydra"}  # what Hydra itself writes to a run folder, besides the log
 SAYS = {FAILED: "failed", BAD_INPUT: "error", INTERRUPTED: "stopped"}
 STARTED = [datetime.now()]
@@ -158,8 +161,8 @@ def run_script(composed: Callable[[], None], config_name: str, started: list[boo
             exit_at_once()
     except BAD_CONFIG as error:
         exit_with(explain(error, config_name, sys.argv[1:]))
-    except (StopRequested, KeyboardInterrupt):
-        exit_with("the same command resumes from the last checkpoint", INTERRUPTED)
+    except (StopRequested, KeyboardInterrupt) as stop:
+        exit_with(str(stop) or "the same command resumes from the last checkpoint", INTERRUPTED)
     except RunFailed as failure:
         exit_with(f"{failure}; the same command resumes from the last checkpoint", FAILED)
     except ValueError as error:  # Hydra raises it if a required group is null

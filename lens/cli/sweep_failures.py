@@ -42,7 +42,10 @@ class FailedJobs(Callback):
         note_path(config).unlink(missing_ok=True)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Write a note if a job of a sweep failed, and hide the failure from Hydra, which would stop at the first."""
+        """Write a note if a job of a sweep failed, and hide the failure from Hydra, which would stop at the first.
+
+        The job then returns the `Failure`.
+        """
         if config.hydra.mode == RunMode.RUN or job_return.status != JobStatus.FAILED:
             return
         error, overrides = job_return._return_value, list(config.hydra.overrides.task)
@@ -54,7 +57,7 @@ class FailedJobs(Callback):
             failure = Failure(overrides, f"{reason} ({config.hydra.runtime.output_dir} holds the log)", FAILED)
         if rank() == 0:
             note_path(config).write_text(json.dumps(asdict(failure)) + "\n")
-        job_return.status, job_return.return_value = JobStatus.COMPLETED, None
+        job_return.status, job_return.return_value = JobStatus.COMPLETED, failure
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Note the time: younger notes belong to this sweep."""

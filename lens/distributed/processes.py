@@ -29,12 +29,12 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def exit_at_once() -> None:
-    """Exit with code 0, without the interpreter's shutdown.
+def exit_at_once(code: int = 0) -> None:
+    """Exit without the interpreter's shutdown.
 
     During that shutdown a gloo thread that frees its last tensor would abort the process.
     """
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(code)

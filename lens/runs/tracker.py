@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import wandb
 
+from lens.distributed.processes import TERMINATED
 from lens.files import replacing, write_json, write_parquet
 from lens.runs.run import SUMMARY
 from lens.runs.wandb_history import count_lines_in_wandb, remember_run_id
+
+log = logging.getLogger(__name__)
 
 STEP_AXIS = "train/global_step"
 COMPLETIONS_IN_WANDB = 64
@@ -104,7 +109,8 @@ class Tracker:
             file = self._answers_file(line[STEP_AXIS])
             if any(name.startswith("eval/") for name in line) and file.exists():
                 line["eval/completions"] = wandb.Table(dataframe=choose_of_each_level(pd.read_parquet(file)))
-            self._wandb.log(line, step=number, commit=True)
+            with unless_terminated():
+                self._wandb.log(line, step=number, commit=True)
         self._fed = max(self._fed, len(lines))
 
     def finish(self, summary: dict[str, Any] | None) -> None:
@@ -115,9 +121,24 @@ class Tracker:
         if summary is not None:
             self.commit()
             self._wandb.summary.update(summary["metrics"])
-        self._wandb.finish(exit_code=0 if summary is not None else 1)
+        with unless_terminated():
+            self._wandb.finish(exit_code=0 if summary is not None else 1)
         if summary is not None:
             write_json(self.folder / SUMMARY, summary)
+
+
+@contextmanager
+def unless_terminated() -> Iterator[None]:
+    """Let W&B's own process be gone once SIGTERM has come here: SLURM sends it to all processes of a job.
+
+    The run then ends without W&B, and feeds it what it lacks when it resumes.
+    """
+    try:
+        yield
+    except ConnectionError:
+        if not TERMINATED.is_set():
+            raise
+        log.warning("W&B's process has been ended too; the run will feed it when it resumes")
 
 
 class SilentTracker:

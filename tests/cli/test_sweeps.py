@@ -23,6 +23,7 @@ from tests.support.command_line import (
     read_wandb,
     run,
     steps_in,
+    tables_of,
     training,
     wait_until,
     weights_of,
@@ -316,13 +317,6 @@ def test_a_report_against_an_unknown_baseline_names_those_there_are(report, logs
 
 @pytest.mark.slow
 def test_a_sweep_that_was_killed_ends_with_the_same_tables(pupil, logs, tmp_path):
-    def tables(outputs: Path) -> dict[str, bytes]:
-        folder = outputs / "sweeps" / "tiny"
-        assert run("scripts/report.py", f"runs={folder}", folder=logs).code == 0
-        files = {name: folder / "report" / f"{name}.csv" for name in ("accuracy", "difference", "results", "signal")}
-        timeless = pd.read_csv(files.pop("signal")).drop(columns=["s/step", "s/step half-width"]).to_csv()
-        return {name: file.read_bytes() for name, file in files.items()} | {"signal": timeless.encode()}
-
     whole = sweeping(pupil, tmp_path / "whole", max_steps=4, checkpoint_every=1)
     assert run(*whole, "hydra.launcher.n_jobs=1", folder=logs).code == 0
     command = sweeping(pupil, tmp_path / "killed", max_steps=4, checkpoint_every=1)
@@ -336,7 +330,7 @@ def test_a_sweep_that_was_killed_ends_with_the_same_tables(pupil, logs, tmp_path
     assert run(*command, "hydra.launcher.n_jobs=1", folder=logs).code == 0
     logged = [(job(folder, *which) / "train.log").read_text() for which in JOBS]
     assert any("Resuming from step" in log for log in logged)
-    assert tables(tmp_path / "killed") == tables(tmp_path / "whole")
+    assert tables_of(tmp_path / "killed", logs) == tables_of(tmp_path / "whole", logs)
 
 
 # --- counting --------------------------------------------------------------------------------------------------------

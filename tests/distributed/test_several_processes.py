@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -424,6 +426,15 @@ def test_a_number_of_processes_that_does_not_divide_the_questions_is_refused(com
     valid = "must be a multiple of 2, the number of processes"
     assert result.errors() == [f"error: trainer.num_prompts_per_step=1: {valid}"]
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_torchrun_may_end_with_our_line_and_code(command, tmp_path):
+    script, *keys = map(str, [*command, "trainer.num_prompts_per_step=1", f"hydra.run.dir={tmp_path / 'run'}"])
+    torchrun = [sys.executable, "-m", "lens.distributed.torchrun", "--standalone", "--nproc-per-node=2"]
+    result = subprocess.run([*torchrun, script, *keys], env=PATHS, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2
+    valid = "must be a multiple of 2, the number of processes"
+    assert result.stderr == f"error: trainer.num_prompts_per_step=1: {valid}\n"
 
 
 def test_shards_that_do_not_divide_the_processes_are_refused(command, logs, tmp_path):

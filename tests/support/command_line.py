@@ -281,6 +281,15 @@ def kept_weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
     return {name: optimizer.state[weight].get("master", weight).detach() for name, weight in model.named_parameters()}
 
 
+def tables_of(outputs: Path, logs: Path) -> dict[str, bytes]:
+    """The tables of a report on the sweep of the tiny experiment, but for times."""
+    folder = outputs / "sweeps" / "tiny"
+    assert run("scripts/report.py", f"runs={folder}", folder=logs).code == 0
+    files = {name: folder / "report" / f"{name}.csv" for name in ("accuracy", "difference", "results", "signal")}
+    timeless = pd.read_csv(files.pop("signal")).drop(columns=["s/step", "s/step half-width"]).to_csv()
+    return {name: file.read_bytes() for name, file in files.items()} | {"signal": timeless.encode()}
+
+
 def read_wandb(folder: Path) -> list[Record]:
     """The records of the offline W&B runs of a run folder, in the order in which they were started.
 

@@ -23,14 +23,15 @@ from lens.sampling.transformers import TransformersSampler
 
 
 class WaitingSampler(TransformersSampler):
-    """The embedded engine, which waits as long as a file exists, and tells of it by another."""
+    """The embedded engine; after some calls it waits as long as a file exists, and tells of it by another."""
 
-    def __init__(self, *parts: Any, while_exists: str, **options: Any):
+    def __init__(self, *parts: Any, while_exists: str, after_calls: int = 0, **options: Any):
         super().__init__(*parts, **options)
-        self.file = Path(while_exists)
+        self.file, self.calls_left = Path(while_exists), after_calls
 
     def sample(self, *arguments: Any, **options: Any) -> Any:
-        while self.file.exists():
+        self.calls_left -= 1
+        while self.calls_left < 0 and self.file.exists():
             self.file.with_suffix(".reached").touch()
             time.sleep(0.01)
         return super().sample(*arguments, **options)

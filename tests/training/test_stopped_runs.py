@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import shlex
 import shutil
@@ -131,6 +132,33 @@ def test_sigterm_writes_a_checkpoint_at_once_however_long_a_step_is(waiting, uni
     assert rest.code == 0, rest.stderr
     assert_same_end(folder, uninterrupted)
     assert_one_wandb_run(folder)
+
+
+def test_sigterm_to_all_of_its_processes_which_slurm_sends_stops_a_run_that_goes_on(waiting, uninterrupted, logs):
+    file, command, folder = waiting
+    running = Command(*command, folder=logs)
+    running.wait_until(lambda: steps_in(folder) >= 5)
+    file.touch()
+    running.wait_until(file.with_suffix(".reached").exists)
+    for process in [*descendants(running.process.pid), running.process.pid]:
+        os.kill(process, signal.SIGTERM)
+    result = running.wait()
+    assert result.code == 130, result.stderr
+    assert f"stopped: at step {steps_in(folder)} of {STEPS}" in result.stderr
+    assert "W&B's process has been ended too" in result.stdout
+
+    file.unlink()
+    rest = run(*command, folder=logs)
+    assert rest.code == 0, rest.stderr
+    assert_same_end(folder, uninterrupted)
+    assert_one_wandb_run(folder)
+
+
+def descendants(process: int) -> list[int]:
+    """The processes that a process has started, and theirs."""
+    files = Path(f"/proc/{process}/task").glob("*/children")
+    children = [int(child) for file in files for child in file.read_text().split()]
+    return [*children, *(below for child in children for below in descendants(child))]
 
 
 @contextmanager
