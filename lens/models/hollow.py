@@ -85,7 +85,7 @@ def open_hollow(name_or_path: str, dtype: torch.dtype, attention: str | None) ->
         return None
     make_buffers(model)
     with suppress(OSError):
-        model.generation_config = GenerationConfig.from_pretrained(name_or_path, trust_remote_code=False)
+        model.generation_config = GenerationConfig.from_pretrained(name_or_path)
     model.source = source
     stored = {name: buffer for name, buffer in model.named_buffers() if name in source.names}
     read_tensors(source, stored, alone=True)

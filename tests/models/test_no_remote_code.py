@@ -20,6 +20,7 @@ from lens.problems import load_problems
 from tests.support.command_line import ROOT, Result, environment, run, training
 
 LOADERS = {"from_pretrained", "from_config", "LLM"}  # the functions of transformers and vLLM that would run such code
+HARMLESS = {"GenerationConfig.from_pretrained"}  # it reads numbers alone
 
 
 def test_every_call_that_loads_something_says_so():
@@ -27,7 +28,8 @@ def test_every_call_that_loads_something_says_so():
         (file, node)
         for file in [*SOURCE.glob("lens/**/*.py"), *SOURCE.glob("scripts/*.py"), *SOURCE.glob("hydra_plugins/*.py")]
         for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in LOADERS
+        if isinstance(node, ast.Call) and ast.unparse(node.func) not in HARMLESS
+        if ast.unparse(node.func).rpartition(".")[2] in LOADERS
     ]
     assert len(calls) >= 8
     for file, node in calls:
