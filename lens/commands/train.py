@@ -37,7 +37,7 @@ from lens.errors import RunFailed
 from lens.files import replacing, write_json
 from lens.grading.parallel_grader import ParallelGrader
 from lens.models.layers import check_layers
-from lens.models.loading import DTYPES, load_model
+from lens.models.loading import DTYPES, check_attention, load_model
 from lens.models.lora import add_adapters, check_adapters, load_adapters
 from lens.models.precision import settle_precision
 from lens.models.probe import check_forward_pass, make_probe
@@ -98,6 +98,7 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
     check_loss(Loss.build(config).surrogate, check_objective(objective, config.trainer.rollouts.num_generations))
     wandb_mode = resolve_wandb_mode(config.tracking.wandb.mode)
     check_inputs(config)
+    check_attention(config.model.attention)
     settle_precision(config, find_stored_config(folder, config.resume))
     plain = OmegaConf.to_container(config, resolve=True)
     if summary := read_finished_summary(folder, plain):
@@ -106,7 +107,6 @@ def train(config: DictConfig, folder: Path, *, show_progress: bool) -> dict[str,
         return summary["metrics"]
     start = find_start(folder, plain)
     use_threads(config.trainer.memory.num_threads)
-
     raw_sets = load_evaluation_sets(config.evaluation.sets)
     problems, contamination = instantiate(config.dataset)(raw_sets)
     model, tokenizer, reference = load_models(config, start, "reference_logprobs" in find_inputs(objective))

@@ -48,6 +48,16 @@ def check_model(name_or_path: str, key: str = "model.name_or_path") -> None:
         raise ConfigError(key, name_or_path, f"{VALID} ({reason})") from error
 
 
+def check_attention(attention: str | None) -> None:
+    """Refuse model.attention=flex_attention where it does not run.
+
+    Raises:
+        ConfigError: it does not run here.
+    """
+    if attention == FLEX and not runs_here():
+        raise ConfigError("model.attention", FLEX, "must be null, sdpa or eager: FlexAttention does not run here")
+
+
 def load_model(
     name_or_path: str, *, dtype: str = "float32", attention: str | None = None, key: str = "model.name_or_path"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -71,8 +81,7 @@ def load_model(
     """
     if dtype not in DTYPES:
         raise ConfigError("model.dtype", dtype, f"must be one of {', '.join(DTYPES)}")
-    if attention == FLEX and not runs_here():
-        raise ConfigError("model.attention", FLEX, "must be null, sdpa or eager: FlexAttention does not run here")
+    check_attention(attention)
     check_model(name_or_path, key)
     transformers_logging.disable_progress_bar()
     try:
