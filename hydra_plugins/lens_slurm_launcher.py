@@ -32,6 +32,7 @@ from lens.errors import INTERRUPTED, ConfigError, RunFailed, StopRequested
 log = logging.getLogger(__name__)
 
 POLL_S = 2.0
+LOST_NODE_WITHIN_S = 60.0  # after the node's time to answer is over
 RESULT_WITHIN_S = 15.0  # in which a file that a node wrote can be seen here
 # Options that every launcher of submitit takes; the others are SLURM's.
 SHARED = {"name", "timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node"}
@@ -211,6 +212,8 @@ class Job:
             returned = run_job(
                 hydra_context=self.hydra_context, task_function=self.task_function, config=config, **JOB_DIR
             )
+            if isinstance(returned._return_value, Failure) and returned._return_value.is_elsewhere:
+                wait_for_slurm(returned._return_value.message)
         except KeyboardInterrupt as stopped:
             ignore_signals()
             print(f"stopped: {stopped.__cause__ or 'while loading'}", file=sys.stderr)
@@ -240,6 +243,19 @@ class Job:
                 again = f"hydra.launcher.max_num_timeout={self.max_num_timeout}; the same command goes on"
                 raise RunFailed(f"stopped by its time limit once more than {again}")
         exit_at_once(INTERRUPTED)
+
+
+def wait_for_slurm(message: str) -> None:
+    """Wait until SLURM would have noticed that a node is lost: it then ends this process, and queues the job again.
+
+    Args:
+        message: why this process cannot go on.
+    """
+    from lens.cli.slurm import node_timeout
+
+    seconds = node_timeout() + LOST_NODE_WITHIN_S
+    print(f"{message}; SLURM has {seconds:.0f} s to queue the job again, as it does if a node is lost", file=sys.stderr)
+    time.sleep(seconds)
 
 
 def ignore_signals() -> None:

@@ -32,6 +32,10 @@ class RunFailed(Exception):  # noqa: N818 - the field's word
     """Says in one line why the run cannot continue. Complete checkpoints stay as they are."""
 
 
+class ProcessLost(RunFailed):
+    """Says that another process of the run, or its machine, is gone."""
+
+
 class FailedElsewhere(Exception):  # noqa: N818 - it is another process's error
     """Says in which of several processes a common work failed, and why."""
 

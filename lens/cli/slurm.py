@@ -11,6 +11,8 @@ from typing import Any
 from lens.errors import ConfigError
 
 ANSWERS_WITHIN_S = 60
+USUAL_TIMEOUT_S = 300  # SLURM's default, within which a node must answer
+EARLY_BY_S = 60  # SLURM may send a signal so much too early
 USUAL_CPUS = 8  # for each process: tokenization, grading, and the engine's own thread
 LAUNCHER = "hydra.launcher"
 
@@ -67,8 +69,13 @@ def fit_to_cluster(options: Mapping[str, Any]) -> dict[str, Any]:
         options: those of configs/hydra/launcher/submitit_slurm.yaml.
 
     Raises:
-        ConfigError: the cluster cannot be asked, has no such partition, or none with as much as is asked for.
+        ConfigError: the cluster cannot be asked, has no such partition, or none with as much as is asked for; or the
+            time limit leaves no time.
     """
+    least = (options["signal_delay_s"] + EARLY_BY_S) / 60
+    if options["timeout_min"] <= least:
+        valid = f"must be more than {least:g}: signal_delay_s, and {EARLY_BY_S} s by which SLURM may be early"
+        raise ConfigError(f"{LAUNCHER}.timeout_min", options["timeout_min"], valid)
     try:
         known = list_nodes()
     except SlurmError as error:
@@ -138,3 +145,12 @@ def state_of(job: str) -> str:
         return ask("squeue", "--states=all", "--noheader", f"--jobs={job}", "--format=%T").strip() or "UNKNOWN"
     except SlurmError:
         return "UNKNOWN"
+
+
+def node_timeout() -> float:
+    """Return the seconds within which a node must answer; then SLURM takes it for lost, and queues its jobs again."""
+    try:
+        found = re.search(r"^SlurmdTimeout\s*=\s*(\d+)", ask("scontrol", "show", "config"), re.MULTILINE)
+    except SlurmError:
+        found = None
+    return float(found[1]) if found else USUAL_TIMEOUT_S

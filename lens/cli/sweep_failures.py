@@ -20,18 +20,26 @@ from omegaconf import DictConfig
 
 from lens.cli.explaining import BAD_CONFIG, explain
 from lens.distributed.processes import rank
-from lens.errors import BAD_INPUT, FAILED
+from lens.errors import BAD_INPUT, FAILED, ProcessLost
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Says why a job failed: its overrides, a message of one line, and the exit code that it would have had alone."""
+    """Says why a job failed.
+
+    Attributes:
+        overrides: the job's.
+        message: one line.
+        code: the exit code that it would have had alone.
+        is_elsewhere: whether another process of the job is gone, and this one could not go on.
+    """
 
     overrides: list[str]
     message: str
     code: int
+    is_elsewhere: bool = False
 
 
 class FailedJobs(Callback):
@@ -54,7 +62,8 @@ class FailedJobs(Callback):
         else:
             log.error("The job failed", exc_info=error)
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            failure = Failure(overrides, f"{reason} ({config.hydra.runtime.output_dir} holds the log)", FAILED)
+            message = f"{reason} ({config.hydra.runtime.output_dir} holds the log)"
+            failure = Failure(overrides, message, FAILED, isinstance(error, ProcessLost))
         if rank() == 0:
             note_path(config).write_text(json.dumps(asdict(failure)) + "\n")
         job_return.status, job_return.return_value = JobStatus.COMPLETED, failure

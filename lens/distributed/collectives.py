@@ -21,14 +21,19 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from lens.distributed.processes import TERMINATED, end_with_parent, is_one_of_several, rank
-from lens.errors import FailedElsewhere, StopRequested
+from lens.errors import FailedElsewhere, ProcessLost, StopRequested
 
 T = TypeVar("T")
+OF_CONNECTIONS = ("gloo/transport/", "ncclRemoteError")  # torch raises a RuntimeError with one of them in its text
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Connect the processes that were launched together. None outlives the process that launched it."""
+    """Connect the processes that were launched together. None outlives the process that launched it.
+
+    Raises:
+        ProcessLost: another process ended without a word, or has been silent for too long.
+    """
     if not is_one_of_several():
         yield
         return
@@ -40,6 +45,10 @@ def process_group() -> Iterator[None]:
     try:
         yield
         barrier()  # no process leaves while another still needs it
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistNetworkError) and not any(sign in str(error) for sign in OF_CONNECTIONS):
+            raise
+        raise ProcessLost(f"another process of the run is gone ({' '.join(str(error).split())})") from error
     finally:
         if dist.is_initialized():  # an engine that ended may have destroyed it
             dist.destroy_process_group()

@@ -20,6 +20,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tests.support.ports import free_ports
+
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun")
 ACCOUNTING = ("slurmdbd", "mariadbd", "mariadb-install-db")
 STARTS_WITHIN_S = 300.0  # on a busy machine
@@ -82,15 +84,6 @@ StorageLoc=slurm
 def missing() -> list[str]:
     """The programs that a cluster needs and this machine lacks."""
     return [program for program in NEEDED if shutil.which(program) is None]
-
-
-def free_ports(number: int) -> list[int]:
-    """Ports of this machine that nobody listens at."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 class Cluster:

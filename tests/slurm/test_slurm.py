@@ -274,6 +274,7 @@ def test_a_job_that_fails_is_failed_to_slurm_and_named(cluster, pupil, logs, tmp
         (["partition=gpu"], "hydra.launcher.partition='gpu': must be one of cpu, urgent"),
         (["gpus_per_node=1"], "hydra.launcher.gpus_per_node=1: must be at most 0, the GPUs of a node of the default"),
         (["tasks_per_node=9"], "hydra.launcher.tasks_per_node=9: times cpus_per_task=1 must be at most 8, the cores"),
+        (["timeout_min=3"], "hydra.launcher.timeout_min=3: must be more than 3: signal_delay_s, and 60 s by which"),
         (["nodes=3", "partition=cpu"], "hydra.launcher.nodes=3: must be at most 2, the nodes of partition cpu"),
         (["tasks_per_node=3"], "trainer.num_prompts_per_step=4: must be a multiple of 3, the number of processes"),
         (["additional_parameters.colour=red"], "hydra/launcher='submitit_slurm': sbatch says: "),
