@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib.ticker import MaxNLocator
@@ -130,20 +131,30 @@ def resize(base: Workload, config: DictConfig, sizes: dict[str, int]) -> Workloa
 
 
 def tabulate_scaling(rows: Sequence[Row], peaks: dict[str, float]) -> pd.DataFrame:
-    """Return a table of the medians over rounds at every size."""
+    """Return a table of the medians over rounds at every size, and under each axis the exponents of its growth."""
     middle = take_medians(rows)
     axes = pd.DataFrame(rows).drop_duplicates("arm").set_index("arm")["axis"]
-    return pd.DataFrame(
-        [
-            {
-                "what grows": axes[arm],
-                "to": f"{values.value:.0f}",
-                "parameters M": f"{values.parameters / 1e6:.2f}",
-                **{title: f"{values[name]:.2f}" for title, name in MEASURED.items() if name in values},
-            }
-            for arm, values in middle.iterrows()
-        ]
-    )
+    measured = {title: name for title, name in MEASURED.items() if name in middle}
+    lines = []
+    for axis in dict.fromkeys(axes):
+        points = middle[axes.loc[middle.index] == axis]
+        for _, values in points.iterrows():
+            sizes = {"to": f"{values.value:.0f}", "parameters M": f"{values.parameters / 1e6:.2f}"}
+            lines.append({"what grows": axis, **sizes, **{key: f"{values[n]:.2f}" for key, n in measured.items()}})
+        if len(points) > 1:
+            exponents = {key: f"{fit_exponent(points['value'], points[n]):.2f}" for key, n in measured.items()}
+            lines.append({"what grows": axis, "to": "exponent", "parameters M": "", **exponents})
+    return pd.DataFrame(lines)
+
+
+def fit_exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
+    """Return the exponent b of the power law value = a size^b, by least squares in the logarithms.
+
+    1 is growth in proportion. NaN where a value is not above 0.
+    """
+    if not np.all(np.asarray(values) > 0):
+        return float("nan")
+    return float(np.polyfit(np.log(sizes), np.log(values), deg=1)[0])
 
 
 def draw_scaling(rows: Sequence[Row], path: Path) -> Path:

@@ -148,6 +148,19 @@ def test_every_size_is_measured_and_drawn(measured, tmp_path):
     assert draw_scaling(rows, tmp_path / "figure.png").stat().st_size > 10_000
 
 
+def test_exponents_of_growth_stand_under_their_sizes():
+    seconds = {4: 3.0, 8: 3.0 * 2**1.5, 16: 3.0 * 4**1.5}  # 3 (size / 4)^1.5
+    rows = [
+        {"arm": f"num_layers={size}", "axis": "num_layers", "value": size, "round": 0, "parameters": 1e6}
+        | {"step_s": step, "update_s": 2.0, "update_gib": 0.0 if size == 4 else 1.0}
+        for size, step in seconds.items()
+    ] + [{"arm": "vocab_size=8", "axis": "vocab_size", "value": 8, "round": 0, "parameters": 1e6, "step_s": 1.0}]
+    table = PARTS["scaling"].table(rows, {})
+    assert list(table["to"]) == ["4", "8", "16", "exponent", "8"]
+    exponents = table[table["to"] == "exponent"].iloc[0]
+    assert (exponents["step s"], exponents["update"], exponents["update GiB"]) == ("1.50", "0.00", "nan")
+
+
 @pytest.mark.slow
 def test_without_an_engine_the_update_alone_grows(tiny_folder, tmp_path):
     small = ["part=scaling", "scaling.sampled=false", "scaling.num_layers=[]", "scaling.vocab_size=[32]"]
