@@ -97,7 +97,7 @@ test: setup lint  ## check lint, format and layers, and run the tests but for th
 test-slow: setup  ## run what is slow by nature: whole sweeps, many kills, the benchmark, the page in Chromium
 	$(PYTEST) $(PARALLEL) -m slow
 
-gpu-test: $(STAMP)  ## what has to hold on a GPU as on a CPU: updates, attention kernels, checkpoints; on a CPU without one
+gpu-test: $(STAMP)  ## what has to hold on a GPU as on a CPU, and memory and speed of updates: outputs/gpu/report.json; without one, on the CPU
 	@$(BIN)/python -c 'import torch; print("device:", torch.cuda.get_device_name() if torch.cuda.is_available() else "the CPU, as torch finds no GPU")'
 	$(PYTEST) -rs -m gpu tests/gpu
 

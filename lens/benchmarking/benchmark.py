@@ -14,6 +14,7 @@ from lens.benchmarking.host_memory import measure_host_memory, tabulate_host_mem
 from lens.benchmarking.measuring import describe_machine, measure_matrix_peaks
 from lens.benchmarking.meter import Row
 from lens.benchmarking.objective import measure_objective, tabulate_objective
+from lens.benchmarking.plan import measure_plan, tabulate_plan
 from lens.benchmarking.sampling import measure_sampling, tabulate_sampling
 from lens.benchmarking.scaling import draw_scaling, measure_scaling, tabulate_scaling
 from lens.benchmarking.step import measure_step, tabulate_step
@@ -109,5 +110,6 @@ PARTS = {
     "update": Part("One update: medians", measure_update, tabulate_update),
     "scaling": Part("A step of other sizes: medians, in seconds", measure_scaling, tabulate_scaling),
     "memory": Part("Host memory of a process in GiB: medians", measure_host_memory, tabulate_host_memory),
+    "plan": Part("One update beside its plan: medians", measure_plan, tabulate_plan),
     "objective": Part("What an objective costs: means", measure_objective, tabulate_objective),
 }

@@ -84,15 +84,17 @@ def format_paired_ratio(rows: Sequence[Row], value: str, arm: str, baseline: str
 def measure_matrix_peaks(largest: int, dtypes: Iterable[str]) -> dict[str, float]:
     """Return the highest FLOP/s of a product of two square matrices, by data type. It takes some seconds a type.
 
-    Sizes double up to ``largest``, as long as the next product will take less than LONGEST_S.
+    The GPU multiplies them, where there is one. Sizes double up to ``largest``, as long as the next product will take
+    less than LONGEST_S.
     """
     peaks: dict[str, float] = {}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     with progress_bar(None, unit="product", desc="Measuring the peak of this machine") as bar:
         for dtype in dtypes:
             size, peaks[dtype] = min(SMALLEST, largest), 0.0
             while size <= largest and (peaks[dtype] == 0 or 2 * size**3 / peaks[dtype] < LONGEST_S):
                 bar.set_postfix_str(f"{dtype}, {size} x {size}")
-                seconds = time_product(size, dtype, attempts=PEAK_ATTEMPTS, limit_s=LONGEST_S)
+                seconds = time_product(size, dtype, device, attempts=PEAK_ATTEMPTS, limit_s=LONGEST_S)
                 peaks[dtype] = max(peaks[dtype], 2 * size**3 / seconds)
                 size *= 2
                 bar.update()
@@ -105,7 +107,8 @@ def count_training_flops(
     """Return the FLOPs of one forward and backward pass; padding and recomputation do not count.
 
     The forward pass takes 2 FLOPs for each weight and token, and 4 for each attention channel and pair of tokens that
-    see each other. Only completion tokens need the head. The backward pass takes twice as many as the forward pass.
+    see each other. Only completion tokens need the head. The backward pass takes twice as many as the forward pass, but
+    only as many for a frozen weight, which has no gradient.
 
     Args:
         model: a decoder whose layers are alike.
@@ -116,10 +119,13 @@ def count_training_flops(
         update_flops, and how many of them are in which data type.
     """
     flops, of_type = Flops.of(model), dict.fromkeys((body, head), 0.0)
+    trained = model.base_model.num_parameters(only_trainable=True, exclude_embeddings=True)
+    a_token = 2 * flops.body + 2 * trained  # forward, and the gradients of activations and of weights
+    of_head = (2 + model.get_output_embeddings().weight.requires_grad) * flops.head
     for prompt, completions in sequences:
         pairs = prompt * (prompt + 1) / 2 + sum(n * prompt + n * (n + 1) / 2 for n in completions)
-        of_type[body] += 3 * (flops.body * (prompt + sum(completions)) + flops.attention * pairs)
-        of_type[head] += 3 * flops.head * sum(completions)
+        of_type[body] += a_token * (prompt + sum(completions)) + 3 * flops.attention * pairs
+        of_type[head] += of_head * sum(completions)
     return {"update_flops": sum(of_type.values())} | {f"{UPDATE_FLOPS}{name}": count for name, count in of_type.items()}
 
 
@@ -137,6 +143,9 @@ def format_share(values: pd.Series, peaks: dict[str, float]) -> str:
         values: a row's numbers: update_s and the counts of `count_training_flops`.
         peaks: FLOP/s by data type.
     """
-    counts = {dtype: values.get(f"{UPDATE_FLOPS}{dtype}", 0.0) for dtype in peaks}
-    at_the_peak = sum(count / peaks[dtype] for dtype, count in counts.items())
-    return f"{100 * at_the_peak / values.update_s:.1f} %"
+    return f"{100 * seconds_at_peak(values, peaks) / values.update_s:.1f} %"
+
+
+def seconds_at_peak(values: pd.Series, peaks: dict[str, float]) -> float:
+    """Return the seconds that an update's FLOPs take at the peak of their types; see `format_share`."""
+    return sum(values.get(f"{UPDATE_FLOPS}{dtype}", 0.0) / peak for dtype, peak in peaks.items())

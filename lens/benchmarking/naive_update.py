@@ -36,11 +36,11 @@ def naive_gradient(
     for rows in torch.arange(len(r.lengths)).split(sequences):
         prompts = [torch.tensor(r.prompts[row // r.num_generations].token_ids) for row in rows.tolist()]
         completions = [r.completion_ids[row, : r.lengths[row]] for row in rows]
-        both = [torch.cat(pair) for pair in zip(prompts, completions, strict=True)]
+        both = [torch.cat(pair).to(model.device) for pair in zip(prompts, completions, strict=True)]
         ids = pad_sequence(both, batch_first=True)  # [B, L]
         real = pad_sequence([torch.ones_like(each) for each in both], batch_first=True)  # [B, L]
-        places = torch.arange(ids.shape[1])
-        starts = torch.tensor([len(prompt) for prompt in prompts])
+        places = torch.arange(ids.shape[1], device=ids.device)
+        starts = torch.tensor([len(prompt) for prompt in prompts], device=ids.device)
         sampled = (places >= starts[:, None]) & (real == 1)  # [B, L]
         with torch.autocast(ids.device.type, DTYPES[autocast or "bfloat16"], enabled=autocast is not None):
             logits = model(input_ids=ids, attention_mask=real, use_cache=False).logits[:, :-1]  # [B, L-1, V]

@@ -146,9 +146,11 @@ def open_trl_update(work: Workload) -> Iterator[Callable[[Experience], None]]:
             processing_class=work.tokenizer,
         )
         size = work.config.trl.per_device_train_batch_size
+        if work.config.trl.gradient_checkpointing:  # as the trainer's own loop does before the first step
+            work.model.gradient_checkpointing_enable({"use_reentrant": False})
 
         def write_gradient(experience: Experience) -> None:
-            batches = pad_batches(experience, size)
+            batches = pad_batches(experience, size, work.model.device)
             trainer.current_gradient_accumulation_steps = len(batches)
             work.model.train().zero_grad()
             for inputs in batches:
@@ -158,8 +160,8 @@ def open_trl_update(work: Workload) -> Iterator[Callable[[Experience], None]]:
         yield write_gradient
 
 
-def pad_batches(experience: Experience, size: int) -> list[dict[str, Tensor]]:
-    """Return an optimizer batch as TRL's trainer cuts it up: ``size`` completions in each part.
+def pad_batches(experience: Experience, size: int, device: torch.device) -> list[dict[str, Tensor]]:
+    """Return an optimizer batch on a device as TRL's trainer cuts it up: ``size`` completions in each part.
 
     Prompts are padded on the left and completions on the right, to the longest of the batch.
     """
@@ -174,7 +176,8 @@ def pad_batches(experience: Experience, size: int) -> list[dict[str, Tensor]]:
         "advantages": experience.advantages.flatten(),
     }
     count = len(prompts) // size
-    return [{name: values[i * size : (i + 1) * size] for name, values in whole.items()} for i in range(count)]
+    parts = [{name: values[i * size : (i + 1) * size] for name, values in whole.items()} for i in range(count)]
+    return [{name: values.to(device) for name, values in part.items()} for part in parts]
 
 
 def timed(name: str, function: Callable[..., Any], seconds: dict[str, float]) -> Callable[..., Any]:
@@ -202,7 +205,7 @@ def trl_options(config: DictConfig, engine: str) -> dict[str, Any]:
         max_completion_length=rollouts.max_completion_length,
         temperature=rollouts.temperature,
         bf16=config.trainer.memory.autocast == "bfloat16",
-        use_cpu=True,
+        use_cpu=not torch.cuda.is_available(),
         beta=config.loss.beta,
         epsilon=config.loss.epsilon_low,
         epsilon_high=config.loss.epsilon_high,

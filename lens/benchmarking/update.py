@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -30,13 +30,39 @@ def measure_update(config: DictConfig) -> list[Row]:
     All advantages of a silent group are 0.
     """
     work = Workload.load(config)
-    with ExitStack() as stack:
-        try:
-            check_trl(config)
-        except ConfigError as error:
-            log.warning("Leaving out TRL's update: %s", error)
-            return measure_arms(work, None)
-        return measure_arms(work, stack.enter_context(open_trl_update(work)))
+    with open_trl_where_it_is(work) as trl_gradient:
+        return measure_arms(work, trl_gradient)
+
+
+@contextmanager
+def open_trl_where_it_is(work: Workload) -> Iterator[Callable[[Experience], None] | None]:
+    """Yield what `open_trl_update` yields; None where TRL is not at hand or cannot do this work, with a warning."""
+    try:
+        check_trl(work.config)
+    except ConfigError as error:
+        log.warning("Leaving out TRL's update: %s", error)
+        yield None
+        return
+    with open_trl_update(work) as gradient:
+        yield gradient
+
+
+def measure_lens(work: Workload, experience: Experience, number: int, **choices: bool) -> Row:
+    """Measure an update of lens; ``choices`` replace fields of its forward pass."""
+    meter = Meter()
+    with meter.phase("update"):
+        work.learn(experience, **choices)
+    return meter.row() | work.count_flops(experience)
+
+
+def measure_other(work: Workload, experience: Experience, gradient: Callable[[Experience], None], number: int) -> Row:
+    """Measure an update that takes its gradient from elsewhere, with each completion behind its own prompt."""
+    meter, r = Meter(), experience.rollouts
+    with meter.phase("update"):
+        work.update(lambda: gradient(experience))
+    prompts = [len(prompt.token_ids) for prompt in r.prompts for _ in range(r.num_generations)]
+    passes = ((prompt, [length]) for prompt, length in zip(prompts, r.lengths.tolist(), strict=True))
+    return meter.row() | count_training_flops(work.model, passes, body=work.products, head=work.products)
 
 
 def measure_arms(work: Workload, trl_gradient: Callable[[Experience], None] | None) -> list[Row]:
@@ -45,36 +71,24 @@ def measure_arms(work: Workload, trl_gradient: Callable[[Experience], None] | No
     batch = make_every_answer_teach(make_up_rollouts(work, shortest_share=config.made_up.shortest_share))
     silent = round(config.made_up.silent_share * len(batch.advantages))
     quiet = replace(batch, advantages=batch.advantages * (torch.arange(len(batch.advantages)) >= silent)[:, None])
-    naive = partial(naive_gradient, work.model, batch, work.loss, work.forward_pass, sequences=config.naive.sequences)
-    r = batch.rollouts
-    each = [len(r.prompts[row // r.num_generations].token_ids) for row in range(len(r.lengths))]
-    alone = [(prompt, [length]) for prompt, length in zip(each, r.lengths.tolist(), strict=True)]
 
-    def turn(experience: Experience, number: int, **choices: bool) -> Row:
-        meter = Meter()
-        with meter.phase("update"):
-            work.learn(experience, **choices)
-        return meter.row() | work.count_flops(experience)
+    def naive(experience: Experience) -> None:
+        naive_gradient(work.model, experience, work.loss, work.forward_pass, sequences=config.naive.sequences)
 
-    def turn_of_other(gradient: Callable[[], None], number: int) -> Row:
-        meter = Meter()
-        with meter.phase("update"):
-            work.update(gradient)
-        return meter.row() | count_training_flops(work.model, alone, body=work.products, head=work.products)
-
+    plain = partial(measure_lens, torch_compile=False)
     arms = {
-        "naive": partial(turn_of_other, naive),
-        "lens": partial(turn, batch, torch_compile=False),
-        f"lens, {silent} of {len(batch.advantages)} groups with advantage 0": partial(turn, quiet, torch_compile=False),
+        "naive": partial(measure_other, work, batch, naive),
+        "lens": partial(plain, work, batch),
+        f"lens, {silent} of {len(batch.advantages)} groups with advantage 0": partial(plain, work, quiet),
     }
     if trl_gradient is not None:
-        arms["TRL"] = partial(turn_of_other, partial(trl_gradient, batch))
+        arms["TRL"] = partial(measure_other, work, batch, trl_gradient)
     try:
         check_layers(work.model, OmegaConf.create({"gradient_checkpointing": False, "torch_compile": True}))
     except ConfigError as error:
         log.warning("Leaving out lens with torch.compile: %s", error)
     else:
-        arms["lens, torch.compile"] = partial(turn, batch, torch_compile=True)
+        arms["lens, torch.compile"] = partial(measure_lens, work, batch, torch_compile=True)
     return alternate(arms, rounds=config.rounds, warmup=config.warmup)
 
 

@@ -55,6 +55,7 @@ class MasterWeightAdamW(AdamW):
                 [state["exp_avg_sq"] for state in states],
                 [],
                 [state["step"] for state in states],
+                foreach=group["foreach"],
                 amsgrad=False,
                 beta1=group["betas"][0],
                 beta2=group["betas"][1],

@@ -78,25 +78,30 @@ class Architecture:
 
 
 def architecture_of(config: DictConfig) -> Architecture:
-    """Return the architecture of a config's model, from model.architecture, its recipe, or its name or folder.
+    """Return the architecture of a config's model.
 
     Raises:
         ConfigError: there is no such model, it needs code of its own, or it cannot have these adapters.
     """
-    model = config.model
+    try:
+        return Architecture.of(find_numbers(config.model), config.model.lora)
+    except ConfigError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        valid = f"{VALID}, unless model.architecture has its numbers ({reason})"
+        raise ConfigError("model.name_or_path", config.model.name_or_path, valid) from error
+
+
+def find_numbers(model: DictConfig) -> PreTrainedConfig:
+    """Return transformers' config of a model, from the section's architecture, its recipe, or its name or folder.
+
+    Raises:
+        OSError, ValueError: there is no such model, or it needs code of its own.
+    """
     if (numbers := OmegaConf.select(model, "architecture")) is not None:
         numbers = OmegaConf.to_container(numbers)
-        architecture = AutoConfig.for_model(numbers.pop("model_type"), **numbers)
-    elif model.name_or_path is None:
-        architecture = make_model(instantiate(model.recipe), make_tokenizer()).config
-    else:
-        try:
-            architecture = AutoConfig.from_pretrained(model.name_or_path, trust_remote_code=False)
-            return Architecture.of(architecture, model.lora)
-        except ConfigError:
-            raise
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            valid = f"{VALID}, unless model.architecture has its numbers ({reason})"
-            raise ConfigError("model.name_or_path", model.name_or_path, valid) from error
-    return Architecture.of(architecture, model.lora)
+        return AutoConfig.for_model(numbers.pop("model_type"), **numbers)
+    if model.name_or_path is None:
+        return make_model(instantiate(model.recipe), make_tokenizer()).config
+    return AutoConfig.from_pretrained(model.name_or_path, trust_remote_code=False)

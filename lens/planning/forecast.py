@@ -20,6 +20,7 @@ from lens.errors import ConfigError
 from lens.models.loading import DTYPES
 from lens.models.precision import resolve_autocast
 from lens.objectives.inputs import find_inputs
+from lens.planning.activations import count_working_memory
 from lens.planning.architecture import Architecture, architecture_of
 from lens.planning.counting import num_problems
 from lens.planning.rules import RULES
@@ -140,22 +141,15 @@ class Plan:
 
     def update(self) -> dict[str, float]:
         """Return what the update adds, in bytes."""
-        model, trainer = self.model, self.config.trainer
-        tokens = trainer.memory.max_tokens_per_microbatch
-        # A layer keeps for each token: its input, two normalised inputs, queries, attention's output, keys and values,
-        # attention's own copies of these four, the gate, its activation, the other projection and their product.
-        inside = tokens * (7 * model.hidden + 4 * model.kv_width + 4 * model.intermediate) * self.compute_bytes
-        inputs = tokens * model.hidden * self.compute_bytes * model.layers
-        activations = inputs + inside if trainer.memory.gradient_checkpointing else inside * model.layers
-        chunk = min(trainer.memory.logits_chunk_size, tokens)
+        model, weight, sharded = self.model, self.weight_bytes, self.shards > 1
         copies = 1 if model.adapters else 2  # a frozen block has no gradient
         block = model.parameters - (model.layers - 1) * model.layer  # all but the layers whose turn it is not
-        gathered = copies * block * self.weight_bytes if self.shards > 1 else 0
+        gathered = copies * block * weight if sharded else 0
+        types = {"weight_bytes": weight, "compute_bytes": self.compute_bytes}
         needs = {
             "gradients": model.trained * self.kept_bytes / self.shards,
             "embeddings, head and a layer, gathered, with gradients": gathered,
-            "activations": activations,
-            f"logits ({chunk:,} x {model.vocabulary:,}, three in float32)": 3 * chunk * model.vocabulary * 4,
+            **count_working_memory(model, self.config.trainer.memory, sharded=sharded, **types),
         }
         if self.separate_engine and not self.config.sampler.sleep:
             needs["engine's weights and cache, which do not sleep"] = self.engine_share
@@ -211,10 +205,8 @@ class Plan:
         cache = self.cache_a_sequence / GIB
         if self.room_for_cache < self.cache_a_sequence:
             fixed = sum(self.states().values()) + engine
-            valid = (
-                f"sampling needs {fixed / GIB:.1f} GiB a GPU, {engine / GIB:.1f} of it for the engine's weights, and "
-            )
-            valid += f"{cache:.2f} for the cache of one sequence of {self.longest:,} tokens; "
+            valid = f"sampling needs {fixed / GIB:.1f} GiB a GPU, {engine / GIB:.1f} of it for the engine's weights, "
+            valid += f"and {cache:.2f} for the cache of one sequence of {self.longest:,} tokens; "
             if self.separate_engine and self.engine_share < engine + self.cache_a_sequence:
                 share = config.sampler.gpu_memory_utilization
                 valid += f"the engine may take {self.engine_share / GIB:.1f}"
@@ -243,41 +235,43 @@ class Plan:
         rated = "trainer" in (rollouts.old_logprobs, rollouts.confidence) or "entropies" in self.asked
         return rated + self.has_reference
 
+    def update_flops(self, tokens: float) -> float:
+        """Return the FLOPs of updates on so many tokens, prompts included, in sequences of the mean lengths.
+
+        Each of these costs as much as a forward pass: the forward pass itself, the gradients of activations, those of
+        weights (not of frozen ones), and the second forward pass of gradient checkpointing.
+        """
+        passes = 2 + (not self.model.adapters) + self.config.trainer.memory.gradient_checkpointing
+        return tokens * passes * self.forward_flops
+
+    @property
+    def forward_flops(self) -> float:
+        """Return the FLOPs of a forward pass for a token in the middle of a sequence of the mean lengths."""
+        return self.model.forward_flops((self.mean_prompt + self.tokens_an_answer) / 2)
+
     def hours(self) -> dict[str, tuple[float, float]]:
         """Return the tokens and GPU-hours of each part of the run, at the mean lengths."""
-        config, model = self.config, self.model
-        prompt, answer = self.mean_prompt, self.tokens_an_answer
-        whole = prompt + answer
-        flop_rate = config.gpu_tflops * 1e12 * config.training_utilization
-        forward = model.forward_flops(whole / 2)  # per token, for one in the middle of its sequence
+        config, prompt, answer = self.config, self.mean_prompt, self.tokens_an_answer
+        whole, flop_rate = prompt + answer, config.gpu_tflops * 1e12 * config.training_utilization
         traffic_rate = config.gpu_bandwidth_gbs * 1e9 * config.generation_utilization
         token_cache = self.cache_a_sequence / self.longest
         at_once = min(self.sequences_wanted, int(self.room_for_cache // (token_cache * whole)))
         # Each decoding step reads the weights once and the cache of every running sequence, half full on average.
-        read = model.parameters * self.engine_bytes + at_once * token_cache * (prompt + answer / 2)
+        read = self.model.parameters * self.engine_bytes + at_once * token_cache * (prompt + answer / 2)
         seconds_a_token = read / at_once / traffic_rate
 
         sampled = self.rounds * self.answers_a_round
         if config.get("filter_groups") is not None:
             sampled = math.ceil(sampled / config.kept_share)
-        trained = (
-            config.trainer.max_steps * config.trainer.num_prompts_per_step * config.trainer.rollouts.num_generations
-        )
-        # Each costs as much as a forward pass: the forward pass itself, the gradients of activations, the gradients of
-        # weights (not for frozen ones), and the second forward pass of gradient checkpointing.
-        backward = (2 + (not model.adapters) + config.trainer.memory.gradient_checkpointing) * forward
-        passes = self.rating_passes
+        answers = config.trainer.num_prompts_per_step * config.trainer.rollouts.num_generations
+        trained = config.trainer.max_steps * answers * config.trained_share * whole
+        rated = self.rating_passes * sampled * whole
+        generated, evaluated = sampled * answer, self.answers_evaluated * answer
         parts = {
-            "generation for training": (sampled * answer, sampled * answer * seconds_a_token),
-            "generation for evaluation": (
-                self.answers_evaluated * answer,
-                self.answers_evaluated * answer * seconds_a_token,
-            ),
-            "log-probabilities": (passes * sampled * whole, passes * sampled * whole * forward / flop_rate),
-            "updates": (
-                trained * config.trained_share * whole,
-                trained * config.trained_share * whole * backward / flop_rate,
-            ),
+            "generation for training": (generated, generated * seconds_a_token),
+            "generation for evaluation": (evaluated, evaluated * seconds_a_token),
+            "log-probabilities": (rated, rated * self.forward_flops / flop_rate),
+            "updates": (trained, self.update_flops(trained) / flop_rate),
         }
         return {name: (tokens, seconds / 3600) for name, (tokens, seconds) in parts.items()}
 

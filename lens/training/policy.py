@@ -20,6 +20,8 @@ from lens.training.update import Loss
 def make_optimizer(model: PreTrainedModel, settings: DictConfig) -> torch.optim.Optimizer:
     """Make AdamW over the trainable parameters, with master weights for those narrower than float32.
 
+    It updates one parameter after the other, so that a GPU needs no copy of all second moments at once.
+
     ``settings`` is the config's optimizer section.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -30,6 +32,7 @@ def make_optimizer(model: PreTrainedModel, settings: DictConfig) -> torch.optim.
         betas=tuple(settings.adam_betas),
         eps=settings.adam_eps,
         weight_decay=settings.weight_decay,
+        foreach=False,
     )
 
 

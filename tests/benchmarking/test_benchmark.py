@@ -26,7 +26,7 @@ from lens.benchmarking.measuring import (
     measure_matrix_peaks,
     take_medians,
 )
-from lens.benchmarking.meter import Meter, PrivateMemory
+from lens.benchmarking.meter import Meter, PrivateMemory, TensorMemory
 from lens.benchmarking.naive_update import naive_gradient
 from lens.benchmarking.scaling import draw_scaling
 from lens.benchmarking.trl import check_trl
@@ -275,6 +275,14 @@ def test_a_meter_sees_memory_that_a_phase_took_and_gave_back():
     assert row["peak_gib"] > row["large_gib"] and row["large_s"] > 0
 
 
+def test_memory_of_tensors_is_what_was_there_at_once():
+    with TensorMemory() as memory:
+        kept = torch.ones(2**18)  # 1 MiB
+        for _ in range(3):
+            torch.ones(2**19)  # 2 MiB, and gone
+    assert kept.numel() and memory.above == pytest.approx(3 / 1024, rel=0.01)
+
+
 def test_arms_take_turns_and_warm_up_unseen():
     calls = []
 
@@ -311,6 +319,16 @@ def test_flops_of_shared_prompts_by_hand(tiny_folder):
         "update_flops_bfloat16": 3 * (2 * 6 * weights + attention),
         "update_flops_float32": 3 * head,
     }
+
+
+def test_a_frozen_weight_costs_no_gradient_of_its_own(tiny_folder):
+    model = load_model(str(tiny_folder))[0].requires_grad_(False)
+    trained = model.model.layers[0].mlp.up_proj.weight.requires_grad_(True)
+    config, weights = model.config, model.base_model.num_parameters(exclude_embeddings=True)
+    attention = 4 * 3 * config.num_hidden_layers * config.num_attention_heads * config.head_dim  # pairs of 2 tokens
+    body = 4 * 2 * weights + 2 * 2 * trained.numel() + 3 * attention
+    head = 4 * config.hidden_size * config.vocab_size
+    assert count_training_flops(model, [(1, [1])], body="bfloat16", head="bfloat16")["update_flops"] == body + head
 
 
 def test_the_share_of_the_peak_is_that_of_the_types_that_an_update_ran_in():
@@ -377,7 +395,7 @@ def test_whole_rounds_outlive_an_arm(caplog, fatal, kept):
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["part=speed"], "part='speed': must be one of sampling, step, update, scaling, objective, memory"),
+        (["part=speed"], "part='speed': must be one of sampling, step, update, scaling, objective, memory, plan"),
         (
             ["part=step", "arms=[verl]"],
             "arms=['verl']: must be a list of distinct names, out of transformers, vllm, trl, trl_vllm",

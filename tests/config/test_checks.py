@@ -109,6 +109,7 @@ OUT_OF_BOUNDS = {
     "peak_size": [0],
     "naive.sequences": [0],
     "made_up.shortest_share": [0, 1.1],
+    "made_up.prompt_length": [0],
     "made_up.silent_share": [-0.1, 1.1],
     "trl.per_device_train_batch_size": [0],
     "trl.gradient_checkpointing": [1],

@@ -79,7 +79,20 @@ def test_memory_is_what_a_pencil_says():
     update = made.update()
     assert update["gradients"] == states
     (logits,) = [size for name, size in update.items() if name.startswith("logits")]
-    assert logits == 3 * 4096 * 128_256 * 4
+    # A chunk, two pieces of at most 2^27 numbers, and a gradient of the head.
+    head = 4 * (4096 * 128_256 + 2 * 2**27 + 128_256 * 4096)
+    # A layer keeps of a token inputs of norms and normalised inputs in float32; in bfloat16 five inputs of linear
+    # layers, queries, attention's output twice, keys and values, and four values of the feed-forward block, which gets
+    # two gradients.
+    layer = 2 * (4 + 4) * 4096 + 2 * ((5 + 3) * 4096 + 2 * 1024 + (4 + 2) * 14336)
+    memory, tokens = made.config.trainer.memory, made.config.trainer.memory.max_tokens_per_microbatch
+    assert memory.gradient_checkpointing and memory.autocast == "auto"
+    assert logits == max(head, tokens * layer)
+    assert update["activations"] == tokens * 32 * 4 * 4096  # the inputs of layers, in float32
+    made.config.trainer.memory.gradient_checkpointing = False
+    update = made.update()
+    assert update["activations"] == tokens * 32 * (layer - 2 * 2 * 14336)
+    assert head in update.values()
     assert made.room_for_cache == pytest.approx(0.5 * 80 * GIB - 2 * 8_030_261_248)
 
 

@@ -30,6 +30,7 @@ SMALL = [
     "memory.hidden_size=512",
     "memory.vocab_size=8000",
     "naive.sequences=3",
+    "made_up.prompt_length=5",
     "peak_size=64",
     f"rounds={ROUNDS}",
 ]
