@@ -77,6 +77,10 @@ class Sweep:
         file = self.folder / ".submitit" / "queued.json"
         return json.loads(file.read_text()) if file.exists() else {}
 
+    def wait_until_found(self) -> None:
+        """Wait until the command has found its job in the queue."""
+        self.running.wait_until(lambda: "SLURM still has" in self.running.stdout.read_text())
+
     def wait_for_steps(self, jobs: int = 1) -> None:
         """Wait until so many jobs have made steps since the last call."""
         now = lambda: {name: steps_in(self.folder / name) for name in self.jobs()}  # noqa: E731
@@ -213,10 +217,11 @@ def test_a_sweep_that_is_stopped_or_killed_finds_its_job_again_and_one_that_is_c
     assert result.one_line() == f"stopped: {goes_on}"
 
     sweep.start()
-    sweep.running.wait_until(lambda: "SLURM still has" in sweep.running.stdout.read_text())
+    sweep.wait_until_found()
     sweep.running.signal(signal.SIGKILL)
     sweep.running.wait()
     sweep.start()
+    sweep.wait_until_found()
     sweep.wait_for_steps()
     assert sweep.only() == (folder, job)
     cluster.ask("scancel", job)
