@@ -263,7 +263,7 @@ def test_a_job_that_fails_is_failed_to_slurm_and_named(cluster, pupil, logs, tmp
     result = sweep.running.wait()
     assert result.code == 1, result.stderr
     (error,) = result.errors()
-    assert "(optimizer.learning_rate=1e300): " in error
+    assert "(optimizer.learning_rate=1e+300): " in error
     states = {sweep.ask(job)["JobState"]: sweep.folder / name for name, job in sweep.jobs().items()}
     assert states.keys() == {"COMPLETED", "FAILED"}
     assert (states["COMPLETED"] / "summary.json").exists()
