@@ -52,10 +52,7 @@ def found_by(
 
 def assert_same_up_to_rounding(folder: Path, alone: Path) -> None:
     """The same answers, and numbers and weights that are as near as rounding lets them be."""
-    lines, expected = metrics_of(folder), metrics_of(alone)
-    assert len(lines) == len(expected)
-    for line, other in zip(lines, expected, strict=True):
-        assert line == pytest.approx(other, abs=METRICS, rel=METRICS)
+    assert_same_metrics(metrics_of(folder), metrics_of(alone))
     for file in (alone / "rollouts").iterdir():
         ours, theirs = pd.read_parquet(folder / "rollouts" / file.name), pd.read_parquet(file)
         pd.testing.assert_frame_equal(ours[["problem_id", "sample", "text"]], theirs[["problem_id", "sample", "text"]])
@@ -64,6 +61,13 @@ def assert_same_up_to_rounding(folder: Path, alone: Path) -> None:
             pd.read_parquet(folder / "evaluations" / file.name), pd.read_parquet(file), atol=METRICS
         )
     assert_same_tensors(folder, alone, "model.safetensors")
+
+
+def assert_same_metrics(lines: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
+    """All numbers are as near as rounding lets them be."""
+    assert len(lines) == len(expected)
+    for line, other in zip(lines, expected, strict=True):
+        assert line == pytest.approx(other, abs=METRICS, rel=METRICS)
 
 
 def assert_same_tensors(folder: Path, alone: Path, file: str) -> None:
