@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.command_line import Command, metrics_of, run, training
 from tests.support.ports import free_ports
-from tests.support.several_processes import METRICS, assert_same_up_to_rounding
+from tests.support.several_processes import METRICS, assert_same_tensors, assert_same_up_to_rounding
 from tests.support.vllm_engine import VLLM
 
 STEPS = 3
@@ -121,6 +121,8 @@ def assert_same_until_a_draw_moves(folder: Path, alone: Path) -> None:
             assert line[name] == pytest.approx(other[name], abs=ACCURACY)
     print(f"{moved:.0%} of the answers changed where the first did")
     assert moved < MOVED
+    if not moved:
+        assert_same_tensors(folder, alone, "model.safetensors")
 
 
 def changed_answers(ours: Path, theirs: Path) -> float:
