@@ -34,6 +34,7 @@ LONGEST = (
     "cli/test_sweeps.py",
     "sampling/test_vllm_engines.py",
     "distributed/test_several_processes.py",
+    "distributed/test_many_processes.py",
     "training/test_trainer.py",
     "training/test_stopped_runs.py",
     "training/test_resumed_runs.py",

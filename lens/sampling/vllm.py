@@ -119,7 +119,7 @@ class VLLMSampler:
                 disable_log_stats=True,
             )
         except (ValueError, RuntimeError) as error:
-            raise explain_failure(error, model, kv_cache_space) from error
+            raise explain_failure(error, model, kv_cache_space, tensor_parallel_size) from error
 
     def sample(
         self,
@@ -208,9 +208,14 @@ def make_question_bar(iterable: Iterable | None = None, *, title: str, total: in
     return iterable if iterable is not None else progress_bar(total, unit="question", desc=title, leave=False)
 
 
-def explain_failure(error: Exception, model: PreTrainedModel, kv_cache_space: float | None) -> ConfigError:
+def explain_failure(
+    error: Exception, model: PreTrainedModel, kv_cache_space: float | None, tensor_parallel_size: int
+) -> ConfigError:
     """Return an error that names the config key because of which the engine did not start."""
     reason = " ".join(str(error).split())
+    reason = reason.split("Value error, ")[-1].split(" [type=")[0]  # without pydantic's dump of the whole config
+    if "tensor parallel size" in reason:
+        return ConfigError("sampler.tensor_parallel_size", tensor_parallel_size, f"must divide the model: {reason}")
     if "cache" in reason.lower():
         return ConfigError(
             "sampler.kv_cache_space", kv_cache_space, f"must leave room for one longest sequence: {reason}"

@@ -7,23 +7,17 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch.nn.utils.rnn import pad_sequence
 
 from lens.models.lora import WEIGHTS_FILE
-from lens.objectives import lens_advantages
 from lens.problems.prompts import Prompt
 from lens.runs.checkpoints import ADAPTER_FOLDER
 from lens.sampling.parallel_sampler import merge_rollouts
 from lens.sampling.rollouts import Rollouts
-from lens.training.experience import Experience, make_experience
 from tests.support.command_line import (
     ROOT,
     Command,
@@ -35,24 +29,22 @@ from tests.support.command_line import (
     steps_in,
     training,
 )
-from tests.support.gradients import changed, error
-from tests.support.losses import choices_of
+from tests.support.gradients import error
 from tests.support.rounding import TOLERANCE
+from tests.support.several_processes import (
+    assert_same_tensors,
+    assert_same_up_to_rounding,
+    found_by,
+    make_case,
+    stored_experience,
+)
 from tests.support.vllm_engine import VLLM
 
 STEPS = 6
-# What rounding adds up to over STEPS updates; metrics are means of numbers of size 1.
-METRICS, WEIGHTS = 1e-4, 1e-4
 PATHS = environment(PYTHONPATH=str(ROOT))
 
 
 # --- gradients on the same rollouts ----------------------------------------------------------------------------------
-
-
-def make_case(dtype: str, **choices: Any) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """The data type of the weights, and the choices of a loss and of a forward pass."""
-    loss, forward_pass = changed(**choices)
-    return dtype, choices_of(loss), asdict(forward_pass)
 
 
 CASES = {
@@ -77,26 +69,6 @@ IN_BFLOAT16 = 0.01  # other micro-batches round otherwise
 def gradients(experience, tiny_folder, logs, tmp_path_factory) -> list[dict]:
     """What one process finds, and what two find together."""
     return found_by(experience, tiny_folder, CASES, logs, tmp_path_factory.mktemp("gradients"))
-
-
-def found_by(
-    experience: Experience,
-    model: Path,
-    cases: dict,
-    logs: Path,
-    folder: Path,
-    several: int = 2,
-    degree: int | None = None,
-) -> list[dict]:
-    """Gradients of the same rollouts, by one process and by several, so many of which share a copy of the weights."""
-    found = []
-    for processes in (1, several):
-        job = {"experience": experience.state(), "model": str(model), "cases": cases, "degree": degree}
-        torch.save(job, folder / "job.pt")
-        result = run("tests/support/shared_gradient.py", folder, folder=logs, processes=processes)
-        assert result.code == 0, result.stderr
-        found.append(torch.load(folder / "found.pt", weights_only=True))
-    return found
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -172,31 +144,6 @@ def alone(command, logs, tmp_path_factory) -> Path:
     result = run(*command, f"hydra.run.dir={folder}", folder=logs)
     assert result.code == 0, result.stderr
     return folder
-
-
-def assert_same_up_to_rounding(folder: Path, alone: Path) -> None:
-    """The same answers, and numbers and weights that are as near as rounding lets them be."""
-    lines, expected = metrics_of(folder), metrics_of(alone)
-    assert len(lines) == len(expected)
-    for line, other in zip(lines, expected, strict=True):
-        assert line == pytest.approx(other, abs=METRICS, rel=METRICS)
-    for file in (alone / "rollouts").iterdir():
-        ours, theirs = pd.read_parquet(folder / "rollouts" / file.name), pd.read_parquet(file)
-        pd.testing.assert_frame_equal(ours[["problem_id", "sample", "text"]], theirs[["problem_id", "sample", "text"]])
-    for file in (alone / "evaluations").iterdir():
-        pd.testing.assert_frame_equal(
-            pd.read_parquet(folder / "evaluations" / file.name), pd.read_parquet(file), atol=METRICS
-        )
-    assert_same_tensors(folder, alone, "model.safetensors")
-
-
-def assert_same_tensors(folder: Path, alone: Path, file: str) -> None:
-    """Those in a file of the last checkpoint are as near as rounding lets them be."""
-    ours, theirs = (load_file(f / "checkpoints" / f"step_{STEPS:06d}" / file) for f in (folder, alone))
-    assert ours.keys() == theirs.keys()
-    difference = max((ours[name] - theirs[name]).abs().max().item() for name in theirs)
-    print(f"{file}: no number differs by more than {difference:.1e} after {STEPS} updates")
-    assert difference < WEIGHTS
 
 
 def test_two_processes_are_killed_and_one_goes_on(command, alone, logs, tmp_path):
@@ -396,27 +343,6 @@ def test_two_processes_with_an_engine_each_are_killed_and_one_goes_on(command, l
     for dtype, tolerance in TOLERANCE.items():
         assert one[dtype]["gradient"].norm() > 0
         assert error(two[dtype]["gradient"], one[dtype]["gradient"]) < tolerance
-
-
-def stored_experience(rows: pd.DataFrame) -> Experience:
-    """Stored answers of groups of four, weighed by LENS."""
-    ids, logprobs = (
-        pad_sequence([torch.tensor(row) for row in rows[name]], batch_first=True)
-        for name in ("completion_ids", "logprobs")
-    )
-    rollouts = Rollouts(
-        prompts=[
-            Prompt(name, tuple(map(int, ids))) for name, ids in zip(rows["problem_id"], rows["prompt_ids"], strict=True)
-        ][::4],
-        num_generations=4,
-        completion_ids=ids,
-        logprobs=logprobs.float(),
-        lengths=torch.tensor(rows["length"].to_numpy()),
-        finish_reasons=list(rows["finish_reason"]),
-        texts=list(rows["text"]),
-    )
-    verdicts = list(rows["verdict"])
-    return make_experience(rollouts, [None] * (len(rows) // 4), verdicts, lens_advantages, old_from="sampler")
 
 
 def test_a_number_of_processes_that_does_not_divide_the_questions_is_refused(command, logs, tmp_path):

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,7 @@ class Command:
         folder: where its output is kept.
         real: start Python anew, as a shell does, and several processes by torchrun; else fork from the server.
         processes: how many processes run the script together.
+        agents: torchrun's options that say how its agents meet; this is one of them, with so many processes.
         env: its whole environment.
         cwd: its working directory.
     """
@@ -90,6 +91,7 @@ class Command:
         folder: Path,
         real: bool = False,
         processes: int = 1,
+        agents: Sequence[str] = ("--standalone",),
         env: dict | None = None,
         cwd: Path = ROOT,
     ):
@@ -99,7 +101,7 @@ class Command:
         self.stdout, self.stderr = folder / f"{number}.out", folder / f"{number}.err"
         env = environment() if env is None else env
         if real:
-            torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+            torchrun = ["-m", "torch.distributed.run", *agents, f"--nproc-per-node={processes}"]
             with self.stdout.open("wb") as out, self.stderr.open("wb") as err:
                 streams = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": err}
                 command = [sys.executable, *(torchrun if processes > 1 else []), str(ROOT / script), *overrides]
