@@ -107,8 +107,9 @@ def show_simulation(made: Plan, measured: Measured | None) -> None:
     print(
         f"Simulated: {source}; {1000 * costs.grading:.2g} ms of a core to grade an answer; "
         f"{1000 * costs.handling:.2g} ms in every process for each answer of all; "
-        f"checkpoints at {config.disk_gbs} GB/s; no exchange beside computation; links without latency; evaluations left out; "
-        f"asynchronous samplers at most {config.max_staleness} round(s) ahead, at the best of a few splits of the GPUs."
+        f"checkpoints at {config.disk_gbs} GB/s; no exchange beside computation; links without latency; "
+        f"evaluations left out; asynchronous samplers at most {config.max_staleness} round(s) ahead, "
+        f"at the best of a few splits of the GPUs."
     )
 
 

@@ -52,10 +52,12 @@ class Engines:
     Attributes:
         plan: the plan, on its number of GPUs.
         in_flight: rounds whose answers an engine decodes at once.
+        apart: whether its GPUs hold nothing of the update.
     """
 
     plan: Plan
     in_flight: int = 1
+    apart: bool = False
 
     @property
     def gpus_each(self) -> int:
@@ -69,7 +71,9 @@ class Engines:
     def places(self) -> int:
         """Return how many answers an engine can decode at once."""
         plan, whole = self.plan, self.plan.mean_prompt + self.plan.tokens_an_answer
-        fit = self.gpus_each * plan.room_for_cache // (plan.cache_a_sequence / plan.longest * whole)
+        most = plan.engine_share if plan.separate_engine else plan.usable
+        room = most - sum(plan.sampling().values()) if self.apart else plan.room_for_cache
+        fit = self.gpus_each * room // (plan.cache_a_sequence / plan.longest * whole)
         return min(plan.config.sampler.max_num_seqs, int(fit))
 
     def seconds(self, steps: np.ndarray | float, cached: np.ndarray | float) -> np.ndarray | float:

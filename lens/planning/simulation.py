@@ -161,7 +161,7 @@ def simulate_asynchronous(plan: Plan, lengths: np.ndarray, costs: Costs) -> floa
     config, ahead, found = plan.config, plan.config.max_staleness, []
     for number in sorted({config.num_gpus * part // SPLITS for part in range(1, SPLITS)} - {0}):
         samplers, others = resize(plan, number), resize(plan, config.num_gpus - number)
-        engines = Engines(samplers, ahead)
+        engines = Engines(samplers, ahead, apart=True)
         if others.memory_needed() > others.usable or number % engines.gpus_each:
             continue
         times = costs.sampling * draws_a_step(plan)
