@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
 
 import pandas as pd
 from omegaconf import DictConfig
 
+from lens.commands.measured import Measured
+from lens.config.checks import check_values
 from lens.planning.communication import GB, Communication, advise_on_replicas
 from lens.planning.forecast import GIB, Plan, make_plan
+from lens.planning.rules import RULES
+from lens.planning.simulation import Costs, Row, simulate
 from lens.terminal import show_table
 
 
 def show_plan(config: DictConfig) -> None:
     """Print the plan of a composed config: batches, memory of a GPU, cost, and the assumptions behind them."""
-    made = make_plan(config)
+    check_values(config, RULES)
+    measured = None if config.measured is None else Measured.read(Path(config.measured))
+    made = make_plan(config if measured is None else measured.put_into(config))
+    config = made.config
     t, model = config.trainer, made.model
     adapters = f" and {model.adapters:,} of adapters" if model.adapters else ""
     name = config.model.name_or_path or "the tiny model"
@@ -57,6 +66,8 @@ def show_plan(config: DictConfig) -> None:
     print(f"{total / config.num_gpus:,.1f} hours on {config.num_gpus} GPU(s), if none waits for another.")
     if config.num_gpus > 1:
         show_communication(made)
+    if config.simulate is not None:
+        show_simulation(made, measured)
     print(
         f"Assumed: {config.mean_prompt_length} + {made.tokens_an_answer} tokens a sequence on average; "
         f"{config.gpu_tflops} TFLOP/s at {config.training_utilization:.0%} in training; "
@@ -78,3 +89,38 @@ def show_communication(made: Plan) -> None:
     title = f"What a GPU receives in a step: {copies}, {counted.microbatches} micro-batch(es); {links}"
     show_table(title, pd.DataFrame(shown, columns=["what", "GB", "seconds, if nothing overlaps"]))
     print(advise_on_replicas(made))
+
+
+def show_simulation(made: Plan, measured: Measured | None) -> None:
+    """Print a step on other numbers of GPUs, and what the simulation takes for granted."""
+    config, costs = made.config, Costs.assumed(made) if measured is None else measured.costs(made)
+    rows = simulate(made, config.simulate, costs, None if measured is None else measured.lengths)
+    show_table("Seconds of a step", tabulate_steps(rows))
+    few = config.trainer.num_prompts_per_step
+    if refused := [str(number) for number in config.simulate if few % number]:
+        valid = f"{few} questions an update do not divide by {', '.join(refused)}, so scripts/train.py refuses them"
+        print(f"strong: {valid}; simulated as if it did not.")
+    source = f"{config.length_spread} of the mean as standard deviation of lengths; seconds as assumed"
+    if measured is not None:
+        times = f"{costs.sampling:.3g} times the assumed seconds of sampling and {costs.update:.3g} of the update"
+        source = f"lengths and seconds of {measured.folder}, by {measured.processes} process(es): {times}"
+    print(
+        f"Simulated: {source}; {1000 * costs.grading:.2g} ms of a core to grade an answer; "
+        f"{1000 * costs.handling:.2g} ms in every process for each answer of all; "
+        f"checkpoints at {config.disk_gbs} GB/s; no exchange beside computation; links without latency; "
+        f"evaluations left out; asynchronous samplers at most {config.max_staleness} round(s) ahead, "
+        f"at the best of a few splits of the GPUs."
+    )
+
+
+def tabulate_steps(rows: list[Row]) -> pd.DataFrame:
+    """Return the table of simulated steps, as text."""
+    shown = []
+    for row in rows:
+        config = row.plan.config
+        phases = {name.replace("_", " "): f"{seconds:.2f}" for name, seconds in asdict(row.step).items()}
+        sizes = {"scaling": row.scaling, "GPUs": config.num_gpus, "questions": config.trainer.num_prompts_per_step}
+        apart = "no room" if row.asynchronous is None else f"{row.asynchronous:.2f}"
+        found = {"step": f"{row.step.total:.2f}", "efficiency": f"{row.efficiency:.0%}", "most": row.step.dominant}
+        shown.append(sizes | phases | found | {"asynchronous": apart})
+    return pd.DataFrame(shown).astype(str)

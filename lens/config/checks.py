@@ -198,6 +198,7 @@ NULLABLE = {
     *("trainer.negative_answers", "trainer.memory.data_parallel_shard_degree"),
     *("loss.dual_clip", "loss.ratio_min"),
     *("objective.scale_mixed", "objective.scale_negative", "objective.rho"),
+    *("simulate", "measured"),
     *("sampler.max_model_len", "sampler.kv_cache_space", "model.attention", "model.lora", "model.prompt.date"),
 }
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from lens.distributed.collectives import world_size
 from lens.files import SOURCE
 from lens.models.precision import find_bfloat16_unit
 
@@ -49,6 +50,7 @@ def describe_provenance() -> dict[str, Any]:
             "processor": platform.processor() or platform.machine(),
             "cpus": os.cpu_count(),
             "threads": torch.get_num_threads(),
+            "processes": world_size(),
             "kernels": torch.backends.cpu.get_cpu_capability(),
             "multiplies_bfloat16": find_bfloat16_unit(),
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],

@@ -189,7 +189,7 @@ def test_provenance_says_where_a_result_comes_from(first):
     assert found["packages"]["torch"] == torch.__version__
     assert {"transformers", "hydra-core", "wandb", "datasets", "math-verify"} <= set(found["packages"])
     assert {"platform", "processor", "cpus", "threads", "gpus"} <= set(found["machine"])
-    assert found["machine"]["threads"] == 1
+    assert found["machine"]["threads"] == found["machine"]["processes"] == 1
 
 
 def test_a_checkpoint_is_a_hugging_face_model(first, pupil):
