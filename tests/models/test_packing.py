@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +22,7 @@ from transformers.masking_utils import sdpa_mask
 
 from lens.errors import ConfigError
 from lens.models.loading import load_model
-from lens.models.packing import lay_out, split_into_microbatches
+from lens.models.packing import lay_out, measure_balance, split_into_microbatches
 from lens.sampling.rollouts import Rollouts
 from tests.support.losses import plain_pass
 from tests.support.rollouts import GENERATIONS, random_rollouts
@@ -83,6 +86,20 @@ def test_processes_get_about_equally_many_tokens(tiny, processes):
     assert len(parts) <= (len(whole) // processes + 2) * processes
     assert unevenness(model, rollouts, parts, processes) < 1.1
     assert unevenness(model, rollouts, whole, processes) >= unevenness(model, rollouts, parts, processes)
+
+
+@pytest.mark.skipif("LENS_SHARED" not in os.environ, reason="LENS_SHARED is not set: no real answers to deal")
+@pytest.mark.parametrize("processes", [2, 4, 8])
+def test_processes_get_about_equally_many_tokens_of_real_answers(tiny, processes):
+    """8 answers of a language model to each of 50 problems of MATH; a token for each 4 characters."""
+    model, _ = tiny
+    file = Path(os.environ["LENS_SHARED"]) / "data" / "model_completions.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    prompts = [len(row["problem"]) // 4 for row in rows[::8]]
+    rollouts = random_rollouts(prompts, [len(row["completion"]) // 4 for row in rows])
+    balance = measure_balance(model, rollouts, range(len(rows)), 4096, processes)
+    print(f"{processes} processes: the largest number of tokens is {balance:.4f} times the mean")
+    assert balance < 1.1
 
 
 def unevenness(model: PreTrainedModel, rollouts: Rollouts, parts: list, processes: int) -> float:
