@@ -16,13 +16,12 @@ from omegaconf import DictConfig
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lens.benchmarking.measuring import alternate, take_medians
-from lens.benchmarking.meter import KIB_PER_GIB, Row
+from lens.benchmarking.meter import GIB, Row
 from lens.errors import ConfigError
 from lens.models.tiny import make_tokenizer
 
 HEAD_WIDTH = 64
 FACTOR = 1.3  # of a process's part and the largest layer: what a process may take
-GIB = KIB_PER_GIB * 1024
 
 
 def measure_host_memory(config: DictConfig) -> list[Row]:
