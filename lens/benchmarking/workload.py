@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lens.benchmarking.measuring import count_training_flops
 from lens.benchmarking.meter import Meter, Row
-from lens.commands.assembly import longest_sequence, make_sampler, use_threads
+from lens.commands.assembly import loading_options, longest_sequence, make_sampler, use_threads
 from lens.grading.groups import grade_groups
 from lens.grading.pool import Grader
 from lens.models.layers import check_layers
@@ -71,9 +71,7 @@ class Workload:
             ConfigError: there is no such model or there are no such problems, or the layers cannot do what is asked.
         """
         use_threads(config.trainer.memory.num_threads)
-        model, tokenizer = load_model(
-            config.model.name_or_path, dtype=config.model.dtype, attention=config.model.attention
-        )
+        model, tokenizer = load_model(config.model.name_or_path, **loading_options(config))
         check_layers(model, config.trainer.memory)
         problems, _ = instantiate(config.dataset)({})
         problems = problems.shuffle(seed=config.seed)

@@ -91,9 +91,9 @@ def use_threads(number: int | None) -> None:
         torch.set_num_threads(number)
 
 
-def loading_options(config: DictConfig) -> dict[str, str | None]:
+def loading_options(config: DictConfig) -> dict[str, Any]:
     """Return the options with which `load_model` loads a config's model."""
-    return {"dtype": config.model.dtype, "attention": config.model.attention}
+    return {"dtype": config.model.dtype, "attention": config.model.attention, "stop": list(config.model.stop)}
 
 
 def model_path(config: DictConfig) -> str:

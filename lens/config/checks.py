@@ -55,9 +55,12 @@ def one_of(*options: str) -> Rule:
 
 def are_layers(value: str | ListConfig) -> bool:
     """Return whether a value names layers as LoRA takes them: all-linear, or a list of names."""
-    if isinstance(value, str):
-        return value == "all-linear"
-    return len(value) > 0 and all(isinstance(name, str) and name for name in value)
+    return value == "all-linear" if isinstance(value, str) else len(value) > 0 and are_texts(value)
+
+
+def are_texts(value: ListConfig) -> bool:
+    """Return whether a list holds texts alone, none of them empty."""
+    return all(isinstance(text, str) and text for text in value)
 
 
 def is_date(value: str) -> bool:
@@ -181,6 +184,7 @@ RULES: dict[str, Rule] = {
     "trl.per_device_train_batch_size": at_least(1),
     "trl.gradient_checkpointing": (bool, lambda v: True, "true or false"),
     "model.attention": one_of("sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3"),
+    "model.stop": (ListConfig, are_texts, r'a list of texts, such as ["\n\n"]'),
     "model.lora": (
         DictConfig,
         lambda v: set(v) == LORA,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -59,7 +60,12 @@ def check_attention(attention: str | None) -> None:
 
 
 def load_model(
-    name_or_path: str, *, dtype: str = "float32", attention: str | None = None, key: str = "model.name_or_path"
+    name_or_path: str,
+    *,
+    dtype: str = "float32",
+    attention: str | None = None,
+    stop: Sequence[str] = (),
+    key: str = "model.name_or_path",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model and its tokenizer. Only safetensors are read, and none of their own code runs.
 
@@ -73,11 +79,13 @@ def load_model(
         dtype: data type of the weights, one of DTYPES.
         attention: transformers' name of an attention implementation. None: transformers chooses, and on a GPU shared
             prompts use FlexAttention if it runs there.
+        stop: texts of one token each that end an answer, besides the model's own end tokens.
         key: the config key that names the model, for error messages.
 
     Raises:
         ConfigError: there is no such model, it needs code of its own, the folder lacks a tokenizer or some weights, the
-            dtype is unknown, the attention does not run here, or no token ends a sequence.
+            dtype is unknown, the attention does not run here, a text of ``stop`` is not one token, or no token ends a
+            sequence.
     """
     if dtype not in DTYPES:
         raise ConfigError("model.dtype", dtype, f"must be one of {', '.join(DTYPES)}")
@@ -95,8 +103,26 @@ def load_model(
         raise ConfigError(key, name_or_path, f"{VALID} ({reason})") from error
     if tokenizer.eos_token_id is None and model.generation_config.eos_token_id is None:
         raise ConfigError(key, name_or_path, "must have a tokenizer with an end-of-sequence token")
+    add_end_tokens(model, tokenizer, stop)
     use_flex_attention(model, attention)
     return model, tokenizer
+
+
+def add_end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> None:
+    """Let texts of one token each end an answer, too: their ids join those of the generation config, and are saved.
+
+    Raises:
+        ConfigError: a text is not one token.
+    """
+    named = model.generation_config.eos_token_id
+    ends = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id} - {None}
+    for text in texts:
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        if len(ids) != 1:
+            raise ConfigError("model.stop", text, f"must be one token of the model's, and is {len(ids)}")
+        ends.add(ids[0])
+    if texts:
+        model.generation_config.eos_token_id = sorted(ends)
 
 
 def load_weights(

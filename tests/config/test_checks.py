@@ -96,6 +96,7 @@ OUT_OF_BOUNDS = {
     "sampler.parity_every": [-1],
     "sampler.max_logp_difference": [0],
     "sampler.max_mean_logp_difference": [0],
+    "model.stop": ["\n\n", [""], [13], None],
     "model.lora": [{"r": 16}, 16],
     "model.lora.r": [0],
     "model.lora.alpha": [0],

@@ -11,6 +11,7 @@ import torch
 
 from lens.errors import ConfigError
 from lens.models.loading import load_model
+from lens.sampling.rollouts import end_token_ids
 
 
 def test_an_attention_that_is_not_here_is_refused(tiny_folder):
@@ -32,7 +33,7 @@ def folder(tiny_folder: Path, tmp_path: Path) -> Path:
     return shutil.copytree(tiny_folder, tmp_path / "model")
 
 
-def refusal(name: str, **choices: str) -> str:
+def refusal(name: str, **choices: object) -> str:
     with pytest.raises(ConfigError) as caught:
         load_model(name, **choices)
     message = str(caught.value)
@@ -87,3 +88,17 @@ def test_the_generation_config_may_name_the_end_token_alone(folder):
     model, tokenizer = load_model(str(folder))
     assert tokenizer.eos_token_id is None
     assert model.generation_config.eos_token_id is not None
+
+
+def test_a_text_to_stop_at_is_one_more_end_token_and_is_saved_with_the_model(folder, tmp_path):
+    model, tokenizer = load_model(str(folder), stop=[",", "}"])
+    ends = tokenizer.convert_tokens_to_ids([",", "}", "<eos>"])
+    assert end_token_ids(model, tokenizer) == sorted(ends)
+    model.save_pretrained(tmp_path / "saved")
+    tokenizer.save_pretrained(tmp_path / "saved")
+    assert end_token_ids(*load_model(str(tmp_path / "saved"))) == sorted(ends)
+
+
+def test_a_text_to_stop_at_that_is_two_tokens_is_refused(folder):
+    refused = r"model.stop='1 2': must be one token of the model's, and is 2"
+    assert refusal(str(folder), stop=["1 2"]) == refused
