@@ -1,8 +1,9 @@
 """Computes log-probabilities and entropies of tokens from hidden states, a chunk of logits at a time.
 
 The backward pass computes the logits of a chunk again and overwrites them with their gradient. So one buffer of
-chunk x vocabulary, in the head's data type, is enough. Work in float32 is done on a few tokens at a time, which fit
-into a CPU's cache.
+chunk x vocabulary, in the head's data type, is enough for all chunks, and one of the weights' size for their gradient:
+memory that is given back and taken again costs a CPU more than many a product. Work in float32 is done on a few tokens
+at a time, which fit into a CPU's cache.
 """
 
 from __future__ import annotations
@@ -78,12 +79,7 @@ def rate_tokens(
     """
     divisor = temperature / transform.scale
     cap = None if transform.cap is None else transform.cap / temperature
-    parts = [
-        HeadValues.apply(part, head.weight, head.bias, words, divisor, cap, entropies)
-        for part, words in zip(hidden.split(chunk_size), targets.split(chunk_size), strict=True)
-    ]
-    logprobs, found = zip(*parts, strict=True)
-    return torch.cat(logprobs), torch.cat(found) if entropies else None
+    return HeadValues.apply(hidden, head.weight, head.bias, targets, divisor, cap, entropies, chunk_size)
 
 
 # Logits in float32 per piece. There are two such buffers: 4 MiB each on a CPU, for its cache; 0.5 GiB each elsewhere.
@@ -112,8 +108,23 @@ def widened_dtype(values: Tensor) -> torch.dtype:
     return torch.promote_types(values.dtype, torch.float32)
 
 
+def iterate_chunks(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, chunk_size: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield some tokens at a time: their slice, and the head's outputs [c, V]. Every chunk reuses the same buffer."""
+    buffer = hidden.new_empty(min(chunk_size, len(hidden)), len(weight))
+    for start in range(0, len(hidden), chunk_size):
+        chunk = slice(start, start + chunk_size)
+        out = buffer[: len(hidden[chunk])]
+        if bias is None:
+            torch.mm(hidden[chunk], weight.T, out=out)
+        else:
+            torch.addmm(bias, hidden[chunk], weight.T, out=out)
+        yield chunk, out
+
+
 class HeadValues(Function):
-    """Log-probabilities [c] of targets and entropies [c], from the hidden states [c, H] of one chunk."""
+    """Log-probabilities [n] of targets and entropies [n], from the hidden states [n, H], a chunk at a time."""
 
     @staticmethod
     def forward(
@@ -125,18 +136,20 @@ class HeadValues(Function):
         divisor: float,
         cap: float | None,
         with_entropies: bool,
+        chunk_size: int,
     ) -> tuple[Tensor, Tensor | None]:
-        with torch.autocast(hidden.device.type, enabled=False):  # the backward pass has none either
-            logits = nn.functional.linear(hidden, weight, bias)  # [c, V]
-        logprobs = logits.new_empty(len(logits), dtype=widened_dtype(logits))
+        logprobs = hidden.new_empty(len(hidden), dtype=widened_dtype(hidden))
         entropies = torch.empty_like(logprobs) if with_entropies else None
-        for part, scaled, room in iterate_pieces(logits, divisor, cap):
-            logs = torch.log_softmax(scaled, dim=1, out=room)
-            logprobs[part] = logs.gather(1, targets[part, None]).squeeze(1)
-            if with_entropies:
-                entropies[part] = torch.exp(logs, out=scaled).mul_(logs).sum(dim=1).neg_()
+        with torch.autocast(hidden.device.type, enabled=False):  # the backward pass has none either
+            for chunk, logits in iterate_chunks(hidden, weight, bias, chunk_size):
+                words = targets[chunk, None]
+                for part, scaled, room in iterate_pieces(logits, divisor, cap):
+                    logs = torch.log_softmax(scaled, dim=1, out=room)
+                    logprobs[chunk][part] = logs.gather(1, words[part]).squeeze(1)
+                    if with_entropies:
+                        entropies[chunk][part] = torch.exp(logs, out=scaled).mul_(logs).sum(dim=1).neg_()
         ctx.save_for_backward(hidden, weight, bias, targets, entropies)
-        ctx.divisor, ctx.cap = divisor, cap
+        ctx.divisor, ctx.cap, ctx.chunk_size = divisor, cap, chunk_size
         ctx.set_materialize_grads(False)
         return logprobs, entropies
 
@@ -144,25 +157,31 @@ class HeadValues(Function):
     @once_differentiable
     def backward(ctx: Any, of_logprobs: Tensor | None, of_entropies: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, entropies = ctx.saved_tensors
-        logits = nn.functional.linear(hidden, weight, bias)
         if of_logprobs is None:
-            of_logprobs = logits.new_zeros(len(logits), dtype=widened_dtype(logits))
-        of_targets = of_logprobs[:, None] / ctx.divisor  # [c, 1]
-        for part, scaled, room in iterate_pieces(logits, ctx.divisor, ctx.cap):
-            slope = None if ctx.cap is None else 1 - (scaled / ctx.cap).square_()  # of the soft cap
-            if of_entropies is None:
-                gradient = torch.softmax(scaled, dim=1, out=room).mul_(-of_targets[part])
-            else:
-                logs = torch.log_softmax(scaled, dim=1, out=room)
-                probabilities = torch.exp(logs, out=scaled)
-                of_logs = logs.add_(entropies[part, None]).mul_(of_entropies[part, None] / ctx.divisor)
-                gradient = of_logs.add_(of_targets[part]).mul_(probabilities).neg_()
-            gradient.scatter_add_(1, targets[part, None], of_targets[part])
-            logits[part] = gradient if slope is None else gradient.mul_(slope)
-        wanted = ctx.needs_input_grad
-        return (
-            logits @ weight if wanted[0] else None,
-            logits.T @ hidden if wanted[1] else None,
-            logits.sum(dim=0) if bias is not None and wanted[2] else None,
-            *(None,) * 4,
+            of_logprobs = hidden.new_zeros(len(hidden), dtype=widened_dtype(hidden))
+        of_targets = of_logprobs[:, None] / ctx.divisor  # [n, 1]
+        of_hidden, of_weight, of_bias = (
+            torch.zeros_like(value) if is_wanted else None
+            for is_wanted, value in zip(ctx.needs_input_grad, (hidden, weight, bias), strict=False)
         )
+        for chunk, logits in iterate_chunks(hidden, weight, bias, ctx.chunk_size):
+            words, of_words = targets[chunk, None], of_targets[chunk]
+            for part, scaled, room in iterate_pieces(logits, ctx.divisor, ctx.cap):
+                slope = None if ctx.cap is None else 1 - (scaled / ctx.cap).square_()  # of the soft cap
+                if of_entropies is None:
+                    gradient = torch.softmax(scaled, dim=1, out=room).mul_(-of_words[part])
+                else:
+                    logs = torch.log_softmax(scaled, dim=1, out=room)
+                    probabilities = torch.exp(logs, out=scaled)
+                    of_logs = of_entropies[chunk][part, None] / ctx.divisor
+                    of_logs = logs.add_(entropies[chunk][part, None]).mul_(of_logs)
+                    gradient = of_logs.add_(of_words[part]).mul_(probabilities).neg_()
+                gradient.scatter_add_(1, words[part], of_words[part])
+                logits[part] = gradient if slope is None else gradient.mul_(slope)
+            if of_hidden is not None:
+                torch.mm(logits, weight, out=of_hidden[chunk])
+            if of_weight is not None:
+                torch.addmm(of_weight, logits.T, hidden[chunk], out=of_weight)
+            if of_bias is not None:
+                of_bias += logits.sum(dim=0)
+        return of_hidden, of_weight, of_bias, *(None,) * 5

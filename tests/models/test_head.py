@@ -30,7 +30,7 @@ class Products(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        if function is torch.ops.aten.mm.default and result.shape[1] == self.columns:
+        if function in (torch.ops.aten.mm.out, torch.ops.aten.addmm.out) and result.shape[1] == self.columns:
             self.rows.append(len(result))
         return result
 
@@ -59,10 +59,10 @@ def test_the_head_has_the_gradient_that_its_values_have(with_bias, cap, divisor)
     logits = torch.nn.functional.linear(hidden, weight, bias) / divisor
     logits = logits if cap is None else cap * torch.tanh(logits / cap)
     drawn = torch.distributions.Categorical(logits=logits)
-    logprobs, entropies = HeadValues.apply(hidden, weight, bias, targets, divisor, cap, True)
+    logprobs, entropies = HeadValues.apply(hidden, weight, bias, targets, divisor, cap, True, 2)
     torch.testing.assert_close(logprobs, drawn.log_prob(targets))
     torch.testing.assert_close(entropies, drawn.entropy())
-    for inputs in ((hidden, weight, bias, targets, divisor, cap, entropies) for entropies in (True, False)):
+    for inputs in ((hidden, weight, bias, targets, divisor, cap, entropies, 2) for entropies in (True, False)):
         assert torch.autograd.gradcheck(lambda *x: [v for v in HeadValues.apply(*x) if v is not None], inputs)
 
 
@@ -96,8 +96,9 @@ def test_configs_tell_the_transform():
         assert find_logit_transform(config) == transform
 
 
+@pytest.mark.parametrize("chunk", [3, 5])
 @pytest.mark.parametrize("with_entropies", [False, True])
-def test_the_head_is_the_same_in_several_pieces(with_entropies):
+def test_the_head_is_the_same_in_several_chunks_and_pieces(with_entropies, chunk):
     generator = torch.Generator().manual_seed(0)
     inputs = [
         torch.randn(*shape, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -106,7 +107,7 @@ def test_the_head_is_the_same_in_several_pieces(with_entropies):
     targets = torch.tensor([0, 2**19 - 1, 3, 3, 77])
     drawn = torch.distributions.Categorical(logits=torch.nn.functional.linear(*inputs))
     expected = drawn.log_prob(targets) + (drawn.entropy() if with_entropies else 0)
-    logprobs, entropies = HeadValues.apply(*inputs, targets, 1.0, None, with_entropies)
+    logprobs, entropies = HeadValues.apply(*inputs, targets, 1.0, None, with_entropies, chunk)
     found = logprobs + (entropies if with_entropies else 0)
     torch.testing.assert_close(found, expected)
     upstream = torch.randn(5, generator=generator, dtype=torch.float64)
