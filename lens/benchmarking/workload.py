@@ -17,6 +17,7 @@ from lens.benchmarking.meter import Meter, Row
 from lens.commands.assembly import loading_options, longest_sequence, make_sampler, use_threads
 from lens.grading.groups import grade_groups
 from lens.grading.pool import Grader
+from lens.models.allocator import keep_freed_memory
 from lens.models.layers import check_layers
 from lens.models.loading import load_model
 from lens.models.logprobs import ForwardPass
@@ -80,6 +81,7 @@ class Workload:
             problems.select(range(count)), tokenizer, PromptFormat(**config.model.prompt)
         )
         questions = Batch(list(problems["problem"]), prompts, list(problems["answer"]))
+        keep_freed_memory()
         return cls(config, model, tokenizer, questions)
 
     def batch(self, number: int) -> Batch:

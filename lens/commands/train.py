@@ -36,6 +36,7 @@ from lens.distributed.stop_signals import StopSignals
 from lens.errors import RunFailed
 from lens.files import replacing, write_json
 from lens.grading.parallel_grader import ParallelGrader
+from lens.models.allocator import keep_freed_memory
 from lens.models.layers import check_layers
 from lens.models.loading import DTYPES, check_attention, load_model
 from lens.models.lora import add_adapters, check_adapters, load_adapters
@@ -260,6 +261,7 @@ def run_to_the_end(trainer: Trainer, start: Start, counts: dict[str, Any], *, pr
             trainer.restore(start.checkpoint, start.state)
             log.info("Resuming from step %d: %s", start.state["step"], start.checkpoint)
         (folder / FAILURE).unlink(missing_ok=True)
+        keep_freed_memory()
         with profile_run(folder, enabled=profile):
             metrics = trainer.run()
         at = trainer.state

@@ -27,8 +27,8 @@ def count_working_memory(
     """
     tokens = memory.max_tokens_per_microbatch
     chunk = min(memory.logits_chunk_size, tokens)
-    # Of the head's gradients there are a sum, which for shards is in what is gathered, and one that is added to it.
-    gradients = 0 if model.adapters else 1 if sharded else 2
+    # A micro-batch adds the gradient of the head's whole weight up; for shards it is in what is gathered.
+    gradients = 0 if model.adapters or sharded else 1
     head = count_head(model, chunk, weight_bytes, gradients=gradients)
     name = f"logits ({chunk:,} x {model.vocabulary:,})"
     layer = tokens * count_layer(model, weight_bytes, compute_bytes)

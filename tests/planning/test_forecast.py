@@ -79,8 +79,8 @@ def test_memory_is_what_a_pencil_says():
     update = made.update()
     assert update["gradients"] == states
     (logits,) = [size for name, size in update.items() if name.startswith("logits")]
-    # A chunk, two pieces of at most 2^27 numbers, and a gradient of the head.
-    head = 4 * (4096 * 128_256 + 2 * 2**27 + 128_256 * 4096)
+    # A chunk, and two pieces of at most 2^27 numbers; the gradient of the head is in what is gathered.
+    head = 4 * (4096 * 128_256 + 2 * 2**27)
     # A layer keeps of a token inputs of norms and normalised inputs in float32; in bfloat16 five inputs of linear
     # layers, queries, attention's output twice, keys and values, and four values of the feed-forward block, which gets
     # two gradients.
