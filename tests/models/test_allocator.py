@@ -18,15 +18,15 @@ def count_faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 def update(size):
-    states = torch.randn(size, 1024, requires_grad=True)
+    states = torch.randn(size, 64, requires_grad=True)
     ((states @ weight).relu() @ weight.T).square().sum().backward()
 
-weight = torch.randn(1024, 4096)
+weight = torch.randn(64, 256)
 {first}
 for turn in range(12):
     if turn == 6:
         before = count_faults()
-    update(4096 + 512 * (turn % 3))
+    update(2**16 + 2**13 * (turn % 3))
 print(count_faults() - before)
 """
 
