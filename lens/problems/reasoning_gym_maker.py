@@ -54,8 +54,11 @@ def answer(
     steps: list[int] | None,
     item_seed: int,
     time_limit_s: float,
+    settings: dict[str, list[dict[str, Any]]] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield the answers to a request; `load_reasoning_gym` explains the arguments.
+
+    With ``settings``, the levels of a task are its settings there, from Level 1 on, instead of steps of its curriculum.
 
     Raises:
         Refused: a task is unknown or cannot be used, or lacks a level, a step or a problem of the split.
@@ -65,10 +68,11 @@ def answer(
         signal.setitimer(signal.ITIMER_PROF, time_limit_s)
         yield {"at": task}
         seen: set[str] = set()
-        for level, settings in find_levels(task, levels, steps).items():
+        chosen = find_levels(task, levels, steps) if settings is None else make_levels(task, settings[task])
+        for level, of_level in chosen.items():
             yield {"at": f"{task}, Level {level}"}
             found = 0
-            for problem in make_problems(task, level, settings, split, item_seed, PATIENCE * per_level, seen):
+            for problem in make_problems(task, level, of_level, split, item_seed, PATIENCE * per_level, seen):
                 yield problem
                 if (found := found + 1) == per_level:
                     break
@@ -102,6 +106,13 @@ def find_levels(task: str, levels: list[int] | None, steps: list[int] | None) ->
         reason = f"must be different levels that {task} has: {has} (its curriculum has {len(curriculum)} steps)"
         raise Refused("levels", wanted, reason)
     return {level: curriculum[known[level]] for level in sorted(wanted)}
+
+
+def make_levels(task: str, values: list[dict[str, Any]]) -> dict[int, Any]:
+    """Return a task's settings, from Level 1 on."""
+    from reasoning_gym.factory import DATASETS
+
+    return {level: DATASETS[task][1](**of_level) for level, of_level in enumerate(values, start=1)}
 
 
 def list_steps(task: str) -> list[Any]:

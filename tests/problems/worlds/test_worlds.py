@@ -22,13 +22,15 @@ each_world = pytest.mark.parametrize("name", list_worlds())
 
 
 def test_worlds_are_the_modules_that_offer_what_a_world_offers():
-    assert list_worlds() == ["arithmetic", "countdown"]
+    assert list_worlds() == ["arithmetic", "countdown", "gym"]
     assert all(isinstance(find_world(name, "key"), World) for name in list_worlds())
 
 
 @pytest.mark.parametrize("name", ["drawing", "arithmetic_templates", "nowhere", "../x", ""])
 def test_what_is_no_world_is_refused_with_those_there_are(name: str):
-    with pytest.raises(ConfigError, match=r"model\.recipe\.world=.*: must be one of arithmetic, countdown, the worlds"):
+    with pytest.raises(
+        ConfigError, match=r"model\.recipe\.world=.*: must be one of arithmetic, countdown, gym, the worlds"
+    ):
         find_world(name, "model.recipe.world")
 
 
@@ -87,10 +89,11 @@ def test_lessons_are_decided_by_their_seed_and_leave_the_other_splits_alone(name
 
 def is_right(gold: str, answer: str) -> bool:
     """Whether the verifier that the gold answer names calls an answer right; a number without one is compared."""
-    verifier, text = split_gold(gold)[:2]
+    verifier, text, *data = split_gold(gold)
     if verifier is None:
         return int(text) == int(answer)
-    return import_module(f"lens.grading.verifiers.{verifier}").verify(text, answer) == "correct"
+    data = [part for part in data if part is not None]
+    return import_module(f"lens.grading.verifiers.{verifier}").verify(text, answer, *data) in ("correct", 1)
 
 
 @each_world
