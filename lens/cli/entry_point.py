@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import operator
 import os
 import shlex
 import shutil
@@ -54,6 +55,7 @@ def name_folder(*options: str | None) -> str:
 
 OmegaConf.register_new_resolver("lens.config_hash", hash_config, replace=True)
 OmegaConf.register_new_resolver("lens.folder_name", name_folder, replace=True)
+OmegaConf.register_new_resolver("lens.remainder", operator.mod, replace=True)
 OmegaConf.register_new_resolver("lens.started", format_start_time, replace=True)
 
 

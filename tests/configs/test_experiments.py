@@ -78,6 +78,7 @@ SWEEPS = {
     "tiny/alpha": ["objective=lens", "objective.scale_negative=1.0"],
     "tiny/objectives": ["objective=lens_sequence_dimp"],
     "tiny/paired": ["objective=lens"],
+    "tiny/worlds": ["objective=uniform", "model.recipe.seed=0"],
     "tiny/tune": ["objective=grpo", "optimizer.learning_rate=1e-4", "evaluation.sets.arithmetic.split=train"],
 }
 LEAGUE = {

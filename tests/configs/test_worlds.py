@@ -9,6 +9,8 @@ import subprocess
 
 import pandas as pd
 import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from lens.cli.entry_point import name_folder
 from lens.commands.assembly import check_inputs
@@ -117,3 +119,11 @@ def test_a_run_in_countdown_trains_and_judges_by_its_verifier(tmp_path):
     stored = pd.read_parquet(answers)
     assert stored["answer"].str.startswith("countdown://").all()
     assert set(stored["verdict"]) <= {"correct", "incorrect", "no_answer"}
+
+
+def test_seeds_take_turns_with_the_warm_starts_and_a_report_pairs_them():
+    configs = [composed("experiment=tiny/worlds", "world=gym", f"seed={seed}") for seed in range(6)]
+    assert [instantiate(config.model.recipe).seed for config in configs] == [0, 1, 2, 3, 0, 1]
+    unresolved = [OmegaConf.to_container(config.model) for config in configs]
+    assert all(model == unresolved[0] for model in unresolved)  # so they are one setting
+    assert len({hash_config(_root_=config) for config in configs}) == 6
