@@ -40,7 +40,7 @@ def evaluate(config: DictConfig, folder: Path) -> pd.DataFrame:
     """Evaluate a run's latest checkpoint, a checkpoint or any model, with the same code as during training.
 
     Prints pass@k by level with intervals, and writes a row per problem and every answer to the folder. A run's prompt
-    format and maximum completion length come from its own config.
+    format, what ends an answer, and its maximum length come from its own config.
 
     Returns:
         A row per problem.
@@ -52,6 +52,7 @@ def evaluate(config: DictConfig, folder: Path) -> pd.DataFrame:
     if run is not None:
         trained = read_config(run, "checkpoint")
         config.model.prompt = OmegaConf.merge(config.model.prompt, trained.model.prompt)  # older runs lack newer keys
+        config.model.stop = trained.model.get("stop", config.model.stop)
         config.trainer.rollouts.max_completion_length = trained.trainer.rollouts.max_completion_length
     settle_precision(config)  # before the engine takes what model.dtype is
     check_values(config)

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 
 from datasets import Dataset
 
+from lens.problems.choosing import choose_problems
 from lens.problems.problem import Problem, collect, parse_level
 from lens.problems.upstream import read_upstream
 
@@ -37,6 +39,8 @@ def load_math(
     revision: str = MATH_REVISION,
     streaming: bool = False,
     drop_empty: bool = True,
+    levels: Sequence[int] | None = None,
+    solved_in: str | None = None,
     key: str = "dataset.math",
 ) -> Dataset:
     r"""Load MATH in the split of its authors: 7,500 training and 5,000 test problems.
@@ -48,6 +52,8 @@ def load_math(
         revision: its commit.
         streaming: read rows as they come, without a copy in the cache.
         drop_empty: leave out problems whose solution has no box (two of the training split).
+        levels: the levels to keep. None: all.
+        solved_in: the folder of an evaluation: problems with right and wrong answers in it are kept. None: all.
         key: where this source stands in the config, for error messages.
 
     Raises:
@@ -75,7 +81,7 @@ def load_math(
         message = "%s=%s: %s problems, but MATH's %s split has %s. Splits of 12,000 hold most of the test problems"
         counts = f"{len(problems):,}", split or "train", f"{size:,}"
         log.warning(message, upstream.origin_key, upstream.origin, *counts)
-    return problems
+    return choose_problems(problems, levels, solved_in, key)
 
 
 def load_math500(
