@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from lens.errors import ConfigError
 from lens.planning.counting import num_problems
+from tests.support.reasoning_gym import needs_reasoning_gym
 
 
 def count(**node: object) -> int:
@@ -29,6 +30,10 @@ def test_what_is_here_is_counted_by_loading_it(tmp_path: Path):
     assert count(source="countdown_file", path=str(puzzles), size=5) == 5
     assert count(source="arithmetic", levels=[1]) == 1_773
     assert count(source="arithmetic", size=20) == 20
+
+
+@needs_reasoning_gym
+def test_puzzles_of_the_package_are_counted_by_making_them():
     assert count(source="reasoning_gym", tasks=["spell_backward"], per_level=4, levels=[1, 2], version="0.1.25") == 8
 
 

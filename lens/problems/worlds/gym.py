@@ -27,7 +27,8 @@ from lens.problems.worlds.drawing import draw_by_level
 
 LEVELS = (1, 2, 3, 4, 5)
 VERSION = "0.1.25"  # of the package
-MOST_LEGS, MOST_VALUE = 560, 99
+MOST_LEGS = 8 * (14 + 10 + 10 + 10 + 8)  # the most that Level 5 can ask for: 8 each of the 5 with the most legs
+MOST_VALUE = 99
 # The generators' settings at Levels 1 to 5.
 SETTINGS = {
     "leg_counting": [
@@ -56,7 +57,7 @@ LEGS = {
     **dict.fromkeys(("crab", "lobster", "shrimp"), 10),
     "woodlouse": 14,
 }
-TEACHING = (VERSION, SETTINGS, PER_LEVEL, TEACHER_SKILL, MISCONCEPTION_SHARES, LEGS)
+TEACHING = (VERSION, SETTINGS, PER_LEVEL, TEACHER_SKILL, MISCONCEPTION_SHARES, LEGS, MOST_LEGS)
 # Words of the problems beside numbers and animals.
 TEXTS = (
     "Your task is to count how many legs there are in total when given a list of animals. "
@@ -211,7 +212,7 @@ def teach(rng: random.Random, skill: dict[int, float] | None = None) -> tuple[st
 
 
 def vocabulary() -> list[str]:
-    """Return every word that a problem or a solution can hold, in a fixed order: the numbers 0..560 first."""
+    """Return every word that a problem or a solution can hold, in a fixed order: the numbers first."""
     numbers = [str(number) for number in range(MOST_LEGS + 1)]
     values = numbers[: MOST_VALUE + 1]
     lists = [form.format(value) for form in ("['{}',", "'{}',", "'{}']", "['{}']") for value in values]

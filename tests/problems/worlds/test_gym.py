@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import random
 from ast import literal_eval
+from collections import Counter, defaultdict
 
 import pytest
-from reasoning_gym.arithmetic.leg_counting import ANIMALS
 
 from lens.errors import ConfigError
 from lens.grading.judge import last_boxed
-from lens.grading.verifiers import split_gold
-from lens.grading.verifiers.reasoning_gym import verify
+from lens.grading.verifiers import split_gold, verify
 from lens.problems import load_problems
 from lens.problems.worlds import gym
 from lens.problems.worlds.gym import LEVELS, SETTINGS, SOLUTIONS, find_pool, teach
+from tests.support.reasoning_gym import needs_reasoning_gym
+
+pytestmark = needs_reasoning_gym
 
 
 def judge(item: gym.Item, answer: str) -> float:
-    _, gold, data = split_gold(item.row["answer"])
-    return verify(gold, answer, data)
+    return verify(item.row["answer"], answer).score
 
 
 def test_legs_are_the_packages():
+    from reasoning_gym.arithmetic.leg_counting import ANIMALS
+
     assert gym.LEGS == ANIMALS
 
 
@@ -87,7 +90,28 @@ def test_gold_answers_hold_what_the_verifier_needs():
     for problem, task, gold in zip(problems["problem"], problems["subject"], problems["answer"], strict=True):
         _, answer, data = split_gold(gold)
         assert literal_eval(data)["task"] == task and len(problem.split()) <= 45
-        assert verify(answer, answer, data) == 1
+        assert verify(gold, answer).verdict == "correct"
+
+
+def test_a_guess_is_right_as_seldom_as_the_page_says():
+    """A guess is what the teacher says to another problem of the same task and level."""
+    rng, items, said = random.Random(0), {}, defaultdict(Counter)
+    for level in LEVELS:
+        items |= {item.row["problem"]: item for item in find_pool(level, "train")}
+    for problem, solution in (teach(rng) for _ in range(15_000)):
+        row = items[problem].row
+        said[row["subject"], row["level"]][last_boxed(solution)] += 1
+    asked = defaultdict(Counter)
+    for item in items.values():
+        asked[item.row["subject"], item.row["level"]][item.answer] += 1
+    luck = {
+        place: sum(share * said[place][answer] for answer, share in answers.items()) / 500 / said[place].total()
+        for place, answers in asked.items()
+    }
+    assert all(0.09 < luck["count_primes", level] < 0.135 for level in LEVELS)
+    legs = [luck["leg_counting", level] for level in LEVELS]
+    assert legs == sorted(legs, reverse=True) and 0.01 < legs[-1] < 0.02 < 0.05 < legs[0] < 0.075
+    assert all(luck["number_filtering", level] < 0.015 for level in LEVELS)
 
 
 def test_another_version_of_the_package_is_refused(monkeypatch):

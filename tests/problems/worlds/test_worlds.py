@@ -16,9 +16,10 @@ from lens.problems import load_problems
 from lens.problems.problem import FEATURES
 from lens.problems.worlds import World, find_world, list_worlds
 from lens.problems.worlds.drawing import SPLIT_SHARES
+from tests.support.reasoning_gym import worlds_that_can_be_made
 
 SPLITS = tuple(SPLIT_SHARES)
-each_world = pytest.mark.parametrize("name", list_worlds())
+each_world = pytest.mark.parametrize("name", worlds_that_can_be_made(list_worlds()))
 
 
 def test_worlds_are_the_modules_that_offer_what_a_world_offers():
