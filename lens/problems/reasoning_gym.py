@@ -34,6 +34,7 @@ from lens.problems.problem import FEATURES
 log = logging.getLogger(__name__)
 
 PACKAGE = "reasoning-gym"
+INSTALL = "pip install --constraint constraints.txt --editable '.[gym]'"
 
 
 def load_reasoning_gym(
@@ -91,17 +92,23 @@ def load_reasoning_gym(
     return Dataset.from_dict({column: [row[column] for row in rows] for column in FEATURES}, features=FEATURES)
 
 
+def find_version() -> str | None:
+    """Return the installed version of the package, or None."""
+    try:
+        return importlib.metadata.version(PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def check_version(version: str, key: str) -> None:
     """Refuse a version of the package that is not the installed one.
 
     Raises:
         ConfigError: it is not, or none is installed.
     """
-    try:
-        installed = importlib.metadata.version(PACKAGE)
-    except importlib.metadata.PackageNotFoundError as error:
-        valid = f"needs the package {PACKAGE}: pip install --constraint constraints.txt --editable '.[gym]'"
-        raise ConfigError(f"{key}.source", "reasoning_gym", valid) from error
+    installed = find_version()
+    if installed is None:
+        raise ConfigError(f"{key}.source", "reasoning_gym", f"needs the package {PACKAGE}: {INSTALL}")
     if version != installed:
         valid = f"must be {installed}, which is installed: another version may make other problems"
         raise ConfigError(f"{key}.version", version, valid)

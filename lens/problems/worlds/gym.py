@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset
 
+from lens.errors import ConfigError
 from lens.problems import reasoning_gym
 from lens.problems.worlds.drawing import draw_by_level
 
@@ -83,7 +84,9 @@ def make_items(split: str) -> dict[int, list[Item]]:
         ConfigError: the package is missing or of another version.
     """
     key = "dataset.gym"
-    reasoning_gym.check_version(VERSION, key)
+    if (installed := reasoning_gym.find_version()) != VERSION:
+        needs = f"needs the package reasoning-gym {VERSION}, and {installed or 'none'} is installed"
+        raise ConfigError(f"{key}.source", "gym", f"{needs}: {reasoning_gym.INSTALL}")
     request = {"tasks": list(SETTINGS), "split": split, "per_level": PER_LEVEL[split], "item_seed": 0}
     request |= {"levels": None, "steps": None, "settings": SETTINGS, "time_limit_s": 60}
     found: dict[int, list[Item]] = {level: [] for level in LEVELS}

@@ -117,6 +117,8 @@ def test_a_guess_is_right_as_seldom_as_the_page_says():
 def test_another_version_of_the_package_is_refused(monkeypatch):
     monkeypatch.setattr(gym, "VERSION", "0.1.0")
     gym.make_items.cache_clear()
-    with pytest.raises(ConfigError, match=r"dataset\.gym\.version='0\.1\.0': must be 0\.1\.25"):
+    with pytest.raises(
+        ConfigError, match=r"dataset\.gym\.source='gym': needs the package reasoning-gym 0\.1\.0, and 0\.1\.25"
+    ):
         gym.load("test", size=5)
     gym.make_items.cache_clear()
