@@ -40,11 +40,7 @@ def check_inputs(config: DictConfig) -> None:
         ConfigError: the first thing that is missing.
     """
     model = config.model
-    if model.fetch is not None and not Path(model.name_or_path).exists():
-        command = f"python scripts/fetch_model.py model={HydraConfig.get().runtime.choices.model}"
-        raise ConfigError("model.name_or_path", model.name_or_path, f"must be a folder; `{command}` makes it")
-    if model.name_or_path is not None:
-        check_model(model.name_or_path)
+    check_model_source(model)
     check_files(config.dataset, "dataset")
     check_files(config.evaluation.sets, "evaluation.sets")
     if model.name_or_path is None and model.recipe is not None:
@@ -53,6 +49,21 @@ def check_inputs(config: DictConfig) -> None:
         check_world(world, config.dataset, "dataset")
         check_world(world, config.evaluation.sets, "evaluation.sets")
     check_engine(config.sampler._target_)
+
+
+def check_model_source(model: DictConfig) -> None:
+    """Refuse a model that is yet to be fetched, cannot be found, or needs code of its own.
+
+    ``model`` is the config's model section.
+
+    Raises:
+        ConfigError: it is one of these.
+    """
+    if model.fetch is not None and not Path(model.name_or_path).exists():
+        command = f"python scripts/fetch_model.py model={HydraConfig.get().runtime.choices.model}"
+        raise ConfigError("model.name_or_path", model.name_or_path, f"must be a folder; `{command}` makes it")
+    if model.name_or_path is not None:
+        check_model(model.name_or_path)
 
 
 def check_world(world: str, sources: Mapping[str, Any], key: str) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from datasets import Dataset
 
 from lens.problems.choosing import choose_problems
-from lens.problems.problem import Problem, collect, parse_level
+from lens.problems.problem import Problem, collect, hash_text, parse_level
 from lens.problems.upstream import read_upstream
 
 log = logging.getLogger(__name__)
@@ -82,6 +82,31 @@ def load_math(
         counts = f"{len(problems):,}", split or "train", f"{size:,}"
         log.warning(message, upstream.origin_key, upstream.origin, *counts)
     return choose_problems(problems, levels, solved_in, key)
+
+
+def load_solutions(
+    *, path: str | None, split: str | None, repo: str, revision: str, streaming: bool, key: str = "dataset.math"
+) -> dict[str, str]:
+    """Load MATH's worked solutions, by the ids that their problems get from `load_math`, whose arguments these are.
+
+    Raises:
+        ConfigError: rows cannot be found or used; the message names file, row and key.
+    """
+    upstream = read_upstream(
+        "math",
+        path=path,
+        split=split,
+        repo=repo,
+        revision=revision,
+        streaming=streaming,
+        key=key,
+        splits=tuple(MATH_SIZES),
+        columns=("problem", "solution"),
+    )
+    solutions: dict[str, str] = {}
+    for _, row in upstream:
+        solutions.setdefault(hash_text("math", row["problem"]), row["solution"])
+    return solutions
 
 
 def load_math500(

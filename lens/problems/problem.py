@@ -50,6 +50,11 @@ def fingerprint(text: str) -> str:
     return "".join(text.split())
 
 
+def hash_text(source: str, text: str) -> str:
+    """Return the id that a problem of a source gets from its text."""
+    return f"{source}/{hashlib.sha256(fingerprint(text).encode()).hexdigest()[:16]}"
+
+
 def parse_level(value: Any) -> int | None:
     """Return the level as a number: 5 for 5 and for "Level 5", None for the "Level ?" of a few MATH rows.
 
@@ -110,9 +115,9 @@ def collect(
         except ValueError as error:
             raise upstream.refuse(number, str(error)) from error
         if problem.id is None:
-            digest = hashlib.sha256(fingerprint(problem.problem).encode()).hexdigest()[:16]
-            copies[digest] += 1
-            problem.id = f"{upstream.source}/{digest}" + (f"-{copies[digest]}" if copies[digest] > 1 else "")
+            name = hash_text(upstream.source, problem.problem)
+            copies[name] += 1
+            problem.id = name + (f"-{copies[name]}" if copies[name] > 1 else "")
         if problem.id in ids:
             raise upstream.refuse(number, f"the id {problem.id!r} has occurred before")
         ids.add(problem.id)
