@@ -51,6 +51,7 @@ REQUIRED = {
     "regrade": ["run=x"],
     "replay": ["run=x"],
     "benchmark": ["part=step"],
+    "warm_up": ["into=x", "model.name_or_path=y"],
 }
 NAMED = {"hf": ["model.name_or_path=x"]}
 EXEMPT = {"_target_", "_partial_", "_convert_"}

@@ -78,9 +78,9 @@ SWEEPS = {
     "tiny/alpha": ["objective=lens", "objective.scale_negative=1.0"],
     "tiny/objectives": ["objective=lens_sequence_dimp"],
     "tiny/paired": ["objective=lens"],
-    "tiny/worlds": ["objective=uniform", "model.recipe.seed=0"],
     "tiny/tune": ["objective=grpo", "optimizer.learning_rate=1e-4", "evaluation.sets.arithmetic.split=train"],
 }
+WORLDS = {"tiny/worlds": ["objective=uniform", "model.recipe.seed=0"]}
 LEAGUE = {
     "league/printed": ["objective=spo"],
     "league/dapo": ["objective=grpo"],
@@ -93,7 +93,7 @@ LARGER = ("smollm2/arithmetic", "smollm2/math", "gemma3/arithmetic")
 def test_every_experiment_is_here():
     folder = CONFIGS / "experiment"
     found = {str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml")}
-    assert found - {"none", "paper/base"} == {*(f"paper/{name}" for name in PAPER), *CELLS, *SWEEPS, *LEAGUE, *LARGER}
+    assert found - {"none", "paper/base"} == {*(f"paper/{name}" for name in PAPER), *CELLS, *SWEEPS, *WORLDS, *LEAGUE, *LARGER}
 
 
 @pytest.mark.parametrize("experiment", LARGER)
@@ -121,14 +121,14 @@ def test_the_first_update_of_a_pretrained_models_experiment_runs(pupil, tmp_path
     assert update["grad_norm"] > 0
 
 
-@pytest.mark.parametrize("experiment", {**CELLS, **SWEEPS, **LEAGUE})
+@pytest.mark.parametrize("experiment", {**CELLS, **SWEEPS, **WORLDS, **LEAGUE})
 def test_the_first_update_of_every_experiment_of_the_tiny_model_runs(pupil, tmp_path, experiment):
     known = [f"model.name_or_path={pupil}", "dataset.arithmetic.size=20"]  # problems that the pupil knows by heart
     known += QUESTIONS
     smaller = ["evaluation.sets.arithmetic.size=5", "evaluation.num_samples=2", "trainer.max_steps=1"]
     given = [f"experiment={experiment}", *known, *smaller]
     folder = tmp_path / "run"
-    swept = (CELLS | SWEEPS | LEAGUE)[experiment]
+    swept = (CELLS | SWEEPS | WORLDS | LEAGUE)[experiment]
     overrides = dict(override.split("=", 1) for override in [*given, *swept, f"hydra.run.dir={folder}"])
     result = run("scripts/train.py", *(f"{k}={v}" for k, v in overrides.items()), folder=tmp_path / "logs")
     assert result.code == 0, result.stderr
