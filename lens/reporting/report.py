@@ -29,6 +29,7 @@ from lens.reporting.tables import (
     difference_table,
     gain_table,
     results_table,
+    runs_table,
     signal_table,
 )
 from lens.terminal import show_table
@@ -53,6 +54,7 @@ LEAGUE = (
     "time; entropy at the end in nats, share of |A| in negative groups in %, seconds a step"
 )
 COMPUTE = "Compute spent, summed over runs"
+RUNS = "runs.csv"  # single runs, for whoever wants to work out the tables again
 
 
 def report(runs: Sequence[Path], baseline: str | None, target: Path, *, completions: int) -> Path:
@@ -154,6 +156,7 @@ def report_setting(arms: Sequence[Arm], baseline: str | None, title: str, folder
     for stem, (caption, table) in tables.items():
         show_table(caption, shorten_for_terminal(table))
         write_table(table, f"{title}: {caption}", folder / stem)
+    runs_table(arms).to_csv(folder / RUNS, index=False)
     figures = draw_figures(arms, folder)
     headline = ""
     if "league" in tables:
@@ -164,6 +167,7 @@ def report_setting(arms: Sequence[Arm], baseline: str | None, title: str, folder
     files = [
         list_files("tables", folder, tables, "csv,md,tex"),
         list_files("figures", folder, figures.values(), "png,pdf"),
+        f"{'runs:':<8} {folder / RUNS}",
     ]
     return Written(Section(title, opened, tables["accuracy"], figures), tables["compute"][1], files, headline)
 

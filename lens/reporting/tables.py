@@ -180,6 +180,21 @@ def compute_table(arms: Sequence[Arm]) -> pd.DataFrame:
     return pd.DataFrame([*rows, total]).map(lambda value: round(value, 3) if isinstance(value, float) else value)
 
 
+def runs_table(arms: Sequence[Arm]) -> pd.DataFrame:
+    """Make the table of single runs: pass@k of the last evaluation in %, of all problems and by level.
+
+    A row per run and part, so that a reader can work out every interval again.
+    """
+    rows = []
+    for arm in arms:
+        for part, prefix in find_parts(arm).items():
+            for run in arm.runs:
+                last, named = run.evaluations.iloc[-1], {"arm": arm.label, "part": part, "seed": run.seed}
+                found = {f"pass@{k}": round(100 * last[f"{prefix}/pass@{k}"], 3) for k in find_ks(arm, prefix)}
+                rows.append(named | {"step": run.evaluations.index[-1]} | found)
+    return pd.DataFrame(rows)
+
+
 def mean_at_start(series: pd.Series) -> float:
     """Return the mean over the first EDGE_STEPS steps."""
     return series.dropna().head(EDGE_STEPS).mean()

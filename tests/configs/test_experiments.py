@@ -93,7 +93,8 @@ LARGER = ("smollm2/arithmetic", "smollm2/math", "gemma3/arithmetic")
 def test_every_experiment_is_here():
     folder = CONFIGS / "experiment"
     found = {str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml")}
-    assert found - {"none", "paper/base"} == {*(f"paper/{name}" for name in PAPER), *CELLS, *SWEEPS, *WORLDS, *LEAGUE, *LARGER}
+    paper = {f"paper/{name}" for name in PAPER}
+    assert found - {"none", "paper/base"} == {*paper, *CELLS, *SWEEPS, *WORLDS, *LEAGUE, *LARGER}
 
 
 @pytest.mark.parametrize("experiment", LARGER)

@@ -138,7 +138,7 @@ def test_half_a_character_is_refused(write, math_row):
 
 
 def test_an_unknown_source_is_refused_with_those_that_are_known():
-    with pytest.raises(ConfigError, match=r"source='gsm8k'.*math, math500, dapo, numina, .*arithmetic, countdown, gym$"):
+    with pytest.raises(ConfigError, match=r"source='gsm8k'.*math, math500, dapo, .*arithmetic, countdown, gym$"):
         load_problems("gsm8k")
 
 

@@ -138,6 +138,10 @@ def test_a_report_prints_tables_and_writes_them_with_figures(runs, tmp_path, cap
     assert len(markdown) == 2 + len(PARTS)
     signal = pd.read_csv(tmp_path / "report" / "signal.csv").set_index("arm")
     assert signal.loc["grpo", "share of |A|"] == 0
+    single = pd.read_csv(tmp_path / "report" / "runs.csv")
+    assert len(single) == (4 + 3) * len(PARTS)
+    listed = single[(single["arm"] == "grpo") & (single["part"] == "Levels 4-5")].set_index("seed")["pass@2"]
+    assert listed.to_numpy() == pytest.approx(values, abs=5e-4)
     assert signal.loc["lens", "share of |A|"] == pytest.approx(2 * signal.loc["lens", "share of gradient"], rel=0.5)
     assert signal.loc["lens", "tokens trained"] == pytest.approx(60)
     page, verdict = printed.splitlines()[-2:]

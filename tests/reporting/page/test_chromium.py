@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
-import subprocess
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 
+from lens.files import write_parquet
 from lens.reporting.report import report
 from lens.training.stored_experience import name_group_kinds
+from tests.support.chromium import MISSING, Chromium
 from tests.support.command_line import make_pupil, run, training
 from tests.support.run_folders import SKILL, TEXTS, G, add_rollouts, make_run
 
-MISSING = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(MISSING), reason=f"not installed: {MISSING}; Debian's packages: chromium chromium-driver"),
@@ -43,48 +40,7 @@ MATHML = [
     ("$<script>document.title='broken'</script>$", "mo", "<script>document.title=′broken′</script>"),
 ]
 
-
-class Chromium:
-    """A headless Chromium without a network, spoken to in the W3C's WebDriver protocol."""
-
-    def __init__(self):
-        self.driver = subprocess.Popen(["chromedriver", "--port=0"], stdout=subprocess.PIPE, text=True)
-        found = next(m for line in self.driver.stdout if (m := re.search(r"started successfully on port (\d+)", line)))
-        self.address = f"http://127.0.0.1:{found[1]}/session"
-        arguments = ["--headless", "--no-sandbox", "--window-size=1300,1000", "--host-resolver-rules=MAP * ~NOTFOUND"]
-        options = {"args": arguments, "binary": shutil.which("chromium")}
-        wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
-        self.address += "/" + self.ask("", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
-
-    def ask(self, command: str, values: dict | None = None, method: str = "POST") -> Any:
-        data = None if values is None else json.dumps(values).encode()
-        request = urllib.request.Request(
-            self.address + command, data, {"Content-Type": "application/json"}, method=method
-        )
-        with urllib.request.urlopen(request, timeout=300) as answer:
-            return json.load(answer)["value"]
-
-    def open(self, page: Path, fragment: str = "") -> None:
-        self.ask("/url", {"url": "about:blank"})
-        self.ask("/url", {"url": page.as_uri() + fragment})
-
-    def run(self, script: str, *arguments: object) -> Any:
-        return self.ask("/execute/sync", {"script": script, "args": arguments})
-
-    def text(self, selector: str) -> str:
-        return self.run("return document.querySelector(arguments[0]).textContent", selector)
-
-    def click(self, selector: str) -> None:
-        (element,) = self.ask("/element", {"using": "css selector", "value": selector}).values()
-        self.ask(f"/element/{element}/click", {})
-
-    def complaints(self) -> list[str]:
-        return [entry["message"] for entry in self.ask("/se/log", {"type": "browser"}) if entry["level"] == "SEVERE"]
-
-    def close(self) -> None:
-        self.ask("", method="DELETE")
-        self.driver.terminate()
-        self.driver.wait()
+LONG = "We have $x^{2} = \\frac{1}{2}$, so the next step follows. " * 20  # as long as answers to MATH are
 
 
 @pytest.fixture(scope="module")
@@ -239,3 +195,22 @@ def test_ten_thousand_answers_are_quick(chromium, tmp_path, answers_of):
     print(told)
     assert opened < 5000, told
     assert max(times) < 1000, told
+
+
+def test_a_page_with_ten_thousand_long_answers_opens_within_two_seconds(chromium, tmp_path):
+    for objective in SKILL:
+        folder = make_run(tmp_path / "runs" / objective, objective, 0)
+        add_rollouts(folder, objective, steps=tuple(range(1, 26)), questions=50)
+        for file in (folder / "rollouts").iterdir():
+            rows = pd.read_parquet(file)
+            write_parquet(file, rows.assign(text=[f"{text} {LONG}" for text in rows["text"]]))
+    page = report([tmp_path / "runs"], "grpo", tmp_path / "report", completions=10_000)
+    chromium.open(page)
+    assert "10,000" in chromium.text("body")
+    opened = chromium.run("const [t] = performance.getEntriesByType('navigation'); return t.loadEventEnd - t.startTime")
+    chosen = chromium.run(
+        "const start = performance.now(); document.querySelector(\".level[data-level='5']\").click();"
+        "document.querySelector('.group').click(); return performance.now() - start"
+    )
+    print(f"{page.stat().st_size / 1e6:.1f} MB opened in {opened:.0f} ms, a level and a group in {chosen:.0f} ms")
+    assert 0 < opened < 2000 and chosen < 2000
