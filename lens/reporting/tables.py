@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
-from lens.evaluation.scores import iterate_slices, pass_at_ks
+from lens.evaluation.scores import iterate_slices
 from lens.reporting.arms import Arm
 from lens.reporting.intervals import Difference, Estimate
 from lens.reporting.pairing import find_baseline, pair_runs
@@ -86,6 +86,7 @@ def difference_table(arms: Sequence[Arm], baseline: str | None) -> pd.DataFrame:
     """
     members = find_members(arms[0].runs[0])
     pairs = [(arm, pair_runs(arm, base)) for arm in arms if (base := find_baseline(arm, arms, baseline))]
+    above = {arm.label: [ours.pass_at_ks - base.pass_at_ks for ours, base in runs] for arm, runs in pairs}
     rows = []
     for part, prefix in find_parts(arms[0]).items():
         index = members[prefix]
@@ -93,12 +94,10 @@ def difference_table(arms: Sequence[Arm], baseline: str | None) -> pd.DataFrame:
             if not runs:
                 continue
             cells = {
-                f"pass@{k}": Difference.paired(
-                    np.stack([(ours.pass_at_ks[k] - base.pass_at_ks[k])[index].to_numpy() for ours, base in runs])
-                )
+                f"pass@{k}": Difference.paired(np.stack([points[k].to_numpy()[index] for points in above[arm.label]]))
                 for k in find_ks(arm, prefix)
             }
-            solved = [[run.problems["correct"][index] > 0 for run in pair] for pair in runs]
+            solved = [[run.solved[index] for run in pair] for pair in runs]
             alone = [
                 Estimate.over([(a & ~b).sum() for a, b in solved]),
                 Estimate.over([(b & ~a).sum() for a, b in solved]),
@@ -117,12 +116,12 @@ def gain_table(arms: Sequence[Arm]) -> pd.DataFrame:
     rows = []
     for part, prefix in find_parts(arms[0]).items():
         for arm in arms:
-            gains = [run.pass_at_ks - 100 * pass_at_ks(run.evaluated_at(run.evaluations.index[0])) for run in arm.runs]
+            index = members[prefix]
             cells = {
-                f"pass@{k}": Difference.paired(np.stack([gain[k][members[prefix]].to_numpy() for gain in gains]))
+                f"pass@{k}": Difference.paired(np.stack([run.gains[k].to_numpy()[index] for run in arm.runs]))
                 for k in find_ks(arm, prefix)
             }
-            counts = {"seeds": len(gains), "problems": len(members[prefix])}
+            counts = {"seeds": len(arm.runs), "problems": len(index)}
             rows.append({"part": part, "arm": arm.label, **counts, **cells})
     return pd.DataFrame(rows)
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
@@ -75,6 +76,16 @@ class Run:
     def pass_at_ks(self) -> pd.DataFrame:
         """Return pass@k in percent for each row of `problems`, a column per k."""
         return 100 * pass_at_ks(self.problems)
+
+    @cached_property
+    def gains(self) -> pd.DataFrame:
+        """Return by how many points pass@k of each of `problems` is above the run's first evaluation."""
+        return self.pass_at_ks - 100 * pass_at_ks(self.evaluated_at(self.evaluations.index[0]))
+
+    @cached_property
+    def solved(self) -> np.ndarray:
+        """Return which of `problems` at least one answer of the last evaluation solves, bool."""
+        return self.problems["correct"].to_numpy() > 0
 
     def evaluated_at(self, step: int) -> pd.DataFrame:
         """Read the evaluation at a step: a row per problem, ordered by set and id."""
