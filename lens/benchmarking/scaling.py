@@ -143,7 +143,7 @@ def tabulate_scaling(rows: Sequence[Row], peaks: dict[str, float]) -> pd.DataFra
             lines.append({"what grows": axis, **sizes, **{key: f"{values[n]:.2f}" for key, n in measured.items()}})
         if len(points) > 1:
             exponents = {key: f"{fit_exponent(points['value'], points[n]):.2f}" for key, n in measured.items()}
-            lines.append({"what grows": axis, "to": "exponent", "parameters M": "", **exponents})
+            lines.append({"what grows": axis, "to": "exponent", "parameters M": "-", **exponents})
     return pd.DataFrame(lines)
 
 
