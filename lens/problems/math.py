@@ -12,6 +12,8 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 from datasets import Dataset
 
@@ -24,6 +26,7 @@ log = logging.getLogger(__name__)
 MATH_REPO = "DigitalLearningGmbH/MATH-lighteval"
 MATH_REVISION = "0530c78699ea5e8eb5530600900e1f328b48acad"
 MATH_SIZES = {"train": 7500, "test": 5000}
+read_math = partial(read_upstream, "math", splits=tuple(MATH_SIZES))
 MATH500_REPO = "HuggingFaceH4/MATH-500"
 MATH500_REVISION = "6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be"
 
@@ -59,17 +62,8 @@ def load_math(
     Raises:
         ConfigError: rows cannot be found or used; the message names file, row and key.
     """
-    upstream = read_upstream(
-        "math",
-        path=path,
-        split=split,
-        repo=repo,
-        revision=revision,
-        streaming=streaming,
-        key=key,
-        splits=tuple(MATH_SIZES),
-        columns=("problem", "level", "type", "solution"),
-    )
+    where = {"path": path, "split": split, "repo": repo, "revision": revision, "streaming": streaming, "key": key}
+    upstream = read_math(**where, columns=("problem", "level", "type", "solution"))
 
     def convert(row: dict) -> Problem:
         return Problem(row["problem"], last_boxed(row["solution"]), parse_level(row["level"]), row["type"])
@@ -84,27 +78,16 @@ def load_math(
     return choose_problems(problems, levels, solved_in, key)
 
 
-def load_solutions(
-    *, path: str | None, split: str | None, repo: str, revision: str, streaming: bool, key: str = "dataset.math"
-) -> dict[str, str]:
-    """Load MATH's worked solutions, by the ids that their problems get from `load_math`, whose arguments these are.
+def load_solutions(**where: Any) -> dict[str, str]:
+    """Load MATH's worked solutions, by the ids that their problems get from `load_math`.
+
+    ``where`` is its arguments path, split, repo, revision, streaming and key.
 
     Raises:
         ConfigError: rows cannot be found or used; the message names file, row and key.
     """
-    upstream = read_upstream(
-        "math",
-        path=path,
-        split=split,
-        repo=repo,
-        revision=revision,
-        streaming=streaming,
-        key=key,
-        splits=tuple(MATH_SIZES),
-        columns=("problem", "solution"),
-    )
     solutions: dict[str, str] = {}
-    for _, row in upstream:
+    for _, row in read_math(**where, columns=("problem", "solution")):
         solutions.setdefault(hash_text("math", row["problem"]), row["solution"])
     return solutions
 

@@ -54,7 +54,7 @@ LEAGUE = (
     "time; entropy at the end in nats, share of |A| in negative groups in %, seconds a step"
 )
 COMPUTE = "Compute spent, summed over runs"
-RUNS = "runs.csv"  # single runs, for whoever wants to work out the tables again
+RUNS = "runs.csv"  # pass@k of single runs
 
 
 def report(runs: Sequence[Path], baseline: str | None, target: Path, *, completions: int) -> Path:

@@ -182,7 +182,8 @@ def compute_table(arms: Sequence[Arm]) -> pd.DataFrame:
 def runs_table(arms: Sequence[Arm]) -> pd.DataFrame:
     """Make the table of single runs: pass@k of the last evaluation in %, of all problems and by level.
 
-    A row per run and part, so that a reader can work out every interval again.
+    A row per run and part, from which means and t intervals over seeds follow. The bootstrap needs the problems too,
+    which stand in the runs' folders.
     """
     rows = []
     for arm in arms:
